@@ -1,0 +1,2 @@
+//! The command `seamount`.
+fn main() {}

@@ -1,0 +1,133 @@
+//! Names that cross the boundary between agent and mounter. A value of these types is safe as one path component.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Why a name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {reason}")]
+pub struct NameError {
+    /// Which kind of name: `pod UID`, `volume name` or `volume id`.
+    pub what: &'static str,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $what:literal, $max:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $type(String);
+
+        impl $type {
+            /// The longest value in bytes.
+            pub const MAX: usize = $max;
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = NameError;
+
+            fn from_str(s: &str) -> Result<Self, NameError> {
+                let refuse = |reason| Err(NameError { what: $what, reason });
+                if s.is_empty() {
+                    return refuse("is empty");
+                }
+                if s.len() > $max {
+                    return refuse(concat!("is longer than ", stringify!($max), " bytes"));
+                }
+                let check: fn(&str) -> Option<&'static str> = $check;
+                match check(s) {
+                    Some(reason) => refuse(reason),
+                    None => Ok(Self(s.to_owned())),
+                }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+name!(
+    /// A pod's UID: the 36 lower-case characters of a UUID, which is the name of the pod's directory.
+    /// (Static pods have 32 hex digits there; they cannot have service-account tokens, so they have no identity.)
+    PodUid, "pod UID", 36,
+    |s| (s.len() != 36
+        || !s.bytes().enumerate().all(|(i, b)| match i {
+            8 | 13 | 18 | 23 => b == b'-',
+            _ => b.is_ascii_digit() || (b'a'..=b'f').contains(&b),
+        }))
+    .then_some("is not a lower-case UUID")
+);
+
+name!(
+    /// A volume's name in its pod: a DNS-1123 label (Kubernetes API conventions), one path component.
+    VolumeName, "volume name", 63,
+    |s| (!s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        || s.starts_with('-')
+        || s.ends_with('-'))
+    .then_some("is not a DNS label (lower-case letters, digits and inner hyphens)")
+);
+
+name!(
+    /// A CSI volume id (CSI 1.13, "Size Limits": 128 bytes). Only compared with `vol_data.json`, never part of a path.
+    VolumeId, "volume id", 128,
+    |s| s.bytes().any(|b| !b.is_ascii_graphic()).then_some("has a character outside printable ASCII")
+);
+
+/// One CSI volume of one pod: all that the mounter is ever told about where something is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Volume {
+    /// The pod's UID.
+    pub pod: PodUid,
+    /// The volume's name in the pod.
+    pub name: VolumeName,
+    /// The id that `vol_data.json` beside the volume must carry.
+    pub id: VolumeId,
+}
+
+impl fmt::Display for Volume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.pod, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepts_what_the_kubelet_uses() {
+        assert!("3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6".parse::<PodUid>().is_ok());
+        assert!("spiffe-workload-api".parse::<VolumeName>().is_ok());
+        assert!(format!("csi-{}", "a".repeat(64)).parse::<VolumeId>().is_ok());
+    }
+
+    #[test]
+    fn refuses_whatever_could_leave_the_directory() {
+        for bad in ["", ".", "..", "a/b", "A", "a\0", "-a", "a-", "a.b", &"a".repeat(64)] {
+            assert!(bad.parse::<VolumeName>().is_err(), "{bad:?}");
+        }
+        for bad in ["", "..", "3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5fG", "3F2C1A9E-0b1d-4c5e-8f70-a1b2c3d4e5f6"]
+        {
+            assert!(bad.parse::<PodUid>().is_err(), "{bad:?}");
+        }
+        for bad in ["", "a b", "a\0b", "a\n", &"a".repeat(129), "é"] {
+            assert!(bad.parse::<VolumeId>().is_err(), "{bad:?}");
+        }
+    }
+}

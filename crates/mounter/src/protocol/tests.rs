@@ -1,0 +1,96 @@
+use super::*;
+use proptest::prelude::*;
+
+fn volume() -> impl Strategy<Value = Volume> {
+    (
+        "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+        "[a-z0-9]([a-z0-9-]{0,60}[a-z0-9])?",
+        "[!-~]{1,128}",
+    )
+        .prop_map(|(pod, name, id)| Volume {
+            pod: pod.parse().unwrap(),
+            name: name.parse().unwrap(),
+            id: id.parse().unwrap(),
+        })
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        Just(Request::Hello),
+        Just(Request::CsiListener),
+        Just(Request::RegistrationListener),
+        Just(Request::State),
+        volume().prop_map(Request::PublishIdentity),
+        (volume(), any::<u32>(), any::<u64>()).prop_map(|(volume, gid, size)| Request::PublishTmpfs {
+            volume,
+            gid,
+            size
+        }),
+        (volume(), "[a-z0-9_.]{0,80}").prop_map(|(volume, version)| Request::Settle { volume, version }),
+        volume().prop_map(Request::PublishDirectory),
+        volume().prop_map(Request::Unpublish),
+        volume().prop_map(Request::Inspect),
+        any::<u64>().prop_map(|cursor| Request::List { cursor }),
+        (volume(), any::<u64>()).prop_map(|(v, cookie)| Request::Store {
+            volume: Some(v),
+            slot: keep::VOLUME,
+            cookie
+        }),
+        (1..=2u32, any::<u64>()).prop_map(|(slot, cookie)| Request::Store { volume: None, slot, cookie }),
+        volume().prop_map(Request::Fetch),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn requests_survive_the_wire(id: u64, request in request()) {
+        prop_assert_eq!(Request::decode(&request.encode(id)), Ok((id, request)));
+    }
+
+    #[test]
+    fn replies_survive_the_wire(
+        id: u64, request in request(), cookie: u64, flags: u32, numbers: [u64; 3], fault in 0..10u32, text in ".{0,200}"
+    ) {
+        let reply = Reply { cookie, flags, numbers, fault: Fault::from_number(fault), text, ..Reply::to(id, &request) };
+        prop_assert!(reply.answers(id, &request));
+        prop_assert!(!reply.answers(id.wrapping_add(1), &request));
+        let frame = reply.encode();
+        if reply.text.len() <= MAX_TEXT {
+            prop_assert_eq!(Reply::decode(&frame), Ok(reply));
+        } else {
+            prop_assert!(Reply::decode(&frame).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_reply_for_another_volume_is_not_an_answer(id: u64, a in volume(), b in volume()) {
+        prop_assume!(a != b);
+        let late = Reply::to(id, &Request::PublishIdentity(a));
+        prop_assert!(!late.answers(id, &Request::PublishIdentity(b)));
+    }
+
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        let _ = Request::decode(&bytes);
+        let _ = Reply::decode(&bytes);
+    }
+
+    #[test]
+    fn one_encoding_only(id: u64, request in request(), at in 0..FRAME, bit in 0..8u8) {
+        let mut frame = request.encode(id);
+        frame[at] ^= 1 << bit;
+        // A frame that still decodes means something else, and says it in the same bytes.
+        if let Ok((id, other)) = Request::decode(&frame) {
+            prop_assert_eq!(other.encode(id), frame);
+        }
+    }
+}
+
+#[test]
+fn wrong_sizes_and_versions_are_named() {
+    assert_eq!(Request::decode(&[0; 7]), Err((0, FrameError::Length(7))));
+    assert_eq!(Request::decode(&[0; FRAME]), Err((0, FrameError::Magic)));
+    let mut frame = Request::Hello.encode(1);
+    frame[4] = 9;
+    assert_eq!(Request::decode(&frame), Err((0, FrameError::Version(9))));
+}

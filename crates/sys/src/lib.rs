@@ -1,0 +1,1 @@
+//! The few kernel calls that need unsafe code.
