@@ -1,2 +1,46 @@
-//! The command `seamount`.
-fn main() {}
+//! The command `seamount`: play manifests without a cluster, look at the Workload API, print the objects to install.
+
+mod api;
+mod manifests;
+mod play;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Identity for every pod, through CSI volumes.
+#[derive(Parser)]
+#[command(name = "seamount", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Play Pod manifests on this machine: the real mounter and agent, no cluster.
+    Play(play::Args),
+    /// Ask the Workload API on a socket what a workload would see.
+    Api(api::Args),
+    /// Print the Kubernetes objects of an installation.
+    Manifests(manifests::Args),
+    /// The first process of the PID namespace that `play` makes.
+    #[command(name = play::SUPERVISOR, hide = true)]
+    Supervisor(play::SupervisorArgs),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Play(args) => play::run(args),
+        Command::Api(args) => api::run(args),
+        Command::Manifests(args) => manifests::run(args),
+        Command::Supervisor(args) => play::run_supervisor(args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("seamount: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
