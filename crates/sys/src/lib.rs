@@ -1,1 +1,6 @@
 //! The few kernel calls that need unsafe code.
+
+#[cfg(feature = "mounter")]
+pub mod mounter;
+#[cfg(feature = "play")]
+pub mod play;
