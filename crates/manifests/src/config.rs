@@ -1,0 +1,145 @@
+//! The agent's configuration file, as far as an installation sets it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::options::{Options, Source};
+
+/// Where the authority's Secret is mounted in the agent.
+pub(crate) const AUTHORITY_DIRECTORY: &str = "/etc/seamount/authority";
+/// Where the agent's configuration is mounted.
+pub(crate) const CONFIG_DIRECTORY: &str = "/etc/seamount/config";
+/// The file in the ConfigMap.
+pub(crate) const CONFIG_FILE: &str = "agent.yaml";
+/// Where the agent's own token and the API server's certificate are mounted.
+pub(crate) const TOKEN_DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// The directory that both containers share.
+pub(crate) const SHARED_DIRECTORY: &str = "/run/seamount";
+/// The mounter's socket in it.
+pub(crate) const MOUNTER_SOCKET: &str = "/run/seamount/mounter.sock";
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Agent<'a> {
+    driver_name: &'a str,
+    kubelet_root: &'a str,
+    mounter_socket: &'static str,
+    trust_domain: &'a str,
+    identity: Identity<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authority: Option<Authority>,
+    token: Token<'a>,
+    http: Http,
+    log: Log<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Identity<'a> {
+    source: &'static str,
+    id_template: &'a str,
+}
+
+#[derive(Serialize)]
+struct Authority {
+    embedded: Embedded,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Embedded {
+    directory: &'static str,
+    ca_ttl: String,
+    svid_ttl: String,
+}
+
+#[derive(Serialize)]
+struct Token<'a> {
+    audience: &'a str,
+    issuer: &'a str,
+    keys: Keys<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Keys<'a> {
+    api_server: ApiServer<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ApiServer<'a> {
+    url: &'a str,
+    ca_file: String,
+    token_file: String,
+}
+
+#[derive(Serialize)]
+struct Http {
+    address: String,
+}
+
+#[derive(Serialize)]
+struct Log<'a> {
+    format: &'a str,
+    level: &'a str,
+}
+
+/// `agent.yaml` for these options.
+pub(crate) fn agent_yaml(options: &Options) -> Result<String, crate::Error> {
+    let authority = matches!(options.source, Source::Authority { .. }).then(|| Authority {
+        embedded: Embedded {
+            directory: AUTHORITY_DIRECTORY,
+            ca_ttl: duration(options.ca_ttl),
+            svid_ttl: duration(options.svid_ttl),
+        },
+    });
+    let config = Agent {
+        driver_name: &options.driver_name,
+        kubelet_root: &options.kubelet_root,
+        mounter_socket: MOUNTER_SOCKET,
+        trust_domain: &options.trust_domain,
+        identity: Identity {
+            source: if authority.is_some() { "authority" } else { "directory" },
+            id_template: &options.id_template,
+        },
+        authority,
+        token: Token {
+            audience: &options.token_audience,
+            issuer: &options.issuer,
+            keys: Keys {
+                api_server: ApiServer {
+                    url: &options.api_server,
+                    ca_file: format!("{TOKEN_DIRECTORY}/ca.crt"),
+                    token_file: format!("{TOKEN_DIRECTORY}/token"),
+                },
+            },
+        },
+        // The pod has a network namespace of its own and the kubelet probes the pod's address.
+        http: Http { address: format!("0.0.0.0:{}", options.http_port) },
+        log: Log { format: &options.log_format, level: &options.log_level },
+    };
+    crate::yaml::one("agent.yaml", &config)
+}
+
+/// A duration in the largest unit that holds it exactly.
+fn duration(d: Duration) -> String {
+    match d.as_secs() {
+        s if s % 3600 == 0 => format!("{}h", s / 3600),
+        s if s % 60 == 0 => format!("{}m", s / 60),
+        s => format!("{s}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_exact() {
+        for (seconds, text) in [(3600, "1h"), (86_400, "24h"), (90 * 60, "90m"), (61, "61s")] {
+            assert_eq!(duration(Duration::from_secs(seconds)), text);
+        }
+    }
+}

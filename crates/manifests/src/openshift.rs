@@ -1,0 +1,70 @@
+//! What OpenShift needs beside: one SecurityContextConstraints and the right to use it, for our ServiceAccount alone.
+
+use serde_json::json;
+
+use crate::options::{Options, Source};
+use crate::{NODE, Object};
+
+/// SecurityContextConstraints, and a Role and a RoleBinding to use it. As JSON: k8s-openapi has no OpenShift types.
+pub(crate) fn objects(options: &Options) -> Vec<Object> {
+    let labels = crate::shared::labels();
+    let mut volumes = vec!["configMap", "emptyDir", "hostPath", "projected"];
+    if matches!(options.source, Source::Authority { .. }) {
+        volumes.push("secret");
+    }
+    let constraints = json!({
+        "apiVersion": "security.openshift.io/v1",
+        "kind": "SecurityContextConstraints",
+        "metadata": {
+            "name": NODE,
+            "labels": labels,
+            "annotations": {
+                "kubernetes.io/description":
+                    "For the DaemonSet seamount-node alone: its mounter is privileged, because Kubernetes allows \
+                     Bidirectional mount propagation to privileged containers only."
+            }
+        },
+        "allowHostDirVolumePlugin": true,
+        "allowHostIPC": false,
+        "allowHostNetwork": false,
+        "allowHostPID": false,
+        "allowHostPorts": false,
+        "allowPrivilegeEscalation": true,
+        "allowPrivilegedContainer": true,
+        "allowedCapabilities": null,
+        "defaultAddCapabilities": null,
+        "requiredDropCapabilities": null,
+        "readOnlyRootFilesystem": true,
+        // The pod says all of this itself, container by container: root for one, a uid of its own for the other.
+        "runAsUser": {"type": "RunAsAny"},
+        "seLinuxContext": {"type": "RunAsAny"},
+        "fsGroup": {"type": "RunAsAny"},
+        "supplementalGroups": {"type": "RunAsAny"},
+        "seccompProfiles": ["*"],
+        "volumes": volumes,
+        // No priority, no user and no group: only who may `use` it by the RoleBinding, and asks for it by name, gets it.
+        "priority": null,
+        "users": [],
+        "groups": [],
+    });
+    let metadata = json!({"name": NODE, "namespace": options.namespace, "labels": labels});
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": metadata,
+        "rules": [{
+            "apiGroups": ["security.openshift.io"],
+            "resources": ["securitycontextconstraints"],
+            "resourceNames": [NODE],
+            "verbs": ["use"],
+        }],
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": metadata,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": NODE},
+        "subjects": [{"kind": "ServiceAccount", "name": NODE, "namespace": options.namespace}],
+    });
+    vec![Object(constraints), Object(role), Object(binding)]
+}

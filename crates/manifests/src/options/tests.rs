@@ -1,0 +1,81 @@
+use super::*;
+
+fn valid() -> Options {
+    Options { trust_domain: "example.org".into(), ..Options::default() }
+}
+
+fn refused(options: &Options) -> Vec<&'static str> {
+    match options.check() {
+        Ok(()) => Vec::new(),
+        Err(Error::Options(list)) => list.iter().map(|p| p.option).collect(),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn the_defaults_lack_only_the_trust_domain() {
+    assert_eq!(refused(&Options::default()), ["trust-domain"]);
+    assert_eq!(refused(&valid()), [""; 0]);
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let options = Options {
+        namespace: "Seamount_System".into(),
+        driver_name: "-x".into(),
+        trust_domain: "Example.org".into(),
+        image: String::new(),
+        kubelet_root: "/var/lib/../kubelet".into(),
+        agent_uid: 0,
+        agent_gid: 65532,
+        svid_ttl: Duration::from_secs(59),
+        ca_ttl: Duration::from_secs(60),
+        ..valid()
+    };
+    assert_eq!(
+        refused(&options),
+        [
+            "namespace",
+            "driver-name",
+            "trust-domain",
+            "image",
+            "kubelet-root",
+            "agent-uid",
+            "agent-gid",
+            "svid-ttl",
+            "ca-ttl"
+        ]
+    );
+    let text = options.check().unwrap_err().to_string();
+    assert_eq!(text.lines().count(), 9, "one line each:\n{text}");
+    assert!(text.contains("--agent-uid: 0 is root"), "{text}");
+}
+
+#[test]
+fn each_bad_value_is_refused_by_its_option() {
+    let cases: [(&str, Options); 12] = [
+        ("namespace", Options { namespace: String::new(), ..valid() }),
+        ("driver-name", Options { driver_name: "csi..io".into(), ..valid() }),
+        ("driver-name", Options { driver_name: "a/b".into(), ..valid() }),
+        ("id-template", Options { id_template: "/ns/x".into(), ..valid() }),
+        ("kubelet-root", Options { kubelet_root: "/".into(), ..valid() }),
+        ("kubelet-root", Options { kubelet_root: "/var/lib/kubelet/".into(), ..valid() }),
+        ("source-directory", Options { source: Source::Directory { host_path: "/spire".into() }, ..valid() }),
+        ("authority-secret", Options { source: Source::Authority { secret: "A".into() }, ..valid() }),
+        ("token-lifetime", Options { token_lifetime: Duration::from_secs(599), ..valid() }),
+        ("api-server", Options { api_server: "http://10.0.0.1".into(), ..valid() }),
+        ("http-port", Options { http_port: 80, ..valid() }),
+        ("log-level", Options { log_level: "loud".into(), ..valid() }),
+    ];
+    for (option, options) in cases {
+        assert_eq!(refused(&options), [option], "{options:?}");
+    }
+}
+
+#[test]
+fn a_registration_socket_that_the_kernel_cannot_address_is_refused() {
+    // "/plugins_registry/" and "-reg.sock" are 27 bytes.
+    let root = format!("/{}", "k".repeat(SOCKET_PATH - 27 - "csi.spiffe.io".len() - 1));
+    assert_eq!(refused(&Options { kubelet_root: root.clone(), ..valid() }), [""; 0]);
+    assert_eq!(refused(&Options { kubelet_root: format!("{root}k"), ..valid() }), ["driver-name"]);
+}

@@ -1,0 +1,108 @@
+//! The objects that every environment has beside the DaemonSet.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, TokenRequest};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::config::{CONFIG_FILE, agent_yaml};
+use crate::options::{Environment, Options};
+use crate::{CONFIG_MAP, Error, NODE, Object};
+
+/// A map of text from pairs.
+pub(crate) fn text_map<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
+    pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+}
+
+/// The labels of every object; the DaemonSet selects its pods by them, so they must never change.
+pub(crate) fn labels() -> BTreeMap<String, String> {
+    text_map([("app.kubernetes.io/name", "seamount"), ("app.kubernetes.io/component", "node")])
+}
+
+/// Metadata of an object in the installation's namespace.
+pub(crate) fn metadata(options: &Options, name: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(options.namespace.clone()),
+        labels: Some(labels()),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The namespace. Enforcing less than `privileged` would refuse the mounter; the two others would only warn at each roll.
+pub(crate) fn namespace(options: &Options) -> Result<Object, Error> {
+    let mut labels = labels();
+    for mode in ["enforce", "audit", "warn"] {
+        labels.insert(format!("pod-security.kubernetes.io/{mode}"), "privileged".to_owned());
+    }
+    let mut annotations = None;
+    if options.environment == Environment::OpenShift {
+        // Without these OpenShift rewrites the labels above, and a default node selector keeps us off some nodes.
+        labels.insert("security.openshift.io/scc.podSecurityLabelSync".to_owned(), "false".to_owned());
+        annotations = Some(text_map([("openshift.io/node-selector", "")]));
+    }
+    let object = Namespace {
+        metadata: ObjectMeta {
+            name: Some(options.namespace.clone()),
+            labels: Some(labels),
+            annotations,
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
+    };
+    Object::from_typed("the Namespace", &object)
+}
+
+/// The account of the DaemonSet. It has no right, and its token is mounted by hand, in the agent alone.
+pub(crate) fn service_account(options: &Options) -> Result<Object, Error> {
+    let object = ServiceAccount {
+        metadata: metadata(options, NODE),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    };
+    Object::from_typed("the ServiceAccount", &object)
+}
+
+/// The agent's configuration.
+pub(crate) fn config_map(options: &Options) -> Result<Object, Error> {
+    let object = ConfigMap {
+        metadata: metadata(options, CONFIG_MAP),
+        data: Some(BTreeMap::from([(CONFIG_FILE.to_owned(), agent_yaml(options)?)])),
+        ..ConfigMap::default()
+    };
+    Object::from_typed("the ConfigMap", &object)
+}
+
+/// What Kubernetes has to know about the driver.
+pub(crate) fn csi_driver(options: &Options) -> Result<Object, Error> {
+    let mut labels = labels();
+    // OpenShift refuses inline volumes of a driver without this label in namespaces below `privileged`.
+    labels.insert("security.openshift.io/csi-ephemeral-volume-profile".to_owned(), "restricted".to_owned());
+    let object = CSIDriver {
+        metadata: ObjectMeta {
+            name: Some(options.driver_name.clone()),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
+        spec: CSIDriverSpec {
+            attach_required: Some(false),
+            // The claims of the token must equal what this puts into the volume context.
+            pod_info_on_mount: Some(true),
+            // Brings a fresh token before the old one expires.
+            requires_republish: Some(true),
+            token_requests: Some(vec![TokenRequest {
+                audience: options.token_audience.clone(),
+                expiration_seconds: i64::try_from(options.token_lifetime.as_secs()).ok(),
+            }]),
+            // The volume context is the pod author's to write; `secrets` is not.
+            service_account_token_in_secrets: Some(true),
+            volume_lifecycle_modes: Some(vec!["Ephemeral".to_owned()]),
+            // The volume's socket has its own mode; the kubelet must not walk and chown it.
+            fs_group_policy: Some("None".to_owned()),
+            se_linux_mount: Some(false),
+            ..CSIDriverSpec::default()
+        },
+    };
+    Object::from_typed("the CSIDriver", &object)
+}

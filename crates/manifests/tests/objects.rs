@@ -1,0 +1,340 @@
+//! The objects as a cluster gets them: the whole text, and the properties that security rests on, by value.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test may panic")]
+
+use seamount_manifests::{Environment, Object, Options, PullPolicy, Source, objects, to_yaml};
+use serde_json::{Value, json};
+
+fn options() -> Options {
+    Options { trust_domain: "example.org".into(), ..Options::default() }
+}
+
+fn openshift() -> Options {
+    Options { environment: Environment::OpenShift, ..options() }
+}
+
+fn directory() -> Options {
+    Options { source: Source::Directory { host_path: "/run/spire/agent-sockets".into() }, ..options() }
+}
+
+fn all_kinds() -> [Options; 3] {
+    [options(), openshift(), directory()]
+}
+
+fn find(list: &[Object], kind: &str) -> Value {
+    list.iter().find(|o| o.kind() == kind).unwrap_or_else(|| panic!("no {kind}")).value().clone()
+}
+
+fn pod(options: &Options) -> Value {
+    find(&objects(options).unwrap(), "DaemonSet")["spec"]["template"]["spec"].clone()
+}
+
+fn container(pod: &Value, name: &str) -> Value {
+    pod["containers"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap().clone()
+}
+
+fn names_of_mounts(container: &Value) -> Vec<String> {
+    container["volumeMounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn agent_yaml(options: &Options) -> Value {
+    let map = find(&objects(options).unwrap(), "ConfigMap");
+    serde_saphyr::from_str(map["data"]["agent.yaml"].as_str().unwrap()).unwrap()
+}
+
+#[test]
+fn the_text_for_kubernetes() {
+    insta::assert_snapshot!("kubernetes", to_yaml(&objects(&options()).unwrap()).unwrap());
+}
+
+#[test]
+fn the_text_for_openshift() {
+    insta::assert_snapshot!("openshift", to_yaml(&objects(&openshift()).unwrap()).unwrap());
+}
+
+#[test]
+fn the_text_with_a_directory() {
+    insta::assert_snapshot!("directory", to_yaml(&objects(&directory()).unwrap()).unwrap());
+}
+
+#[test]
+fn the_text_reads_back_as_the_same_objects() {
+    for options in all_kinds() {
+        let list = objects(&options).unwrap();
+        let back: Vec<Value> = serde_saphyr::from_multiple(&to_yaml(&list).unwrap()).unwrap();
+        assert_eq!(back, list.iter().map(|o| o.value().clone()).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn the_objects_come_in_an_order_that_can_be_applied() {
+    let kinds =
+        |options: &Options| objects(options).unwrap().iter().map(|o| o.kind().to_owned()).collect::<Vec<_>>();
+    assert_eq!(kinds(&options()), ["Namespace", "ServiceAccount", "ConfigMap", "CSIDriver", "DaemonSet"]);
+    assert_eq!(
+        kinds(&openshift()),
+        [
+            "Namespace",
+            "ServiceAccount",
+            "SecurityContextConstraints",
+            "Role",
+            "RoleBinding",
+            "ConfigMap",
+            "CSIDriver",
+            "DaemonSet"
+        ]
+    );
+}
+
+#[test]
+fn no_secret_and_no_key_is_among_the_objects() {
+    for options in all_kinds() {
+        let list = objects(&options).unwrap();
+        assert!(list.iter().all(|o| o.kind() != "Secret"));
+        assert!(!to_yaml(&list).unwrap().contains("PRIVATE KEY"));
+    }
+}
+
+#[test]
+fn the_csi_driver_is_as_specified() {
+    let driver = find(&objects(&options()).unwrap(), "CSIDriver");
+    assert_eq!(driver["metadata"]["name"], "csi.spiffe.io");
+    assert_eq!(
+        driver["metadata"]["labels"]["security.openshift.io/csi-ephemeral-volume-profile"],
+        "restricted"
+    );
+    assert_eq!(
+        driver["spec"],
+        json!({
+            "attachRequired": false,
+            "podInfoOnMount": true,
+            "requiresRepublish": true,
+            "tokenRequests": [{"audience": "seamount.dev", "expirationSeconds": 3600}],
+            "serviceAccountTokenInSecrets": true,
+            "volumeLifecycleModes": ["Ephemeral"],
+            "fsGroupPolicy": "None",
+            "seLinuxMount": false,
+        })
+    );
+}
+
+#[test]
+fn the_agent_has_no_privilege_and_nothing_of_the_host() {
+    for options in all_kinds() {
+        let pod = pod(&options);
+        let agent = container(&pod, "agent");
+        assert_eq!(
+            agent["securityContext"],
+            json!({
+                "runAsUser": 64203,
+                "runAsGroup": 64203,
+                "runAsNonRoot": true,
+                "allowPrivilegeEscalation": false,
+                "privileged": false,
+                "readOnlyRootFilesystem": true,
+                "capabilities": {"drop": ["ALL"]},
+                "seccompProfile": {"type": "RuntimeDefault"},
+                "seLinuxOptions": {"type": "spc_t", "level": "s0"},
+            })
+        );
+        let host: Vec<&str> = pod["volumes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|v| v.get("hostPath").is_some())
+            .map(|v| v["name"].as_str().unwrap())
+            .collect();
+        assert!(!host.is_empty(), "the mounter has the kubelet's directory");
+        for mount in agent["volumeMounts"].as_array().unwrap() {
+            assert!(!host.contains(&mount["name"].as_str().unwrap()), "{mount}");
+            assert_eq!(mount["readOnly"], true, "{mount}");
+            assert!(mount.get("mountPropagation").is_none(), "{mount}");
+        }
+        assert!(agent.get("volumeDevices").is_none());
+    }
+}
+
+#[test]
+fn the_token_and_the_root_are_in_the_agent_alone() {
+    for options in all_kinds() {
+        let pod = pod(&options);
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        let account = find(&objects(&options).unwrap(), "ServiceAccount");
+        assert_eq!(account["automountServiceAccountToken"], false);
+        assert!(names_of_mounts(&container(&pod, "agent")).contains(&"token".to_owned()));
+        for secret in ["token", "authority", "config"] {
+            assert!(!names_of_mounts(&container(&pod, "mounter")).contains(&secret.to_owned()), "{secret}");
+        }
+        assert!(container(&pod, "mounter").get("env").is_none());
+    }
+}
+
+#[test]
+fn the_mounter_has_the_kubelets_directory_and_nothing_else_of_the_host() {
+    let pod = pod(&options());
+    let mounter = container(&pod, "mounter");
+    assert_eq!(
+        mounter["volumeMounts"],
+        json!([
+            {"name": "kubelet", "mountPath": "/var/lib/kubelet", "mountPropagation": "Bidirectional"},
+            {"name": "shared", "mountPath": "/run/seamount"},
+        ])
+    );
+    assert_eq!(mounter["securityContext"]["privileged"], true, "Bidirectional demands it");
+    assert_eq!(mounter["securityContext"]["readOnlyRootFilesystem"], true);
+    assert_eq!(mounter["securityContext"]["seLinuxOptions"]["type"], "spc_t");
+    for shared in ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"] {
+        assert!(pod.get(shared).is_none(), "{shared}");
+    }
+    assert!(mounter.get("ports").is_none());
+}
+
+#[test]
+fn nothing_that_is_missing_keeps_the_pod_from_starting() {
+    // A pod that cannot start cannot remove volumes either.
+    for options in all_kinds() {
+        for volume in pod(&options)["volumes"].as_array().unwrap() {
+            for source in ["configMap", "secret"] {
+                if let Some(source) = volume.get(source) {
+                    assert_eq!(source["optional"], true, "{volume}");
+                }
+            }
+            for projection in
+                volume.pointer("/projected/sources").and_then(Value::as_array).into_iter().flatten()
+            {
+                if let Some(map) = projection.get("configMap") {
+                    assert_eq!(map["optional"], true, "{volume}");
+                }
+            }
+        }
+    }
+    let source = pod(&directory())["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|v| v["name"] == "source")
+        .unwrap()
+        .clone();
+    assert_eq!(source["hostPath"]["type"], "DirectoryOrCreate");
+}
+
+#[test]
+fn the_pod_runs_on_every_node_and_is_evicted_last() {
+    let pod = pod(&options());
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(pod["priorityClassName"], "system-node-critical");
+    assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux"}));
+}
+
+#[test]
+fn the_agent_is_probed_where_it_listens_and_knows_its_node() {
+    let options = Options { http_port: 9999, ..options() };
+    let agent = container(&pod(&options), "agent");
+    assert_eq!(agent["livenessProbe"]["httpGet"]["path"], "/livez");
+    assert_eq!(agent["readinessProbe"]["httpGet"]["path"], "/readyz");
+    assert_eq!(agent["ports"][0]["containerPort"], 9999);
+    assert_eq!(agent_yaml(&options)["http"]["address"], "0.0.0.0:9999");
+    assert_eq!(agent["env"][0]["name"], "NODE_NAME");
+    assert_eq!(agent["env"][0]["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
+}
+
+#[test]
+fn a_directory_is_mounted_by_its_parent_and_named_beneath_it() {
+    let options = directory();
+    let pod = pod(&options);
+    let source = pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "source").unwrap();
+    assert_eq!(source["hostPath"]["path"], "/run/spire");
+    let mounter = container(&pod, "mounter");
+    let mount = mounter["volumeMounts"].as_array().unwrap().iter().find(|m| m["name"] == "source").unwrap();
+    assert_eq!(mount["mountPath"], "/source");
+    assert_eq!(mount["mountPropagation"], "HostToContainer");
+    assert!(mounter["args"].as_array().unwrap().contains(&json!("--source-directory=/source/agent-sockets")));
+    assert_eq!(agent_yaml(&options)["identity"]["source"], "directory");
+    assert!(agent_yaml(&options).get("authority").is_none());
+    assert!(pod["volumes"].as_array().unwrap().iter().all(|v| v["name"] != "authority"));
+}
+
+#[test]
+fn names_and_ids_reach_both_containers() {
+    let options = Options {
+        driver_name: "id.example.org".into(),
+        kubelet_root: "/data/kubelet".into(),
+        agent_uid: 70001,
+        agent_gid: 70002,
+        image: "registry.example.org/seamount:1".into(),
+        image_pull_policy: PullPolicy::Never,
+        ..options()
+    };
+    let pod = pod(&options);
+    let (mounter, agent) = (container(&pod, "mounter"), container(&pod, "agent"));
+    for argument in
+        ["--kubelet-root=/data/kubelet", "--driver=id.example.org", "--agent-uid=70001", "--agent-gid=70002"]
+    {
+        assert!(mounter["args"].as_array().unwrap().contains(&json!(argument)), "{argument}");
+    }
+    for argument in ["--kubelet-root=/data/kubelet", "--driver-name=id.example.org"] {
+        assert!(agent["args"].as_array().unwrap().contains(&json!(argument)), "{argument}");
+    }
+    assert_eq!(agent["securityContext"]["runAsUser"], 70001);
+    assert_eq!(agent["securityContext"]["runAsGroup"], 70002);
+    assert_eq!(agent_yaml(&options)["kubeletRoot"], "/data/kubelet");
+    assert_eq!(agent_yaml(&options)["driverName"], "id.example.org");
+    assert_eq!(mounter["volumeMounts"][0]["mountPath"], "/data/kubelet");
+    for container in [mounter, agent] {
+        assert_eq!(container["image"], "registry.example.org/seamount:1");
+        assert_eq!(container["imagePullPolicy"], "Never");
+    }
+}
+
+#[test]
+fn kubernetes_gives_us_no_right_and_openshift_only_the_use_of_one_scc() {
+    for object in objects(&options()).unwrap() {
+        assert!(!object.kind().contains("Role"), "{}", object.kind());
+    }
+    let list = objects(&openshift()).unwrap();
+    let rules = &find(&list, "Role")["rules"];
+    assert_eq!(
+        *rules,
+        json!([{
+            "apiGroups": ["security.openshift.io"],
+            "resources": ["securitycontextconstraints"],
+            "resourceNames": ["seamount-node"],
+            "verbs": ["use"],
+        }])
+    );
+    assert_eq!(
+        find(&list, "RoleBinding")["subjects"],
+        json!([{"kind": "ServiceAccount", "name": "seamount-node", "namespace": "seamount-system"}])
+    );
+    let scc = find(&list, "SecurityContextConstraints");
+    for refused in ["allowHostIPC", "allowHostNetwork", "allowHostPID", "allowHostPorts"] {
+        assert_eq!(scc[refused], false, "{refused}");
+    }
+    assert_eq!(scc["users"], json!([]));
+    assert_eq!(scc["groups"], json!([]));
+    let annotations = &find(&list, "DaemonSet")["spec"]["template"]["metadata"]["annotations"];
+    assert_eq!(annotations["openshift.io/required-scc"], "seamount-node");
+}
+
+#[test]
+fn the_scc_admits_every_kind_of_volume_that_the_pod_has() {
+    for source in [options().source, directory().source] {
+        let options = Options { source, ..openshift() };
+        let scc = find(&objects(&options).unwrap(), "SecurityContextConstraints");
+        let allowed = scc["volumes"].as_array().unwrap();
+        for volume in pod(&options)["volumes"].as_array().unwrap() {
+            let kind = volume.as_object().unwrap().keys().find(|k| *k != "name").unwrap();
+            assert!(allowed.contains(&json!(kind)), "{kind}");
+        }
+    }
+}
+
+#[test]
+fn the_namespace_admits_the_mounter() {
+    let namespace = find(&objects(&options()).unwrap(), "Namespace");
+    assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "privileged");
+}
