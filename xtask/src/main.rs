@@ -1,2 +1,81 @@
-//! x
-fn main() {}
+//! Builds, counts and tests that are not a plain cargo command: `cargo run -p xtask -- help`.
+
+mod budget;
+mod image;
+mod images;
+mod test;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+/// What is not a plain cargo command.
+#[derive(Parser)]
+#[command(name = "xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build static binaries and pack the images.
+    Images(images::Args),
+    /// Pack one image from files.
+    Image(image::Args),
+    /// Count the mounter's lines and crates, and fail past the limits.
+    Budget,
+    /// Run all suites; the last line is `N passed, N failed, N skipped`.
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().task {
+        Task::Images(args) => images::run(&args),
+        Task::Image(args) => image::run(&args),
+        Task::Budget => budget::run(),
+        Task::Test(args) => test::run(&args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root.
+fn root() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map(PathBuf::from).unwrap_or(here)
+}
+
+/// A command in the workspace's root, without what an outer `cargo run` left in the environment: it would make the
+/// inner cargo build everything again.
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let outer = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_"];
+        if outer.iter().any(|prefix| text.starts_with(prefix)) || text == "LD_LIBRARY_PATH" {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+/// cargo, in the workspace's root.
+fn cargo() -> Command {
+    command("cargo")
+}
+
+/// Runs a command to its end; anything but success is an error.
+fn succeed(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    anyhow::ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
