@@ -135,24 +135,22 @@ impl TokenIssuer {
 
     /// The key set (RFC 7517) that verifies the tokens, as `/openid/v1/jwks` shows it.
     pub fn jwks_json(&self) -> String {
-        let mut jwk = json!({"use": "sig", "kid": self.kid, "alg": self.algorithm().to_string()});
-        match &self.key {
+        let (kid, alg) = (&self.kid, self.algorithm().to_string());
+        let jwk = match &self.key {
             Key::Rsa(key) => {
                 let public = key.public_key();
-                jwk["kty"] = "RSA".into();
-                jwk["n"] = URL_SAFE_NO_PAD.encode(public.modulus().big_endian_without_leading_zero()).into();
-                jwk["e"] = URL_SAFE_NO_PAD.encode(public.exponent().big_endian_without_leading_zero()).into();
+                let n = URL_SAFE_NO_PAD.encode(public.modulus().big_endian_without_leading_zero());
+                let e = URL_SAFE_NO_PAD.encode(public.exponent().big_endian_without_leading_zero());
+                json!({"use": "sig", "kty": "RSA", "kid": kid, "alg": alg, "n": n, "e": e})
             }
             Key::Ec(key) => {
                 // 0x04, then x and y of 32 bytes each (SEC 1, 2.3.3).
                 let point = key.public_key().as_ref();
                 let (x, y) = point.get(1..).unwrap_or_default().split_at_checked(32).unwrap_or_default();
-                jwk["kty"] = "EC".into();
-                jwk["crv"] = "P-256".into();
-                jwk["x"] = URL_SAFE_NO_PAD.encode(x).into();
-                jwk["y"] = URL_SAFE_NO_PAD.encode(y).into();
+                let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
+                json!({"use": "sig", "kty": "EC", "kid": kid, "alg": alg, "crv": "P-256", "x": x, "y": y})
             }
-        }
+        };
         json!({"keys": [jwk]}).to_string()
     }
 

@@ -2,7 +2,9 @@
 //! place, the real programs as child processes, and a mount namespace to let them loose in.
 
 pub mod issuer;
+pub mod kubelet;
 pub mod namespace;
+pub mod processes;
 
 use std::io::Write as _;
 use std::path::PathBuf;
