@@ -1,0 +1,46 @@
+# The front door. Every target installs what it lacks; nothing is left running.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+XTASK := cargo run --quiet --locked --package xtask --
+SCRIPTS = $(shell git ls-files '*.sh' .ci/run)
+
+.PHONY: help demo test check sanity e2e images clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: ## two pods speak mutual TLS with their identities, on this machine, without a cluster
+	@tests/setup.sh build
+	@examples/demo.sh
+
+test: ## all suites; the last line is "N passed, N failed, N skipped"
+	@tests/setup.sh build go
+	@$(XTASK) test
+
+# What fails fast comes first.
+check: ## formatting, scripts, dependencies, the mounter's budget, clippy, rustdoc
+	@tests/setup.sh build check
+	cargo fmt --all --check
+	shellcheck -x $(SCRIPTS)
+	target/tools/cargo-deny --locked check bans licenses sources
+	$(XTASK) budget
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+sanity: ## csi-sanity against agent and mounter (root)
+	@tests/setup.sh build go
+	@$(XTASK) test sanity
+
+e2e: ## a real two-node Kubernetes cluster on this machine (root)
+	@tests/setup.sh build go
+	@$(XTASK) test e2e
+
+images: ## static binaries and OCI archives in target/images
+	@tests/setup.sh build
+	@$(XTASK) images
+
+clean: ## remove what was built here; tools and cluster binaries in ~/.cache/seamount stay
+	cargo clean

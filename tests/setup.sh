@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Installs what a make target lacks, and nothing else: quiet when there is nothing to do.
+#   tests/setup.sh build      a C compiler and linker, the pinned Rust toolchain
+#   tests/setup.sh check      cargo-deny and shellcheck
+#   tests/setup.sh go         nothing, but says what to do without Go (csi-sanity and the cluster are built with it)
+# Tools that are built go to SEAMOUNT_CACHE (default ~/.cache/seamount), so that a second checkout finds them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cache=${SEAMOUNT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/seamount}
+deny_version=0.20.2
+
+missing=()
+need() { # PACKAGE COMMAND…: the package is missing if the command fails
+  local package=$1; shift
+  "$@" >/dev/null 2>&1 || missing+=("$package")
+}
+install_missing() {
+  [ ${#missing[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null || { echo "setup: please install: ${missing[*]}" >&2; exit 1; }
+  local sudo=()
+  if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || { echo "setup: needs root, or sudo, to install: ${missing[*]}" >&2; exit 1; }
+    sudo=(sudo)
+  fi
+  echo "setup: installing ${missing[*]}"
+  "${sudo[@]}" apt-get update -qq
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  missing=()
+}
+
+build() {
+  need gcc command -v cc
+  need libc6-dev test -e /usr/include/stdlib.h
+  install_missing
+  command -v cargo >/dev/null || { echo "setup: cargo is missing; install Rust with https://rustup.rs" >&2; exit 1; }
+  # rustup reads rust-toolchain.toml; a first call may have to fetch the toolchain.
+  local want have
+  want=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+  if ! have=$(cargo --version 2>/dev/null) && command -v rustup >/dev/null; then
+    rustup toolchain install --no-self-update
+    have=$(cargo --version)
+  fi
+  case $have in
+    "cargo $want"*) ;;
+    *) echo "setup: this project is built with Rust $want, and cargo here is: $have; install https://rustup.rs" >&2; exit 1 ;;
+  esac
+}
+
+check() {
+  need shellcheck command -v shellcheck
+  install_missing
+  local home=$cache/cargo-deny-$deny_version
+  if [ ! -x "$home/bin/cargo-deny" ]; then
+    echo "setup: building cargo-deny $deny_version (once, about two minutes)"
+    cargo install --quiet --locked cargo-deny --version $deny_version --root "$home"
+  fi
+  mkdir -p target
+  ln -sfn "$home/bin" target/tools
+}
+
+go() {
+  command -v go >/dev/null || { echo "setup: go is missing; install it from https://go.dev/dl (1.21 or newer fetches the version it needs)" >&2; exit 1; }
+}
+
+for what in "$@"; do
+  case $what in
+    build | check | go) "$what" ;;
+    *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  esac
+done
