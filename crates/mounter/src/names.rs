@@ -4,14 +4,21 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Why a name was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {reason}")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NameError {
     /// Which kind of name: `pod UID`, `volume name` or `volume id`.
     pub what: &'static str,
     /// What is wrong with it.
     pub reason: &'static str,
 }
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.what, self.reason)
+    }
+}
+
+impl std::error::Error for NameError {}
 
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal, $max:literal, $check:expr) => {

@@ -21,6 +21,8 @@
 //! A reply repeats operation, id, pod, name and volume id of its request (`node core`: a mounter that was stopped
 //! answers late, and listeners bound by relative name all look alike); [`Reply::answers`] compares them.
 
+use std::fmt;
+
 use crate::names::{NameError, Volume};
 
 /// Bytes of every frame.
@@ -174,19 +176,15 @@ pub struct Reply {
 }
 
 /// A frame that cannot be decoded.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FrameError {
     /// Not [`FRAME`] bytes.
-    #[error("frame of {0} bytes, expected {FRAME}")]
     Length(usize),
     /// Not the magic number: something else speaks on this socket.
-    #[error("not a Seamount frame")]
     Magic,
     /// The other side is of another release.
-    #[error("protocol version {0}, this side speaks {VERSION}: run mounter and agent of one release")]
     Version(u16),
     /// An operation or fault number that does not exist.
-    #[error("unknown {what} {value}")]
     Unknown {
         /// `operation` or `fault`.
         what: &'static str,
@@ -194,11 +192,33 @@ pub enum FrameError {
         value: u32,
     },
     /// A field that has to be there is missing, or one that must not be is set.
-    #[error("field {0} is missing, not allowed here or not zero-padded")]
     Field(&'static str),
     /// A name with a character or length that is not allowed.
-    #[error(transparent)]
-    Name(#[from] NameError),
+    Name(NameError),
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Length(bytes) => write!(f, "frame of {bytes} bytes, expected {FRAME}"),
+            Self::Magic => f.write_str("not a Seamount frame"),
+            Self::Version(other) => write!(
+                f,
+                "protocol version {other}, this side speaks {VERSION}: run mounter and agent of one release"
+            ),
+            Self::Unknown { what, value } => write!(f, "unknown {what} {value}"),
+            Self::Field(field) => write!(f, "field {field} is missing, not allowed here or not zero-padded"),
+            Self::Name(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for FrameError {}
+
+impl From<NameError> for FrameError {
+    fn from(e: NameError) -> Self {
+        Self::Name(e)
+    }
 }
 
 impl Request {

@@ -1,0 +1,129 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
+use seamount_mounter::protocol::Fault;
+
+use crate::failure::{Failure, Outcome, fail};
+
+const USAGE: &str = "\
+usage: seamount-mounter [options]
+  --kubelet-root DIR      the kubelet's --root-dir (/var/lib/kubelet)
+  --driver NAME           CSI driver (csi.spiffe.io)
+  --socket PATH           socket for the agent (/run/seamount/mounter.sock)
+  --agent-uid, --agent-gid ID   ids of the agent (64203)
+  --socket-name NAME      the socket in a volume; repeated: symlinks to it (spire-agent.sock, agent.sock, socket)
+  --source-directory DIR  what a `directory` volume shows
+  --lock-timeout SECONDS  give up waiting for another mounter (wait for ever)
+  --rootless              run in a user namespace with one id
+  --no-idmap              settle ownership of files instead of idmapping mounts";
+
+/// What the mounter is told.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Config {
+    pub kubelet_root: PathBuf,
+    pub driver: String,
+    pub socket: PathBuf,
+    pub agent_uid: u32,
+    pub agent_gid: u32,
+    /// The socket's name, then the symlinks to it.
+    pub socket_names: Vec<String>,
+    pub source_directory: Option<PathBuf>,
+    pub lock_timeout: Option<u64>,
+    pub rootless: bool,
+    pub no_idmap: bool,
+}
+
+impl Config {
+    /// Reads the arguments (without the program's name).
+    pub fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Outcome<Self> {
+        let parsed = Self::read(lexopt::Parser::from_args(args));
+        let config =
+            parsed.map_err(|e| Failure { fault: Fault::Malformed, text: format!("{e}\n{USAGE}") })?;
+        // Both end up as one path component; a CSI driver name is at most 63 of these (CSI 1.13, GetPluginInfo).
+        let component = |name: &str| {
+            (1..=63).contains(&name.len())
+                && !name.starts_with('.')
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+        };
+        if !component(&config.driver) {
+            return fail(Fault::Malformed, format!("--driver {:?} is not a CSI driver name", config.driver));
+        }
+        for (i, name) in config.socket_names.iter().enumerate() {
+            if !component(name) || config.socket_names.iter().skip(i + 1).any(|other| other == name) {
+                return fail(
+                    Fault::Malformed,
+                    format!("--socket-name {name:?} is no file name, or given twice"),
+                );
+            }
+        }
+        Ok(config)
+    }
+
+    fn read(mut args: lexopt::Parser) -> Result<Self, lexopt::Error> {
+        let mut config = Self {
+            kubelet_root: "/var/lib/kubelet".into(),
+            driver: "csi.spiffe.io".into(),
+            socket: "/run/seamount/mounter.sock".into(),
+            agent_uid: 64203,
+            agent_gid: 64203,
+            socket_names: Vec::new(),
+            source_directory: None,
+            lock_timeout: None,
+            rootless: false,
+            no_idmap: false,
+        };
+        while let Some(arg) = args.next()? {
+            match arg {
+                Long("kubelet-root") => config.kubelet_root = args.value()?.into(),
+                Long("driver") => config.driver = args.value()?.string()?,
+                Long("socket") => config.socket = args.value()?.into(),
+                Long("agent-uid") => config.agent_uid = args.value()?.parse()?,
+                Long("agent-gid") => config.agent_gid = args.value()?.parse()?,
+                Long("socket-name") => config.socket_names.push(args.value()?.string()?),
+                Long("source-directory") => config.source_directory = Some(args.value()?.into()),
+                Long("lock-timeout") => config.lock_timeout = Some(args.value()?.parse()?),
+                Long("rootless") => config.rootless = true,
+                Long("no-idmap") => config.no_idmap = true,
+                other => return Err(other.unexpected()),
+            }
+        }
+        if config.rootless {
+            (config.agent_uid, config.agent_gid) =
+                (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        }
+        if config.socket_names.is_empty() {
+            config.socket_names = ["spire-agent.sock", "agent.sock", "socket"].map(String::from).to_vec();
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Outcome<Config> {
+        Config::parse(args.iter().map(std::ffi::OsString::from))
+    }
+
+    #[test]
+    fn defaults_are_those_of_a_cluster() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.driver, "csi.spiffe.io");
+        assert_eq!(config.agent_uid, 64203);
+        assert_eq!(config.socket_names, ["spire-agent.sock", "agent.sock", "socket"]);
+    }
+
+    #[test]
+    fn refuses_what_could_leave_a_directory() {
+        for bad in ["", ".", "..", "a/b", ".hidden", &"x".repeat(64)] {
+            assert!(parse(&["--driver", bad]).unwrap_err().text.contains("--driver"), "{bad:?}");
+            assert!(parse(&["--socket-name", bad]).unwrap_err().text.contains("--socket-name"), "{bad:?}");
+        }
+        assert!(parse(&["--socket-name", "a", "--socket-name", "a"]).is_err());
+        assert!(parse(&["--agent-uid", "-1"]).is_err());
+        assert!(parse(&["--nonsense"]).unwrap_err().text.contains("usage"));
+    }
+}

@@ -1,0 +1,80 @@
+//! What the mounter gives up before it listens to anybody.
+
+use std::collections::BTreeMap;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capability_is_in_bounding_set,
+    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+    set_capabilities_secure_bits, set_no_new_privs,
+};
+use seamount_mounter::protocol::Fault;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+use crate::failure::{Doing, Failure, Outcome};
+
+/// Mounts; ownership where mounts cannot be idmapped; looking into the agent's directories of such a tmpfs.
+const USED: CapabilitySet =
+    CapabilitySet::SYS_ADMIN.union(CapabilitySet::CHOWN).union(CapabilitySet::DAC_READ_SEARCH);
+
+macro_rules! calls {
+    ($($name:ident)*) => { &[$(libc::$name),*] };
+}
+
+/// System calls on their way through rustix, seccompiler and the standard library. `socket` is allowed for AF_UNIX only.
+const CALLS: &[libc::c_long] = calls! {
+    SYS_accept4 SYS_bind SYS_brk SYS_chdir SYS_clock_gettime SYS_clock_nanosleep SYS_close SYS_connect
+    SYS_exit SYS_exit_group SYS_faccessat SYS_fchdir SYS_fchmod SYS_fchownat SYS_fcntl SYS_flock
+    SYS_fsconfig SYS_fsmount SYS_fsopen SYS_fstat SYS_fstatfs SYS_futex SYS_getdents64 SYS_geteuid
+    SYS_getpid SYS_getrandom SYS_getsockname SYS_getsockopt SYS_gettid SYS_listen SYS_lseek SYS_madvise
+    SYS_mkdirat SYS_mmap SYS_mount_setattr SYS_move_mount SYS_mprotect SYS_mremap SYS_munmap SYS_nanosleep
+    SYS_newfstatat SYS_open_tree SYS_openat SYS_openat2 SYS_ppoll SYS_read SYS_readlinkat SYS_recvmsg
+    SYS_renameat SYS_restart_syscall SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sendmsg
+    SYS_setsockopt SYS_shutdown SYS_sigaltstack SYS_statx SYS_symlinkat SYS_tgkill SYS_umount2
+    SYS_unlinkat SYS_utimensat SYS_write SYS_writev
+};
+
+/// Raises the limit of open files to what is allowed; returns it.
+pub fn raise_descriptor_limit() -> u64 {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Keeps three capabilities and the system calls above, for good.
+pub fn drop_the_rest() -> Outcome<()> {
+    for number in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        // The first number that the kernel does not know ends the list.
+        let Ok(present) = capability_is_in_bounding_set(capability) else { break };
+        if present && !USED.contains(capability) {
+            remove_capability_from_bounding_set(capability).doing("limit the capabilities")?;
+        }
+    }
+    // Root without the privileges of root, now and after anything that might be executed.
+    let bits = CapabilitiesSecureBits::from_bits_retain(0xff) - CapabilitiesSecureBits::KEEP_CAPS;
+    set_capabilities_secure_bits(bits).doing("set the secure bits")?;
+    clear_ambient_capability_set().doing("clear the ambient capabilities")?;
+    let sets = CapabilitySets { effective: USED, permitted: USED, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, sets).doing("drop capabilities")?;
+    set_no_new_privs(true).doing("set no_new_privs")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("forbid core dumps")?;
+    let failed = |e: &dyn std::fmt::Display| Failure {
+        fault: Fault::System,
+        text: format!("cannot install the seccomp filter: {e}"),
+    };
+    let filter = filter().map_err(|e| failed(&e))?;
+    seccompiler::apply_filter(&filter).map_err(|e| failed(&e))
+}
+
+fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
+    let unix = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = CALLS.iter().map(|call| (*call, vec![])).collect();
+    #[cfg(target_arch = "x86_64")] // elsewhere rustix has only ppoll
+    rules.insert(libc::SYS_poll, vec![]);
+    rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![unix])?]);
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    SeccompFilter::new(rules, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?.try_into()
+}

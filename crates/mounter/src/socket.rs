@@ -1,0 +1,93 @@
+//! Listening sockets in directories.
+//!
+//! A socket is bound under a temporary name and renamed when it listens, so nobody ever meets one that does not. The
+//! temporary name is the time it was made, and its inode gets the same time: by getsockname(2) and one stat a listener
+//! is told from every other, also by a mounter that did not make it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::SystemTime;
+
+use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use seamount_mounter::protocol::Fault;
+
+use crate::failure::{Doing, Outcome, fail};
+
+const BACKLOG: i32 = 1024;
+
+/// Whether a name is one under which sockets are bound before they get their own.
+pub fn is_temporary(name: &[u8]) -> bool {
+    made_at(name).is_some()
+}
+
+fn made_at(name: &[u8]) -> Option<(i64, i64)> {
+    let name = str::from_utf8(name).ok()?;
+    let (sec, nsec) = name.strip_prefix('.')?.strip_suffix(".sock")?.split_once('.')?;
+    Some((sec.parse().ok()?, nsec.parse().ok()?))
+}
+
+/// Binds and listens as `name` in `dir`, replacing what has that name.
+pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<OwnedFd> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let temporary = format!(".{}.{:09}.sock", now.as_secs(), now.subsec_nanos());
+    let bound = (|| {
+        let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        // The mode before the name is there; never by path.
+        fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
+        // By relative name: a path below the kubelet's root is longer than sun_path.
+        rustix::process::fchdir(dir)?;
+        net::bind(&socket, &SocketAddrUnix::new(temporary.as_str())?)?;
+        let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let made = Timespec { tv_sec: now.as_secs() as i64, tv_nsec: now.subsec_nanos().into() };
+        let times = Timestamps { last_access: keep, last_modification: made };
+        fs::utimensat(dir, temporary.as_str(), &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        net::listen(&socket, BACKLOG)?;
+        fs::renameat(dir, temporary.as_str(), dir, name)?;
+        Ok::<_, Errno>(socket)
+    })();
+    // The working directory would keep a volume's file system busy.
+    let _ = rustix::process::chdir("/");
+    if bound.is_err() {
+        let _ = fs::unlinkat(dir, temporary.as_str(), AtFlags::empty());
+    }
+    bound.doing(format_args!("bind the socket {name}"))
+}
+
+/// Whether `name` in `dir` is the socket of this listener.
+pub fn leads_to(dir: &OwnedFd, name: &str, listener: &OwnedFd) -> bool {
+    let Ok(stat) = fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { return false };
+    let bound = net::getsockname(listener).ok().and_then(|a| SocketAddrUnix::try_from(a).ok());
+    let bound = bound.and_then(|a| made_at(a.path_bytes()?));
+    FileType::from_raw_mode(stat.st_mode) == FileType::Socket
+        && bound == Some((stat.st_mtime, stat.st_mtime_nsec as i64))
+}
+
+/// Whether somebody accepts connections as `name` in `dir`.
+pub fn is_alive(dir: &OwnedFd, name: &str) -> Outcome<bool> {
+    let connected = (|| {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::process::fchdir(dir)?;
+        net::connect(&socket, &SocketAddrUnix::new(name)?)
+    })();
+    let _ = rustix::process::chdir("/");
+    match connected {
+        // AGAIN: the queue is full, so there is one.
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT | Errno::PROTOTYPE) => Ok(false),
+        Err(e) => Err(e).doing(format_args!("ask who serves {name}")),
+    }
+}
+
+/// The cookie of a listening Unix stream socket; anything else is refused.
+pub fn cookie(fd: impl AsFd) -> Outcome<u64> {
+    let fd = fd.as_fd();
+    let listens = sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(fd) == Ok(SocketType::STREAM)
+        && sockopt::socket_acceptconn(fd) == Ok(true);
+    if !listens {
+        return fail(Fault::Malformed, "the descriptor is not a listening Unix stream socket");
+    }
+    sockopt::socket_cookie(fd).doing("read the socket's cookie")
+}

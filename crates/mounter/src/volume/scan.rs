@@ -1,0 +1,142 @@
+//! What is there: one volume, or all of ours on the node.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::str::FromStr;
+
+use rustix::fs::{self, AtFlags, FileType, OFlags, ResolveFlags};
+use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
+use seamount_mounter::protocol::{Fault, Reply, flag};
+
+use crate::failure::{Doing, Outcome, fail};
+use crate::node::{Attached, Node, Slot};
+use crate::path::{self, CSI, Owner, Place, Target};
+
+/// Volumes, pods and volumes per pod that a scan looks at.
+const MAX: usize = 65_536;
+/// Stands for the volume id where no `vol_data.json` gives one.
+const ORPHAN: &str = "orphan";
+
+/// One volume of a scan.
+pub struct Found {
+    volume: Volume,
+    flags: u32,
+    numbers: [u64; 3],
+}
+
+impl Node {
+    pub fn inspect(&mut self, volume: &Volume, reply: &mut Reply) -> Outcome<Attached> {
+        let Some(place) = Place::open(&self.pods, &volume.pod, &volume.name)? else {
+            return fail(Fault::NotFound, "the kubelet has no directory for it");
+        };
+        if !place.is_ours(&self.config.driver, volume)? {
+            reply.flags |= flag::ORPHAN;
+        }
+        let Some(target) = place.target()? else { return fail(Fault::NotFound, "it is not published") };
+        reply.flags |= self.flags(&target);
+        reply.numbers = numbers(&target)?;
+        Ok(self.kept.get(&Slot::of(volume)).and_then(|kept| kept.attach(reply)))
+    }
+
+    pub fn list(&mut self, cursor: u64, reply: &mut Reply) -> Outcome<Attached> {
+        if cursor == 0 {
+            self.listed = self.scan()?;
+        }
+        let Some(found) = usize::try_from(cursor).ok().and_then(|i| self.listed.get(i)) else {
+            return fail(Fault::NotFound, "the end of the list");
+        };
+        (reply.volume, reply.flags, reply.numbers) = (Some(found.volume.clone()), found.flags, found.numbers);
+        Ok(self.kept.get(&Slot::of(&found.volume)).and_then(|kept| kept.attach(reply)))
+    }
+
+    fn flags(&self, target: &Target) -> u32 {
+        if target.is_mount() {
+            return self.mounted(target);
+        }
+        if !target.is_directory() {
+            return flag::FOREIGN;
+        }
+        let first = self.config.socket_names.first().map_or("", String::as_str);
+        let stat = fs::statat(&target.fd, first, AtFlags::SYMLINK_NOFOLLOW);
+        let socket = stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Socket);
+        flag::IDENTITY | if socket { flag::SOCKET } else { 0 }
+    }
+
+    /// Goes through the kubelet's pods. A listener whose pod's directory is gone is dropped.
+    fn scan(&mut self) -> Outcome<Vec<Found>> {
+        let mut all = Vec::new();
+        let stacks = stacks();
+        let directory = OFlags::PATH | OFlags::DIRECTORY;
+        for pod in path::names(&self.pods, MAX).doing("read the kubelet's pods")? {
+            let Some(pod) = parse::<PodUid>(&pod) else { continue };
+            // A pod that goes while we look, or that is no directory of the kubelet's, is not a reason to see none.
+            let csi = path::open(&self.pods, format!("{pod}/{CSI}"), directory, ResolveFlags::NO_XDEV);
+            let names = csi.and_then(|csi| path::names(csi, MAX)).unwrap_or_default();
+            for name in names.iter().filter_map(|n| parse::<VolumeName>(n)) {
+                if all.len() < MAX {
+                    all.extend(self.look(&pod, name, &stacks));
+                }
+            }
+        }
+        let gone = |slot: &Slot| match slot {
+            Slot::Volume(pod, name) => matches!(Place::open(&self.pods, pod, name), Ok(None)),
+            _ => false,
+        };
+        let gone: Vec<Slot> = self.kept.keys().filter(|slot| gone(slot)).cloned().collect();
+        gone.iter().for_each(|slot| self.forget(slot));
+        Ok(all)
+    }
+
+    fn look(&self, pod: &PodUid, name: VolumeName, stacks: &HashMap<u64, u64>) -> Option<Found> {
+        let place = Place::open(&self.pods, pod, &name).ok()??;
+        let (id, orphan) = match place.owner().ok()? {
+            Owner::Known(driver, id) if driver == self.config.driver => (id.parse::<VolumeId>().ok()?, 0),
+            Owner::Nobody => (ORPHAN.parse().ok()?, flag::ORPHAN),
+            _ => return None,
+        };
+        let target = place.target().ok()??;
+        let flags = self.flags(&target) | orphan;
+        // Without the kubelet's record only our socket's name speaks for us.
+        if orphan != 0 && flags & flag::SOCKET == 0 {
+            return None;
+        }
+        let mut numbers = numbers(&target).ok()?;
+        if let Some(stacked) = stacks.get(&target.stat.stx_mnt_id).filter(|_| target.is_mount()) {
+            numbers[2] = *stacked;
+        }
+        Some(Found { volume: Volume { pod: pod.clone(), name, id }, flags, numbers })
+    }
+}
+
+fn parse<T: FromStr>(name: &CStr) -> Option<T> {
+    name.to_str().ok()?.parse().ok()
+}
+
+/// Bytes and inodes in use, and whether it is a mount: of a tmpfs all, else those of the directory itself.
+fn numbers(target: &Target) -> Outcome<[u64; 3]> {
+    if target.is_mount() && crate::volume::tmpfs::Tmpfs::is_volume(&target.fd) {
+        let s = fs::fstatvfs(&target.fd).doing("look at the tmpfs")?;
+        return Ok([(s.f_blocks - s.f_bfree) * s.f_frsize, s.f_files - s.f_ffree, 1]);
+    }
+    let names =
+        if target.is_directory() { path::names(&target.fd, MAX).unwrap_or_default() } else { Vec::new() };
+    Ok([target.stat.stx_blocks * 512, 1 + names.len() as u64, target.is_mount().into()])
+}
+
+/// By mount id, how many mounts lie on the same path up to this one. One look at the mount table per scan: a single
+/// volume is never worth one.
+fn stacks() -> HashMap<u64, u64> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut at: HashMap<&str, u64> = HashMap::new();
+    let mut by_id = HashMap::new();
+    // proc_pid_mountinfo(5): id, parent, major:minor, root, mount point …; a mount comes after the one below it.
+    for line in table.lines() {
+        let mut fields = line.split(' ');
+        if let (Some(Ok(id)), Some(point)) = (fields.next().map(str::parse), fields.nth(3)) {
+            let below = at.entry(point).or_default();
+            *below += 1;
+            by_id.insert(id, *below);
+        }
+    }
+    by_id
+}
