@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # here, BIN and WORK are set by cluster.sh
+# shellcheck disable=SC2154 # here, repo, BIN and WORK are set by cluster.sh
 # Part of cluster.sh: what it needs from the machine, and how its binaries and images are made.
 
 deps() {
@@ -18,7 +18,7 @@ deps() {
   need libc6-dev test -e /usr/include/stdlib.h
   need pkg-config command -v pkg-config
   need libseccomp-dev pkg-config --exists libseccomp
-  need python3 command -v python3
+  need python3 command -v python3                             # for the clients of tests/e2e
   need python3-venv python3 -c 'import ensurepip, venv'
   local sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
   if [ ${#missing[@]} -gt 0 ]; then
@@ -56,7 +56,7 @@ build() {
   images
 }
 
-oci() { python3 "$here/mkoci.py" "$@" >/dev/null; }
+oci() { (cd "$repo" && cargo run --quiet -p xtask -- image --name "$1" --out "$2" "${@:3}" >/dev/null); }
 
 images() {
   local o=$WORK/images a l=(); mkdir -p "$o"
