@@ -11,14 +11,14 @@ use seamount_manifests::{Environment, Options, PullPolicy, Source, authority_sec
 /// The arguments of `seamount manifests`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-First make the authority's root, once:
+To install, and then make the authority's root, once:
   seamount manifests --trust-domain example.org | kubectl apply -f -
   seamount manifests --trust-domain example.org --generate-authority | kubectl create -f -
 The second prints a private key: pipe it, keep no file. `create` refuses to overwrite an existing root.")]
 pub struct Args {
     /// The SPIFFE trust domain, such as example.org.
-    #[arg(long)]
-    trust_domain: String,
+    #[arg(long, required_unless_present = "source_directory")]
+    trust_domain: Option<String>,
     /// The kind of cluster.
     #[arg(long, default_value = "kubernetes", value_parser = PossibleValuesParser::new(["kubernetes", "openshift"]))]
     environment: String,
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, default_value = "seamount-authority")]
     authority_secret: String,
     /// Bind-mount this directory of the node, with somebody else's Workload API socket, instead of issuing identities.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["authority_secret", "generate_authority"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["trust_domain", "id_template", "authority_secret", "issuer", "api_server", "svid_ttl", "ca_ttl", "generate_authority"])]
     source_directory: Option<String>,
     /// The agent's uid; no other container on the nodes may have it.
     #[arg(long, default_value_t = 64203)]
@@ -100,7 +100,7 @@ impl Args {
             },
             namespace: self.namespace,
             driver_name: self.driver_name,
-            trust_domain: self.trust_domain,
+            trust_domain: self.trust_domain.unwrap_or_default(),
             id_template: self.id_template,
             image: self.image,
             image_pull_policy: match self.image_pull_policy.as_str() {
@@ -178,12 +178,15 @@ mod tests {
 
     #[test]
     fn the_two_sources_exclude_each_other() {
-        let base = ["--trust-domain=example.org", "--source-directory=/run/spire/sockets"];
-        let options = parse(&base).unwrap();
+        let directory = "--source-directory=/run/spire/sockets";
+        let options = parse(&[directory]).unwrap();
         assert_eq!(options.source, Source::Directory { host_path: "/run/spire/sockets".into() });
-        for other in ["--authority-secret=x", "--generate-authority"] {
-            assert!(parse(&[base[0], base[1], other]).is_err(), "{other}");
+        for other in
+            ["--trust-domain=example.org", "--authority-secret=x", "--svid-ttl=1h", "--generate-authority"]
+        {
+            assert!(parse(&[directory, other]).is_err(), "{other}");
         }
+        assert!(parse(&[]).is_err(), "one of the two is needed");
     }
 
     #[test]

@@ -25,11 +25,13 @@ struct Agent<'a> {
     driver_name: &'a str,
     kubelet_root: &'a str,
     mounter_socket: &'static str,
-    trust_domain: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust_domain: Option<&'a str>,
     identity: Identity<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     authority: Option<Authority>,
-    token: Token<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<Token<'a>>,
     http: Http,
     log: Log<'a>,
 }
@@ -38,7 +40,8 @@ struct Agent<'a> {
 #[serde(rename_all = "camelCase")]
 struct Identity<'a> {
     source: &'static str,
-    id_template: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id_template: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -88,24 +91,25 @@ struct Log<'a> {
 
 /// `agent.yaml` for these options.
 pub(crate) fn agent_yaml(options: &Options) -> Result<String, crate::Error> {
-    let authority = matches!(options.source, Source::Authority { .. }).then(|| Authority {
-        embedded: Embedded {
-            directory: AUTHORITY_DIRECTORY,
-            ca_ttl: duration(options.ca_ttl),
-            svid_ttl: duration(options.svid_ttl),
-        },
-    });
+    // The agent refuses what a source has no use for.
+    let is_authority = matches!(options.source, Source::Authority { .. });
     let config = Agent {
         driver_name: &options.driver_name,
         kubelet_root: &options.kubelet_root,
         mounter_socket: MOUNTER_SOCKET,
-        trust_domain: &options.trust_domain,
+        trust_domain: is_authority.then_some(options.trust_domain.as_str()),
         identity: Identity {
-            source: if authority.is_some() { "authority" } else { "directory" },
-            id_template: &options.id_template,
+            source: if is_authority { "authority" } else { "directory" },
+            id_template: is_authority.then_some(options.id_template.as_str()),
         },
-        authority,
-        token: Token {
+        authority: is_authority.then(|| Authority {
+            embedded: Embedded {
+                directory: AUTHORITY_DIRECTORY,
+                ca_ttl: duration(options.ca_ttl),
+                svid_ttl: duration(options.svid_ttl),
+            },
+        }),
+        token: is_authority.then(|| Token {
             audience: &options.token_audience,
             issuer: &options.issuer,
             keys: Keys {
@@ -115,7 +119,7 @@ pub(crate) fn agent_yaml(options: &Options) -> Result<String, crate::Error> {
                     token_file: format!("{TOKEN_DIRECTORY}/token"),
                 },
             },
-        },
+        }),
         // The pod has a network namespace of its own and the kubelet probes the pod's address.
         http: Http { address: format!("0.0.0.0:{}", options.http_port) },
         log: Log { format: &options.log_format, level: &options.log_level },

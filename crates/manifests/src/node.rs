@@ -121,12 +121,9 @@ fn mounter(options: &Options) -> Container {
 }
 
 fn agent(options: &Options) -> Container {
-    let mut mounts = vec![
-        read_only("shared", SHARED_DIRECTORY),
-        read_only("config", CONFIG_DIRECTORY),
-        read_only("token", TOKEN_DIRECTORY),
-    ];
+    let mut mounts = vec![read_only("shared", SHARED_DIRECTORY), read_only("config", CONFIG_DIRECTORY)];
     if matches!(options.source, Source::Authority { .. }) {
+        mounts.push(read_only("token", TOKEN_DIRECTORY));
         mounts.push(read_only("authority", AUTHORITY_DIRECTORY));
     }
     Container {
@@ -201,7 +198,7 @@ fn volumes(options: &Options) -> Vec<Volume> {
             ..volume("shared")
         },
         Volume {
-            // Optional, and so are the two below: what is missing makes the agent not ready, never absent, because
+            // Optional, and so are those below: what is missing makes the agent not ready, never absent, because
             // volumes have to be removed all the same.
             config_map: Some(ConfigMapVolumeSource {
                 name: CONFIG_MAP.to_owned(),
@@ -210,19 +207,21 @@ fn volumes(options: &Options) -> Vec<Volume> {
             }),
             ..volume("config")
         },
-        Volume { projected: Some(token()), ..volume("token") },
     ];
     match &options.source {
-        Source::Authority { secret } => list.push(Volume {
-            secret: Some(SecretVolumeSource {
-                secret_name: Some(secret.clone()),
-                optional: Some(true),
-                // For the agent's uid; on the node the directory lies below the kubelet's own, which is root's alone.
-                default_mode: Some(0o444),
-                ..SecretVolumeSource::default()
-            }),
-            ..volume("authority")
-        }),
+        Source::Authority { secret } => {
+            list.push(Volume { projected: Some(token()), ..volume("token") });
+            list.push(Volume {
+                secret: Some(SecretVolumeSource {
+                    secret_name: Some(secret.clone()),
+                    optional: Some(true),
+                    // For the agent's uid; on the node the directory lies below the kubelet's own, which is root's alone.
+                    default_mode: Some(0o444),
+                    ..SecretVolumeSource::default()
+                }),
+                ..volume("authority")
+            });
+        }
         Source::Directory { host_path: path } => {
             if let Some((parent, _)) = parent_and_name(path) {
                 list.push(Volume {

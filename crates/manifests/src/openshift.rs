@@ -8,9 +8,9 @@ use crate::{NODE, Object};
 /// SecurityContextConstraints, and a Role and a RoleBinding to use it. As JSON: k8s-openapi has no OpenShift types.
 pub(crate) fn objects(options: &Options) -> Vec<Object> {
     let labels = crate::shared::labels();
-    let mut volumes = vec!["configMap", "emptyDir", "hostPath", "projected"];
+    let mut volumes = vec!["configMap", "emptyDir", "hostPath"];
     if matches!(options.source, Source::Authority { .. }) {
-        volumes.push("secret");
+        volumes.extend(["projected", "secret"]);
     }
     let constraints = json!({
         "apiVersion": "security.openshift.io/v1",

@@ -64,7 +64,8 @@ pub struct Options {
     pub namespace: String,
     /// The CSI driver's name, which pods write into `volumes[].csi.driver`.
     pub driver_name: String,
-    /// The SPIFFE trust domain, such as `example.org`.
+    /// The SPIFFE trust domain, such as `example.org`; of no use with the source `directory`, as are the template, the
+    /// issuer, the API server and both lifetimes below.
     pub trust_domain: String,
     /// The SPIFFE ID's template.
     pub id_template: String,
@@ -143,121 +144,134 @@ impl fmt::Display for Problem {
 }
 
 impl Options {
-    /// All problems at once, or none.
+    /// All problems at once, or none. What the source `directory` has no use for is not looked at there.
     pub fn check(&self) -> Result<(), Error> {
-        let mut found = Vec::new();
-        let mut expect = |option: &'static str, ok: bool, reason: String| {
-            if !ok {
-                found.push(Problem { option, reason });
-            }
-        };
-        let Self { namespace, driver_name, trust_domain, kubelet_root, .. } = self;
+        let mut found = Problems(Vec::new());
+        self.check_node(&mut found);
+        match &self.source {
+            Source::Authority { secret } => self.check_authority(secret, &mut found),
+            Source::Directory { host_path } => found.expect(
+                "source-directory",
+                is_path(host_path) && parent_and_name(host_path).is_some(),
+                format!("{host_path:?} must be an absolute path at least two levels deep: its parent is mounted, and that must not be the node's root"),
+            ),
+        }
+        if found.0.is_empty() { Ok(()) } else { Err(Error::Options(found.0)) }
+    }
 
-        expect(
+    fn check_node(&self, found: &mut Problems) {
+        let Self { namespace, driver_name, kubelet_root, .. } = self;
+        found.expect(
             "namespace",
             is_label(namespace),
             format!("{namespace:?} is no DNS label (a-z, 0-9, -; at most 63 characters)"),
         );
-        expect(
+        found.expect(
             "driver-name",
             driver_name.len() <= 63 && driver_name.split('.').all(is_label),
-            format!(
-                "{driver_name:?} is no CSI driver name (lower-case DNS labels joined by dots, at most 63 characters)"
-            ),
+            format!("{driver_name:?} is no CSI driver name (lower-case DNS labels joined by dots, at most 63 characters)"),
         );
-        expect(
-            "trust-domain",
-            is_trust_domain(trust_domain),
-            format!(
-                "{trust_domain:?} is no trust domain; give one such as example.org (a-z, 0-9, '.', '-', '_'; at most 255 characters)"
-            ),
-        );
-        expect(
-            "id-template",
-            self.id_template.starts_with("spiffe://"),
-            format!("{:?} does not begin with spiffe://", self.id_template),
-        );
-        expect("image", is_token(&self.image), format!("{:?} is no image name", self.image));
-        expect(
+        found.expect("image", is_word(&self.image), format!("{:?} is no image name", self.image));
+        found.expect(
             "kubelet-root",
             is_path(kubelet_root),
             format!("{kubelet_root:?} is no absolute path without '.', '..' or a slash at its end"),
         );
-        // The kubelet dials both; the longer one decides.
+        // The kubelet dials this one and `plugins/<driver>/csi.sock`, which is never longer.
         let longest = format!("{kubelet_root}/plugins_registry/{driver_name}-reg.sock").len();
-        expect(
+        found.expect(
             "driver-name",
             longest <= SOCKET_PATH,
-            format!(
-                "{longest} bytes of socket path under {kubelet_root} are more than the kernel's {SOCKET_PATH}; choose a shorter name"
-            ),
+            format!("{longest} bytes of socket path under {kubelet_root} are more than the kernel's {SOCKET_PATH}; choose a shorter name"),
         );
-        match &self.source {
-            Source::Authority { secret } => expect(
-                "authority-secret",
-                secret.len() <= 253 && secret.split('.').all(is_label),
-                format!("{secret:?} is no Secret name"),
-            ),
-            Source::Directory { host_path } => expect(
-                "source-directory",
-                is_path(host_path) && parent_and_name(host_path).is_some(),
-                format!(
-                    "{host_path:?} must be an absolute path at least two levels deep: its parent is mounted, and that must not be the node's root"
-                ),
-            ),
-        }
         for (option, id) in [("agent-uid", self.agent_uid), ("agent-gid", self.agent_gid)] {
             let why = match id {
-                0 => Some("0 is root; the agent has to run without privilege"),
-                65532 => Some(
-                    "65532 is everybody's `nonroot`; the kernel counts descriptors in flight per uid, so an unrelated container could stall the node",
-                ),
-                65534 => Some("65534 is the overflow id, which stands for everybody unknown"),
-                _ => None,
+                0 => "0 is root; the agent has to run without privilege",
+                65532 => {
+                    "65532 is everybody's `nonroot`; the kernel counts descriptors in flight per uid, so an unrelated container could stall the node"
+                }
+                65534 => "65534 is the overflow id, which stands for everybody unknown",
+                u32::MAX => "4294967295 means no id at all",
+                _ => "",
             };
-            expect(
-                option,
-                why.is_none(),
-                format!("{}; take an uncommon one such as 64203", why.unwrap_or_default()),
-            );
+            found.expect(option, why.is_empty(), format!("{why}; take an uncommon one such as 64203"));
         }
-        expect(
+        found.expect(
             "token-audience",
-            is_token(&self.token_audience),
+            is_word(&self.token_audience),
             format!("{:?} is no audience", self.token_audience),
         );
-        expect(
+        found.expect(
             "token-lifetime",
             (600..=1 << 32).contains(&self.token_lifetime.as_secs()),
             format!("{} s: Kubernetes issues tokens of 600 s or more", self.token_lifetime.as_secs()),
         );
-        for (option, url) in [("issuer", &self.issuer), ("api-server", &self.api_server)] {
-            let host = url.strip_prefix("https://").unwrap_or_default();
-            expect(option, is_token(host), format!("{url:?} is no https URL"));
-        }
-        let (svid, ca) = (self.svid_ttl.as_secs(), self.ca_ttl.as_secs());
-        expect("svid-ttl", svid >= 60, format!("{svid} s is too short to rotate; take a minute or more"));
-        expect(
-            "ca-ttl",
-            ca >= 2 * svid,
-            format!("{ca} s is less than twice the lifetime of an SVID ({svid} s)"),
-        );
-        expect(
+        found.expect(
             "http-port",
             self.http_port >= 1024,
             format!("{} needs a privilege that the agent lacks", self.http_port),
         );
-        expect(
-            "log-format",
-            ["text", "json"].contains(&self.log_format.as_str()),
-            format!("{:?} is neither text nor json", self.log_format),
+        for (option, value, words) in [
+            ("log-format", &self.log_format, &["text", "json"][..]),
+            ("log-level", &self.log_level, &["error", "warn", "info", "debug", "trace"][..]),
+        ] {
+            found.expect(
+                option,
+                words.contains(&value.as_str()),
+                format!("{value:?} is none of {}", words.join(", ")),
+            );
+        }
+    }
+
+    fn check_authority(&self, secret: &str, found: &mut Problems) {
+        let Self { trust_domain, issuer, api_server, svid_ttl, ca_ttl, .. } = self;
+        found.expect(
+            "trust-domain",
+            is_trust_domain(trust_domain),
+            format!("{trust_domain:?} is no trust domain; give one such as example.org (a-z, 0-9, '.', '-', '_'; at most 255 characters)"),
         );
-        expect(
-            "log-level",
-            ["error", "warn", "info", "debug", "trace"].contains(&self.log_level.as_str()),
-            format!("{:?} is none of error, warn, info, debug, trace", self.log_level),
+        found.expect(
+            "id-template",
+            self.id_template.starts_with("spiffe://"),
+            format!("{:?} does not begin with spiffe://", self.id_template),
         );
-        if found.is_empty() { Ok(()) } else { Err(Error::Options(found)) }
+        found.expect(
+            "authority-secret",
+            secret.len() <= 253 && secret.split('.').all(is_label),
+            format!("{secret:?} is no Secret name"),
+        );
+        found.expect(
+            "issuer",
+            is_word(issuer),
+            format!("{issuer:?} is no issuer; give the API server's --service-account-issuer"),
+        );
+        found.expect(
+            "api-server",
+            api_server.strip_prefix("https://").is_some_and(is_word),
+            format!("{api_server:?} is no https URL"),
+        );
+        // The agent's own limits: an SVID cannot be revoked, and must not outlive its issuer.
+        let (svid, ca) = (svid_ttl.as_secs(), ca_ttl.as_secs());
+        found.expect(
+            "svid-ttl",
+            (10..=7 * 86_400).contains(&svid),
+            format!("{svid} s is not between 10 s and 7 d"),
+        );
+        found.expect(
+            "ca-ttl",
+            ca >= 4 * svid,
+            format!("{ca} s is less than four times the lifetime of an SVID ({svid} s)"),
+        );
+    }
+}
+
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn expect(&mut self, option: &'static str, ok: bool, reason: String) {
+        if !ok {
+            self.0.push(Problem { option, reason });
+        }
     }
 }
 
@@ -271,12 +285,12 @@ fn is_label(s: &str) -> bool {
 }
 
 /// SPIFFE-ID §2.1.
-pub(crate) fn is_trust_domain(s: &str) -> bool {
+fn is_trust_domain(s: &str) -> bool {
     (1..=255).contains(&s.len())
         && s.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_'))
 }
 
-fn is_token(s: &str) -> bool {
+fn is_word(s: &str) -> bool {
     !s.is_empty() && s.chars().all(|c| c.is_ascii_graphic())
 }
 

@@ -165,7 +165,9 @@ fn the_token_and_the_root_are_in_the_agent_alone() {
         assert_eq!(pod["automountServiceAccountToken"], false);
         let account = find(&objects(&options).unwrap(), "ServiceAccount");
         assert_eq!(account["automountServiceAccountToken"], false);
-        assert!(names_of_mounts(&container(&pod, "agent")).contains(&"token".to_owned()));
+        // With a directory there is nothing to ask the API server.
+        let has_token = names_of_mounts(&container(&pod, "agent")).contains(&"token".to_owned());
+        assert_eq!(has_token, options.source != directory().source);
         for secret in ["token", "authority", "config"] {
             assert!(!names_of_mounts(&container(&pod, "mounter")).contains(&secret.to_owned()), "{secret}");
         }
@@ -254,8 +256,13 @@ fn a_directory_is_mounted_by_its_parent_and_named_beneath_it() {
     assert_eq!(mount["mountPropagation"], "HostToContainer");
     assert!(mounter["args"].as_array().unwrap().contains(&json!("--source-directory=/source/agent-sockets")));
     assert_eq!(agent_yaml(&options)["identity"]["source"], "directory");
-    assert!(agent_yaml(&options).get("authority").is_none());
-    assert!(pod["volumes"].as_array().unwrap().iter().all(|v| v["name"] != "authority"));
+    // The agent refuses these there.
+    for field in ["trustDomain", "authority", "token"] {
+        assert!(agent_yaml(&options).get(field).is_none(), "{field}");
+    }
+    for volume in ["authority", "token"] {
+        assert!(pod["volumes"].as_array().unwrap().iter().all(|v| v["name"] != volume), "{volume}");
+    }
 }
 
 #[test]

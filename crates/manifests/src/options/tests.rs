@@ -28,8 +28,8 @@ fn all_problems_are_reported_at_once() {
         kubelet_root: "/var/lib/../kubelet".into(),
         agent_uid: 0,
         agent_gid: 65532,
-        svid_ttl: Duration::from_secs(59),
-        ca_ttl: Duration::from_secs(60),
+        svid_ttl: Duration::from_secs(9),
+        ca_ttl: Duration::from_secs(35),
         ..valid()
     };
     assert_eq!(
@@ -37,11 +37,11 @@ fn all_problems_are_reported_at_once() {
         [
             "namespace",
             "driver-name",
-            "trust-domain",
             "image",
             "kubelet-root",
             "agent-uid",
             "agent-gid",
+            "trust-domain",
             "svid-ttl",
             "ca-ttl"
         ]
@@ -78,4 +78,10 @@ fn a_registration_socket_that_the_kernel_cannot_address_is_refused() {
     let root = format!("/{}", "k".repeat(SOCKET_PATH - 27 - "csi.spiffe.io".len() - 1));
     assert_eq!(refused(&Options { kubelet_root: root.clone(), ..valid() }), [""; 0]);
     assert_eq!(refused(&Options { kubelet_root: format!("{root}k"), ..valid() }), ["driver-name"]);
+}
+
+#[test]
+fn what_a_directory_has_no_use_for_is_not_asked_for() {
+    let source = Source::Directory { host_path: "/run/spire/sockets".into() };
+    assert_eq!(refused(&Options { source, ..Options::default() }), [""; 0]);
 }
