@@ -1,0 +1,134 @@
+//! Who signs SVIDs.
+
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+
+use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+
+use crate::{
+    bundle::{BundleError, BundleSet},
+    id::TrustDomain,
+    keys::KeyPair,
+    svid::{PrivateKey, SvidError},
+};
+
+mod embedded;
+mod load;
+mod template;
+
+pub use embedded::{Clock, Done, Embedded, EmbeddedConfig};
+pub use template::{IdTemplate, TemplateError};
+
+pub use crate::keys::{KeyType, UnknownKeyType};
+
+/// A boxed future, so that [`Authority`] can be a trait object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The pod for which an SVID is asked, as its verified token describes it; never as the pod's author does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// Namespace.
+    pub namespace: String,
+    /// Service account's name.
+    pub service_account: String,
+    /// Pod's name.
+    pub pod_name: String,
+    /// Pod's UID.
+    pub pod_uid: String,
+    /// Name of the node that the pod runs on.
+    pub node: String,
+}
+
+/// Why nothing was signed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthorityError {
+    /// A configuration value that cannot be.
+    #[error("authority configuration: {field} {problem}")]
+    Config {
+        /// Which one, as it stands in the configuration file.
+        field: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A file of the authority's directory cannot be used.
+    #[error("authority file {}: {problem}; {remedy}", file.display())]
+    Directory {
+        /// Which one.
+        file: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The signing request is malformed, its signature wrong, or its key of a kind that is not allowed.
+    #[error("certificate signing request refused: {0}")]
+    Request(String),
+    /// The pod has no valid ID by the template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// Randomness, key generation or signing failed.
+    #[error("{0} failed in the cryptographic library")]
+    Crypto(&'static str),
+    /// What was signed does not keep the rules. This is a defect, never the caller's fault.
+    #[error("the authority made an invalid certificate: {0}")]
+    Invalid(#[from] SvidError),
+    /// The bundle is not valid.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The authority's certificate has expired and no other is ready.
+    #[error("the authority's certificate has expired; look in the log for why it was not rotated")]
+    Expired,
+    /// The authority says that this workload gets no identity. Asking again will not help.
+    #[error("no identity issued: {0}")]
+    Denied(String),
+    /// The authority cannot be reached. Ask again.
+    #[error("the authority is not available: {0}")]
+    Unavailable(String),
+}
+
+impl AuthorityError {
+    /// Whether the same request may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable(_)
+                | Self::Expired
+                | Self::Crypto(_)
+                | Self::Directory { .. }
+                | Self::Invalid(_)
+        )
+    }
+}
+
+/// Signs SVIDs for pods of one trust domain and knows what to trust.
+pub trait Authority: Send + Sync + 'static {
+    /// Whose SVIDs these are.
+    fn trust_domain(&self) -> &TrustDomain;
+
+    /// CSR (PKCS#10 DER, made by the agent) and the pod's token → certificate chain, leaf first, without the
+    /// root. Of the CSR nothing but the public key is taken.
+    fn sign<'a>(
+        &'a self,
+        csr_der: &'a [u8],
+        workload: &'a Workload,
+        token: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<CertificateDer<'static>>, AuthorityError>>;
+
+    /// What to trust now; the receiver is told of every change.
+    fn bundles(&self) -> watch::Receiver<Arc<BundleSet>>;
+}
+
+/// Makes a key and a signing request (PKCS#10 DER) for it. The request names nobody: who it is for, is decided
+/// by the authority. An RSA key takes a tenth of a second and more: call this off the asynchronous threads.
+pub fn new_key_and_csr(key_type: KeyType) -> Result<(PrivateKey, Vec<u8>), AuthorityError> {
+    let (pair, pkcs8) = KeyPair::generate(key_type).map_err(|_| AuthorityError::Crypto("key generation"))?;
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let csr = params
+        .serialize_request(&pair)
+        .map_err(|_| AuthorityError::Crypto("signing a certificate request"))?;
+    Ok((PrivateKey::from_checked(pkcs8), csr.der().to_vec()))
+}
+
+#[cfg(test)]
+mod tests;

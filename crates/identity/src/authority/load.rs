@@ -1,0 +1,124 @@
+//! Reads the authority's root from a directory: `tls.crt` and `tls.key`, as a Kubernetes TLS Secret is mounted.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use super::AuthorityError;
+use crate::{certificate, id::TrustDomain, keys::KeyPair};
+
+/// Larger files are no key or certificate.
+const MAX_FILE: u64 = 256 * 1024;
+
+/// A root with its key.
+pub(super) struct Root {
+    pub(super) der: CertificateDer<'static>,
+    pub(super) issuer: rcgen::Issuer<'static, KeyPair>,
+    pub(super) not_after: SystemTime,
+}
+
+/// Reads and validates the root. Every error names the file and the remedy.
+pub(super) fn load(
+    directory: &Path,
+    trust_domain: &TrustDomain,
+    now: SystemTime,
+) -> Result<Root, AuthorityError> {
+    let crt = directory.join("tls.crt");
+    let key = directory.join("tls.key");
+    let der = certificate_of(&crt, trust_domain, now)?;
+    let pair = key_of(&key)?;
+
+    let parsed = certificate::parse(&der, 0)
+        .map_err(|error| fail(&crt, error, "put one CA certificate as PEM there"))?;
+    if !certificate::has_key(&parsed, &pair) {
+        let problem = "it does not belong to the certificate in tls.crt";
+        return Err(fail(&key, problem, "put certificate and key of the same authority there"));
+    }
+    let (_, not_after) = certificate::validity(&parsed);
+    let issuer = rcgen::Issuer::from_ca_cert_der(&der, pair)
+        .map_err(|error| fail(&crt, error, "use a certificate with a plain subject name"))?;
+    Ok(Root { issuer, not_after, der })
+}
+
+fn certificate_of(
+    file: &Path,
+    trust_domain: &TrustDomain,
+    now: SystemTime,
+) -> Result<CertificateDer<'static>, AuthorityError> {
+    const REMEDY: &str = "put exactly one self-signed CA certificate as PEM there";
+    let text = read(file)?;
+    let blocks = pem::parse_many(text.as_slice()).map_err(|error| fail(file, error, REMEDY))?;
+    let [block] = blocks.as_slice() else {
+        return Err(fail(file, format!("it holds {} PEM blocks", blocks.len()), REMEDY));
+    };
+    if block.tag() != "CERTIFICATE" {
+        return Err(fail(file, format!("it holds a block {:?}", block.tag()), REMEDY));
+    }
+    let der = CertificateDer::from(block.contents().to_vec());
+    let root = certificate::parse(&der, 0).map_err(|error| fail(file, error, REMEDY))?;
+    certificate::check_root(&root, trust_domain)
+        .map_err(|error| fail(file, error, "make a CA certificate for this trust domain"))?;
+    certificate::is_signed_by(&root, &root)
+        .map_err(|why| fail(file, format!("it is not self-signed: {why}"), REMEDY))?;
+    if certificate::path_length(&root) == Some(0) {
+        let problem = "its pathLenConstraint is 0, so that it cannot sign the intermediate certificate";
+        return Err(fail(file, problem, "make it with a path length of 1 or without one"));
+    }
+    let (not_before, not_after) = certificate::validity(&root);
+    if now < not_before {
+        return Err(fail(file, "it is not valid yet", "check the clock of this machine"));
+    }
+    if now >= not_after {
+        return Err(fail(file, "it has expired", "put a new authority there and restart the pods"));
+    }
+    Ok(der)
+}
+
+fn key_of(file: &Path) -> Result<KeyPair, AuthorityError> {
+    const REMEDY: &str =
+        "put one unencrypted private key as PEM there (PKCS#8, SEC 1 or PKCS#1; P-256, P-384 or RSA)";
+    let text = read(file)?;
+    // The parser's own words could quote the key.
+    let blocks = pem::parse_many(text.as_slice()).map_err(|_| fail(file, "it is not PEM", REMEDY))?;
+    let mut keys = Vec::new();
+    for block in blocks {
+        match block.tag() {
+            "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY" => {
+                keys.push(Zeroizing::new(block.into_contents()));
+            }
+            "EC PARAMETERS" => {}
+            other => return Err(fail(file, format!("it holds a block {other:?}"), REMEDY)),
+        }
+    }
+    let [key] = keys.as_slice() else {
+        return Err(fail(file, format!("it holds {} private keys", keys.len()), REMEDY));
+    };
+    KeyPair::from_any_der(key).map_err(|_| fail(file, "its key cannot be read", REMEDY))
+}
+
+fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, AuthorityError> {
+    let remedy = "mount a Secret with tls.crt and tls.key there, readable by the agent";
+    let error = |error: std::io::Error| fail(file, error, remedy);
+    let open = File::open(file).map_err(error)?;
+    // All at once, so that no half-grown buffer is left behind unwiped.
+    let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize + 1));
+    open.take(MAX_FILE + 1).read_to_end(&mut text).map_err(error)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(fail(file, format!("it is larger than {MAX_FILE} bytes"), remedy));
+    }
+    Ok(text)
+}
+
+fn fail(file: &Path, problem: impl ToString, remedy: &str) -> AuthorityError {
+    AuthorityError::Directory {
+        file: PathBuf::from(file),
+        problem: problem.to_string(),
+        remedy: remedy.to_owned(),
+    }
+}

@@ -1,0 +1,315 @@
+//! The X509-SVID standard's rules for certificates, on x509-parser's view of them. Times are passed in.
+
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::{
+    extensions::{GeneralName, KeyUsage, ParsedExtension, X509Extension},
+    oid_registry,
+    prelude::{FromDer, X509Certificate},
+};
+
+use crate::{
+    bundle::X509Bundle,
+    id::{SpiffeId, TrustDomain},
+    keys::KeyPair,
+    svid::{MAX_CHAIN, SvidError},
+};
+
+/// Reads one certificate that fills `der` completely.
+pub(crate) fn parse(der: &[u8], position: usize) -> Result<X509Certificate<'_>, SvidError> {
+    let malformed = |reason: String| SvidError::Malformed { position, reason };
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok((rest, _)) => Err(malformed(format!("{} bytes follow it", rest.len()))),
+        Err(error) => Err(malformed(error.to_string())),
+    }
+}
+
+/// Cuts certificates that follow one another. Each is read once, so that garbage is refused here.
+pub(crate) fn split(mut der: &[u8], most: usize) -> Result<Vec<CertificateDer<'static>>, SvidError> {
+    let mut found = Vec::new();
+    while !der.is_empty() {
+        if found.len() == most {
+            return Err(SvidError::TooMany);
+        }
+        let (rest, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| SvidError::Malformed { position: found.len(), reason: error.to_string() })?;
+        found.push(CertificateDer::from(certificate.as_raw().to_vec()));
+        der = rest;
+    }
+    Ok(found)
+}
+
+/// The rules for a leaf: X509-SVID §2 (ID, SAN), §4.1 (basic constraints), §4.3 (key usage), §4.4 (extended key
+/// usage), §5.2 (what a validator must reject). basicConstraints may be absent, which says the same as cA false.
+pub(crate) fn check_leaf(leaf: &X509Certificate<'_>) -> Result<SpiffeId, SvidError> {
+    check_extensions(leaf)?;
+    let found = is_ca(leaf)?;
+    if found {
+        return Err(SvidError::BasicConstraints { found, expected: false });
+    }
+    let usage = key_usage(leaf)?.ok_or(SvidError::KeyUsage("the extension is missing"))?;
+    if !usage.critical {
+        return Err(SvidError::KeyUsage("the extension is not critical"));
+    }
+    if usage.bits.key_cert_sign() || usage.bits.crl_sign() {
+        return Err(SvidError::KeyUsage("a leaf must not have keyCertSign or cRLSign"));
+    }
+    if !usage.bits.digital_signature() {
+        return Err(SvidError::KeyUsage("a leaf must have digitalSignature"));
+    }
+    check_extended_usage(leaf)?;
+    let (id, critical) = uri_san(leaf)?.ok_or(SvidError::UriCount { count: 0 })?;
+    if critical != (leaf.subject().iter().next().is_none()) {
+        return Err(SvidError::SanCriticality { critical });
+    }
+    if id.is_trust_domain() {
+        return Err(SvidError::RootPath(id));
+    }
+    Ok(id)
+}
+
+/// The rules for a signing certificate between leaf and root: X509-SVID §3.2, §4.1, §4.3. An ID is recommended,
+/// not demanded; if there is one, it is the trust domain's.
+pub(crate) fn check_signing(
+    signer: &X509Certificate<'_>,
+    trust_domain: &TrustDomain,
+) -> Result<(), SvidError> {
+    check_root(signer, trust_domain)?;
+    let usage = key_usage(signer)?.ok_or(SvidError::KeyUsage("the extension is missing"))?;
+    if !usage.critical {
+        return Err(SvidError::KeyUsage("the extension is not critical"));
+    }
+    // Bits 5 and 6 are keyCertSign and cRLSign (RFC 5280 §4.2.1.3).
+    if usage.bits.flags & !0b110_0000 != 0 {
+        return Err(SvidError::KeyUsage("a signing certificate has only keyCertSign and cRLSign"));
+    }
+    Ok(())
+}
+
+/// The rules for a trust anchor. They are those of [`check_signing`] as far as a root that was made by other
+/// tools can be expected to keep them: key usage may be missing or hold more than keyCertSign.
+pub(crate) fn check_root(root: &X509Certificate<'_>, trust_domain: &TrustDomain) -> Result<(), SvidError> {
+    check_extensions(root)?;
+    let found = is_ca(root)?;
+    if !found {
+        return Err(SvidError::BasicConstraints { found, expected: true });
+    }
+    if key_usage(root)?.is_some_and(|usage| !usage.bits.key_cert_sign()) {
+        return Err(SvidError::KeyUsage("a signing certificate must have keyCertSign"));
+    }
+    if let Some((id, _)) = uri_san(root)? {
+        if !id.is_trust_domain() {
+            return Err(SvidError::SigningPath(id));
+        }
+        if id.trust_domain() != trust_domain {
+            let (expected, found) = (trust_domain.clone(), id.trust_domain().clone());
+            return Err(SvidError::OtherTrustDomain { expected, found });
+        }
+    }
+    Ok(())
+}
+
+/// RFC 5280 §4.2: no extension twice, no unknown critical one, none that cannot be read.
+fn check_extensions(certificate: &X509Certificate<'_>) -> Result<(), SvidError> {
+    let fail = |extension: &X509Extension<'_>, problem| {
+        Err(SvidError::Extension { oid: extension.oid.to_id_string(), problem })
+    };
+    let extensions = certificate.extensions();
+    for (index, extension) in extensions.iter().enumerate() {
+        if extensions.iter().take(index).any(|other| other.oid == extension.oid) {
+            return fail(extension, "occurs twice");
+        }
+        match extension.parsed_extension() {
+            ParsedExtension::ParseError { .. } => return fail(extension, "cannot be read"),
+            // Name and policy constraints are not evaluated here, so a critical one must not be passed over.
+            ParsedExtension::BasicConstraints(_)
+            | ParsedExtension::KeyUsage(_)
+            | ParsedExtension::ExtendedKeyUsage(_)
+            | ParsedExtension::SubjectAlternativeName(_)
+            | ParsedExtension::SubjectKeyIdentifier(_)
+            | ParsedExtension::AuthorityKeyIdentifier(_) => {}
+            _ if extension.critical => return fail(extension, "is critical and not known here"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// basicConstraints' cA.
+fn is_ca(certificate: &X509Certificate<'_>) -> Result<bool, SvidError> {
+    let constraints = certificate.basic_constraints().map_err(|_| SvidError::Extension {
+        oid: oid_registry::OID_X509_EXT_BASIC_CONSTRAINTS.to_id_string(),
+        problem: "cannot be read",
+    })?;
+    Ok(constraints.is_some_and(|constraints| constraints.value.ca))
+}
+
+/// basicConstraints' pathLenConstraint.
+pub(crate) fn path_length(certificate: &X509Certificate<'_>) -> Option<u32> {
+    certificate
+        .basic_constraints()
+        .ok()
+        .flatten()
+        .and_then(|constraints| constraints.value.path_len_constraint)
+}
+
+struct Usage<'a> {
+    bits: &'a KeyUsage,
+    critical: bool,
+}
+
+fn key_usage<'a>(certificate: &'a X509Certificate<'_>) -> Result<Option<Usage<'a>>, SvidError> {
+    let usage = certificate.key_usage().map_err(|_| SvidError::KeyUsage("the extension cannot be read"))?;
+    Ok(usage.map(|usage| Usage { bits: usage.value, critical: usage.critical }))
+}
+
+fn check_extended_usage(leaf: &X509Certificate<'_>) -> Result<(), SvidError> {
+    match leaf.extended_key_usage() {
+        Ok(None) => Ok(()),
+        Ok(Some(usage)) if usage.value.server_auth && usage.value.client_auth => Ok(()),
+        _ => Err(SvidError::ExtendedKeyUsage),
+    }
+}
+
+/// The one URI SAN with the extension's criticality; `None` when there is no URI at all.
+fn uri_san(certificate: &X509Certificate<'_>) -> Result<Option<(SpiffeId, bool)>, SvidError> {
+    let san = certificate.subject_alternative_name().map_err(|_| SvidError::Extension {
+        oid: oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME.to_id_string(),
+        problem: "cannot be read",
+    })?;
+    let Some(san) = san else { return Ok(None) };
+    let mut uris = san.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    match (uris.next(), uris.count()) {
+        (None, _) => Ok(None),
+        (Some(uri), 0) => Ok(Some((uri.parse()?, san.critical))),
+        (Some(_), more) => Err(SvidError::UriCount { count: more + 1 }),
+    }
+}
+
+/// Whether the certificate is for this key.
+pub(crate) fn has_key(certificate: &X509Certificate<'_>, pair: &KeyPair) -> bool {
+    &*certificate.public_key().subject_public_key.data == pair.public_key()
+}
+
+/// Not before, not after. Times before 1970 become 1970.
+pub(crate) fn validity(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {
+    let time = |seconds: i64| {
+        let seconds = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        SystemTime::UNIX_EPOCH.checked_add(seconds).unwrap_or(SystemTime::UNIX_EPOCH)
+    };
+    let validity = certificate.validity();
+    (time(validity.not_before.timestamp()), time(validity.not_after.timestamp()))
+}
+
+/// The serial number, lower-case hexadecimal without a leading zero byte.
+pub(crate) fn serial_hex(certificate: &X509Certificate<'_>) -> String {
+    let raw = certificate.raw_serial();
+    let raw = match raw {
+        [0, rest @ ..] if !rest.is_empty() => rest,
+        _ => raw,
+    };
+    raw.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn check_validity(
+    certificate: &X509Certificate<'_>,
+    position: usize,
+    now: SystemTime,
+) -> Result<(), SvidError> {
+    let (not_before, not_after) = validity(certificate);
+    let problem = if now < not_before {
+        "it is not valid yet; check the clocks"
+    } else if now > not_after {
+        "it has expired"
+    } else {
+        return Ok(());
+    };
+    Err(SvidError::Validity { position, problem })
+}
+
+/// Whether `issuer`'s key made `certificate`'s signature. SHA-1 is refused, which the parser's library still
+/// accepts.
+pub(crate) fn is_signed_by(
+    certificate: &X509Certificate<'_>,
+    issuer: &X509Certificate<'_>,
+) -> Result<(), &'static str> {
+    if certificate.issuer().as_raw() != issuer.subject().as_raw() {
+        return Err("its issuer is another name");
+    }
+    let algorithm = &certificate.signature_algorithm.algorithm;
+    if *algorithm == oid_registry::OID_PKCS1_SHA1WITHRSA || *algorithm == oid_registry::OID_SHA1_WITH_RSA {
+        return Err("the signature uses SHA-1");
+    }
+    certificate.verify_signature(Some(issuer.public_key())).map_err(|_| "the signature does not verify")
+}
+
+/// See [`crate::svid::verify_chain`].
+pub(crate) fn verify_chain(
+    chain: &[CertificateDer<'_>],
+    bundle: &X509Bundle,
+    now: SystemTime,
+) -> Result<SpiffeId, SvidError> {
+    if chain.len() > MAX_CHAIN {
+        return Err(SvidError::TooMany);
+    }
+    let parsed = chain
+        .iter()
+        .enumerate()
+        .map(|(position, der)| parse(der, position))
+        .collect::<Result<Vec<_>, _>>()?;
+    let leaf = parsed.first().ok_or(SvidError::Empty)?;
+    let id = check_leaf(leaf)?;
+    if id.trust_domain() != bundle.trust_domain() {
+        let (expected, found) = (bundle.trust_domain().clone(), id.trust_domain().clone());
+        return Err(SvidError::OtherTrustDomain { expected, found });
+    }
+    for (position, certificate) in parsed.iter().enumerate() {
+        check_validity(certificate, position, now)?;
+        if position > 0 {
+            check_signing(certificate, id.trust_domain())?;
+            // Between this one and the leaf stand `position - 1` signing certificates (RFC 5280 §4.2.1.9).
+            if path_length(certificate).is_some_and(|most| position - 1 > most as usize) {
+                let reason = "the signer's pathLenConstraint allows no such chain";
+                return Err(SvidError::Untrusted { position: position - 1, signer: "the next one", reason });
+            }
+        }
+    }
+    for (position, (certificate, issuer)) in parsed.iter().zip(parsed.iter().skip(1)).enumerate() {
+        is_signed_by(certificate, issuer).map_err(|reason| SvidError::Untrusted {
+            position,
+            signer: "the next one",
+            reason,
+        })?;
+    }
+    let position = parsed.len() - 1;
+    let last = parsed.last().ok_or(SvidError::Empty)?;
+    if position > 0 && bundle.authorities().iter().any(|root| root.as_ref() == last.as_raw()) {
+        return Ok(id);
+    }
+    let mut reason = "no authority of that name is in it";
+    for (index, root) in bundle.authorities().iter().enumerate() {
+        let root = parse(root, index)?;
+        if root.subject().as_raw() != last.issuer().as_raw() {
+            continue;
+        }
+        let checked = is_signed_by(last, &root).and_then(|()| {
+            if check_validity(&root, index, now).is_err() {
+                Err("the authority is not valid now")
+            } else if path_length(&root).is_some_and(|most| position > most as usize) {
+                Err("the authority's pathLenConstraint allows no such chain")
+            } else {
+                Ok(())
+            }
+        });
+        match checked {
+            Ok(()) => return Ok(id),
+            Err(why) => reason = why,
+        }
+    }
+    Err(SvidError::Untrusted { position, signer: "the bundle", reason })
+}

@@ -1,0 +1,246 @@
+//! X.509-SVIDs (X509-SVID standard).
+
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
+
+use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use crate::{
+    bundle::X509Bundle,
+    certificate,
+    id::{IdError, SpiffeId, TrustDomain},
+    keys::KeyPair,
+};
+
+/// Most certificates in a chain (the leaf and its intermediates). Real ones have two or three.
+pub const MAX_CHAIN: usize = 16;
+
+/// Why certificates or a key are not an X.509-SVID, or not a trusted one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SvidError {
+    /// Not DER of a certificate.
+    #[error("certificate {position} of the chain cannot be read: {reason}")]
+    Malformed {
+        /// 0 is the leaf.
+        position: usize,
+        /// What the parser says.
+        reason: String,
+    },
+    /// No certificate at all.
+    #[error("the chain holds no certificate")]
+    Empty,
+    /// More than [`MAX_CHAIN`].
+    #[error("the chain holds more than {MAX_CHAIN} certificates")]
+    TooMany,
+    /// X509-SVID §2 and §5.2: exactly one URI SAN.
+    #[error("the certificate has {count} URI SANs; an X.509-SVID has exactly one")]
+    UriCount {
+        /// How many there are.
+        count: usize,
+    },
+    /// X509-SVID §2: the URI is not a SPIFFE ID.
+    #[error("the certificate's URI SAN is not a SPIFFE ID: {0}")]
+    Id(#[from] IdError),
+    /// X509-SVID §5.2: a leaf names a workload.
+    #[error("the leaf's SPIFFE ID {0} has no path: it names a trust domain, not a workload")]
+    RootPath(SpiffeId),
+    /// X509-SVID §3.2: a signing certificate's ID has no path.
+    #[error("the signing certificate's SPIFFE ID {0} has a path; only a leaf may have one")]
+    SigningPath(SpiffeId),
+    /// The signing certificate belongs to somebody else.
+    #[error("the signing certificate is of trust domain {found}, the leaf of {expected}")]
+    OtherTrustDomain {
+        /// The leaf's.
+        expected: TrustDomain,
+        /// The signer's.
+        found: TrustDomain,
+    },
+    /// X509-SVID §2 (RFC 5280 §4.2.1.6): critical if and only if the subject is empty.
+    #[error("the SAN extension must be critical exactly when the subject is empty (critical: {critical})")]
+    SanCriticality {
+        /// What the certificate says.
+        critical: bool,
+    },
+    /// X509-SVID §4.1: a leaf with cA, or a signing certificate without.
+    #[error("basicConstraints cA is {found}, must be {expected}")]
+    BasicConstraints {
+        /// What the certificate says.
+        found: bool,
+        /// What its place in the chain demands.
+        expected: bool,
+    },
+    /// X509-SVID §4.3: key usage missing, not critical, or with wrong bits.
+    #[error("key usage: {0}")]
+    KeyUsage(&'static str),
+    /// X509-SVID §4.4: extended key usage without serverAuth or clientAuth.
+    #[error("extended key usage must hold both serverAuth and clientAuth when it is present")]
+    ExtendedKeyUsage,
+    /// RFC 5280 §4.2: a critical extension that we do not know, or one that comes twice.
+    #[error("extension {oid}: {problem}")]
+    Extension {
+        /// Its object identifier.
+        oid: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Outside its validity.
+    #[error("certificate {position} of the chain is not valid now: {problem}")]
+    Validity {
+        /// 0 is the leaf.
+        position: usize,
+        /// Expired or not yet valid.
+        problem: &'static str,
+    },
+    /// X509-SVID §5.1: no path from the leaf to the bundle.
+    #[error("certificate {position} of the chain is not signed by {signer}: {reason}")]
+    Untrusted {
+        /// 0 is the leaf.
+        position: usize,
+        /// Who should have signed it.
+        signer: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The key is not a PKCS#8 key of a kind that we know.
+    #[error("the private key is not PKCS#8 DER of an ECDSA P-256, ECDSA P-384 or RSA key")]
+    Key,
+    /// The key belongs to another certificate.
+    #[error("the private key does not belong to the leaf certificate of {0}")]
+    KeyMismatch(SpiffeId),
+}
+
+/// A private key as PKCS#8 DER. It cannot be printed and is wiped when dropped.
+#[derive(Clone)]
+pub struct PrivateKey {
+    pkcs8: Zeroizing<Vec<u8>>,
+}
+
+impl PrivateKey {
+    /// Takes unencrypted PKCS#8 DER of an ECDSA P-256, ECDSA P-384 or RSA key.
+    pub fn from_pkcs8_der(der: &[u8]) -> Result<Self, SvidError> {
+        KeyPair::from_pkcs8(der).map_err(|_| SvidError::Key)?;
+        Ok(Self { pkcs8: Zeroizing::new(der.to_vec()) })
+    }
+
+    /// Without another look at a key that was just made or read.
+    pub(crate) fn from_checked(pkcs8: Zeroizing<Vec<u8>>) -> Self {
+        Self { pkcs8 }
+    }
+
+    /// The PKCS#8 DER. Whoever copies it wipes the copy.
+    pub fn expose_pkcs8_der(&self) -> &[u8] {
+        &self.pkcs8
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(…)")
+    }
+}
+
+/// An X.509-SVID: a chain, leaf first and without the root, whose leaf keeps the rules of the X509-SVID
+/// standard, and the leaf's private key.
+#[derive(Clone)]
+pub struct X509Svid {
+    id: SpiffeId,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKey,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    serial: String,
+}
+
+impl X509Svid {
+    /// An SVID from its certificates, leaf first, and its key. Checks the leaf (§2, §4, §5.2), the signing
+    /// certificates (§3, §4) and that the key is the leaf's. Signatures are checked by
+    /// [`verify`](Self::verify), which needs a bundle.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKey) -> Result<Self, SvidError> {
+        if chain.len() > MAX_CHAIN {
+            return Err(SvidError::TooMany);
+        }
+        let mut certificates = chain.iter().enumerate();
+        let Some((_, leaf)) = certificates.next() else { return Err(SvidError::Empty) };
+        let leaf = certificate::parse(leaf, 0)?;
+        let id = certificate::check_leaf(&leaf)?;
+        for (position, signer) in certificates {
+            certificate::check_signing(&certificate::parse(signer, position)?, id.trust_domain())?;
+        }
+        let pair = KeyPair::from_pkcs8(key.expose_pkcs8_der()).map_err(|_| SvidError::Key)?;
+        if !certificate::has_key(&leaf, &pair) {
+            return Err(SvidError::KeyMismatch(id));
+        }
+        let (not_before, not_after) = certificate::validity(&leaf);
+        let serial = certificate::serial_hex(&leaf);
+        Ok(Self { id, not_before, not_after, serial, key, chain })
+    }
+
+    /// As [`new`](Self::new), from the certificates' DER one after the other, as the Workload API carries them.
+    pub fn parse(chain_der: &[u8], key: PrivateKey) -> Result<Self, SvidError> {
+        Self::new(certificate::split(chain_der, MAX_CHAIN)?, key)
+    }
+
+    /// Checks the whole path at `now`: every certificate's validity, every signature up to a certificate of
+    /// `bundle`, names, path lengths (X509-SVID §5.1, RFC 5280 §6).
+    pub fn verify(&self, bundle: &X509Bundle, now: SystemTime) -> Result<(), SvidError> {
+        verify_chain(&self.chain, bundle, now).map(|_| ())
+    }
+
+    /// Who this is.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The certificates, leaf first, without the root.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The certificates' DER one after the other.
+    pub fn chain_der(&self) -> Vec<u8> {
+        self.chain.iter().flat_map(|der| der.iter().copied()).collect()
+    }
+
+    /// The leaf's private key.
+    pub fn key(&self) -> &PrivateKey {
+        &self.key
+    }
+
+    /// When the leaf begins to be valid.
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    /// When the leaf ends to be valid.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The leaf's serial number, lower-case hexadecimal.
+    pub fn serial_hex(&self) -> &str {
+        &self.serial
+    }
+}
+
+impl fmt::Debug for X509Svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let until = self.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        write!(f, "X509Svid({}, serial {}, until {} s)", self.id, self.serial, until.as_secs())
+    }
+}
+
+/// Validates a peer's chain, leaf first, against the bundle of its trust domain at `now` and says who the peer
+/// is (X509-SVID §5).
+pub fn verify_chain(
+    chain: &[CertificateDer<'_>],
+    bundle: &X509Bundle,
+    now: SystemTime,
+) -> Result<SpiffeId, SvidError> {
+    certificate::verify_chain(chain, bundle, now)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! The SPIFFE Workload API on one Unix socket (SPIFFE Workload Endpoint and Workload API standards).
+//!
+//! Whoever connects is the pod of the volume that holds the socket (Workload Endpoint §5), so there is one
+//! [`serve`] per volume and nobody is attested here. FetchX509SVID and FetchX509Bundles are served, gRPC health
+//! v1 and server reflection v1 and v1alpha too; the JWT methods answer `Unimplemented`.
+//!
+//! HTTP/2 is hyper's, directly per connection, and responses are bytes that were encoded once and are shared by
+//! all streams: memory per open stream is what this is about. Everything a client can make grow has a bound:
+//! connections, streams, header lists, request messages, what is buffered for a client that does not read (one
+//! response), and the time that a connection may live without asking anything.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::{net::UnixListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+mod body;
+mod connection;
+mod grpc;
+mod health;
+mod response;
+mod service;
+
+pub use response::Response;
+
+/// What one volume's clients may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time; further ones are accepted and closed.
+    pub connections: usize,
+    /// Streams of one connection at a time; further ones are refused by HTTP/2.
+    pub streams: u32,
+}
+
+impl Default for Limits {
+    /// 64 connections of 64 streams.
+    fn default() -> Self {
+        Self { connections: 64, streams: 64 }
+    }
+}
+
+/// What a volume's streams see now (sent through a [`watch`]).
+///
+/// A stream that was already answered ends only by [`Denied`](Self::Denied) or when the sender goes: what was
+/// issued stays good until it expires, so neither `Pending` nor `Unavailable` takes it away. Send `Unavailable`
+/// when there is nothing valid to serve to new streams, not when an SVID merely cannot be renewed.
+#[derive(Debug, Clone, Default)]
+pub enum Served {
+    /// Not known yet: new streams wait, and get `Unavailable` when the pending timeout has passed.
+    #[default]
+    Pending,
+    /// The identity. One without any SVID is [`Denied`](Self::Denied).
+    Ready(Arc<Response>),
+    /// Nothing to serve for now, with the reason for people: new streams get `Unavailable`.
+    Unavailable(Arc<str>),
+    /// No identity: every stream, old or new, gets `PermissionDenied` with the text `no identity issued`.
+    Denied,
+}
+
+/// Who wants to know what happens on a socket; for metrics. Called from many tasks, must not block.
+pub trait Observer: Send + Sync {
+    /// A connection was opened (+1) or closed (-1).
+    fn connection(&self, delta: i64);
+    /// A FetchX509SVID or FetchX509Bundles stream was answered with data (+1) or ended (-1).
+    fn stream(&self, delta: i64);
+    /// Something was refused; `why` is one of a small fixed set: `accept`, `connections`, `idle`, `http`,
+    /// `security header`, `method`, `request`, `pending`, `unavailable`, `denied`.
+    fn refused(&self, why: &'static str);
+}
+
+/// An [`Observer`] that does not care.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn connection(&self, _delta: i64) {}
+    fn stream(&self, _delta: i64) {}
+    fn refused(&self, _why: &'static str) {}
+}
+
+/// Serves the Workload API on `listener` until `cancel`, and returns when every connection is closed and every
+/// stream gone. Cancelling cuts the connections at once, without a goodbye. Dropping the future cuts them too.
+///
+/// `pending_timeout` is how long a stream waits while [`Served::Pending`]. Errors of `accept` (descriptors used
+/// up) are waited out.
+pub async fn serve(
+    listener: UnixListener,
+    served: watch::Receiver<Served>,
+    limits: Limits,
+    pending_timeout: Duration,
+    observer: Arc<dyn Observer>,
+    cancel: CancellationToken,
+) {
+    let timing = Timing { pending: pending_timeout, ..Timing::default() };
+    connection::serve(listener, Shared { served, limits, timing, observer }, cancel).await;
+}
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+struct Timing {
+    /// While [`Served::Pending`].
+    pending: Duration,
+    /// For a whole request, from its headers on.
+    request: Duration,
+    /// Until a connection's first request.
+    first_request: Duration,
+    /// Without an open stream, after the first request.
+    idle: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            pending: Duration::from_secs(30),
+            request: Duration::from_secs(30),
+            first_request: Duration::from_secs(30),
+            idle: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What all connections of a socket have in common.
+#[derive(Clone)]
+struct Shared {
+    served: watch::Receiver<Served>,
+    limits: Limits,
+    timing: Timing,
+    observer: Arc<dyn Observer>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("limits", &self.limits).field("timing", &self.timing).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

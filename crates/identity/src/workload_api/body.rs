@@ -1,0 +1,141 @@
+//! Response bodies.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame};
+use tokio_stream::{Stream as _, wrappers::WatchStream};
+
+use super::{
+    Observer, Response, Served,
+    connection::Request,
+    grpc::{Code, Status},
+};
+
+/// Which of a [`Response`]'s messages a stream carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Svids,
+    Bundles,
+}
+
+impl Kind {
+    pub(super) fn of(self, response: &Response) -> &Bytes {
+        match self {
+            Self::Svids => response.svids(),
+            Self::Bundles => response.bundles(),
+        }
+    }
+}
+
+/// What hyper sends.
+pub(super) enum Body {
+    /// Headers alone.
+    Empty,
+    /// FetchX509SVID, FetchX509Bundles.
+    Updates(Updates),
+    /// Health and reflection; they count as the connection's open request until they end.
+    Tonic {
+        /// Theirs.
+        body: tonic::body::Body,
+        /// Counts while it lives.
+        _request: Request,
+    },
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Updates(updates) => updates.poll_frame(context).map(|frame| frame.map(Ok)),
+            Self::Tonic { body, .. } => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Updates(_) => false,
+            Self::Tonic { body, .. } => body.is_end_stream(),
+        }
+    }
+}
+
+/// A stream of full sets: the first at once, then the newest whenever it is another one. hyper asks for the
+/// next frame only when the client has room for it, so a slow client skips sets and holds back none.
+pub(super) struct Updates {
+    kind: Kind,
+    served: WatchStream<Served>,
+    sent: Bytes,
+    first: bool,
+    ended: bool,
+    observer: Arc<dyn Observer>,
+    _request: Request,
+}
+
+impl Updates {
+    /// A stream that begins with `first`.
+    pub(super) fn new(
+        kind: Kind,
+        first: Bytes,
+        served: tokio::sync::watch::Receiver<Served>,
+        observer: Arc<dyn Observer>,
+        request: Request,
+    ) -> Self {
+        observer.stream(1);
+        let served = WatchStream::from_changes(served);
+        Self { kind, served, sent: first, first: true, ended: false, observer, _request: request }
+    }
+
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if self.first {
+            self.first = false;
+            return Poll::Ready(Some(Frame::data(self.sent.clone())));
+        }
+        let end = loop {
+            let Poll::Ready(change) = Pin::new(&mut self.served).poll_next(context) else {
+                return Poll::Pending;
+            };
+            match change {
+                Some(Served::Ready(response)) if response.count() > 0 => {
+                    let next = self.kind.of(&response);
+                    if *next != self.sent {
+                        self.sent = next.clone();
+                        return Poll::Ready(Some(Frame::data(self.sent.clone())));
+                    }
+                }
+                // What was sent stays good until it expires.
+                Some(Served::Pending | Served::Unavailable(_)) => {}
+                Some(Served::Ready(_) | Served::Denied) => break denied(),
+                None => break Status::new(Code::Unavailable, "the Workload API is stopping"),
+            }
+        };
+        self.ended = true;
+        self.sent = Bytes::new();
+        Poll::Ready(Some(Frame::trailers(end.trailers())))
+    }
+}
+
+impl Drop for Updates {
+    fn drop(&mut self) {
+        self.observer.stream(-1);
+    }
+}
+
+/// The text is SPIRE's; clients look for it to choose a slow retry.
+pub(super) fn denied() -> Status {
+    Status::new(Code::PermissionDenied, "no identity issued")
+}
