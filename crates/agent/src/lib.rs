@@ -1,1 +1,17 @@
-//! The unprivileged half.
+//! The unprivileged half of the node: CSI, identity, health. `main.rs` only starts it.
+
+pub mod config;
+pub mod csi;
+pub mod endpoint;
+pub mod http;
+pub mod live;
+pub mod logging;
+pub mod metrics;
+pub mod mounter;
+pub mod record;
+pub mod registration;
+pub mod run;
+pub mod source;
+pub mod state;
+pub mod token;
+pub mod volumes;

@@ -1,0 +1,342 @@
+//! The agent's configuration: flags over environment over YAML file over defaults.
+//!
+//! Every problem is found in one go, each with its field's path and the remedy. Unknown fields are refused.
+//! `Config::load` may be called again when the file changes; [`Config::needs_restart`] says what of a new
+//! configuration only a restart can apply.
+
+mod duration;
+mod reader;
+mod sections;
+
+pub use duration::{DurationError, format_duration, parse_duration};
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use seamount_identity::TrustDomain;
+use seamount_identity::authority::KeyType;
+
+/// `driverName`.
+pub const DRIVER_NAME: &str = "csi.spiffe.io";
+/// `kubeletRoot`.
+pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
+/// `mounterSocket`.
+pub const MOUNTER_SOCKET: &str = "/run/seamount/mounter.sock";
+/// `identity.idTemplate`.
+pub const ID_TEMPLATE: &str = "spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}";
+/// `authority.embedded.caTtl`.
+pub const CA_TTL: Duration = Duration::from_secs(24 * 3600);
+/// `authority.embedded.svidTtl`.
+pub const SVID_TTL: Duration = Duration::from_secs(3600);
+/// The shortest `authority.embedded.svidTtl`: below it, rotation would be all that an agent does.
+pub const MIN_SVID_TTL: Duration = Duration::from_secs(10);
+/// The longest `authority.embedded.svidTtl`: an SVID cannot be revoked.
+pub const MAX_SVID_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How many SVID lifetimes fit into the intermediate's at least: half of its life passes before the next one is
+/// prepared, and no SVID may outlive its issuer.
+pub const SVIDS_PER_CA: u32 = 4;
+/// `token.audience`.
+pub const AUDIENCE: &str = "seamount.dev";
+/// `token.issuer`.
+pub const ISSUER: &str = "https://kubernetes.default.svc";
+/// `token.keys.apiServer.url`.
+pub const API_SERVER: &str = "https://kubernetes.default.svc";
+/// `token.keys.apiServer.caFile`.
+pub const API_SERVER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+/// `token.keys.apiServer.tokenFile`.
+pub const API_SERVER_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+/// `http.address`.
+pub const HTTP_ADDRESS: &str = "127.0.0.1:9808";
+/// `workloadApi.connectionsPerVolume` and `workloadApi.streamsPerConnection`.
+pub const CONNECTIONS: u32 = 64;
+/// The largest value of either; their product is bounded by the descriptors and memory of a node.
+pub const MAX_CONNECTIONS: u32 = 4096;
+/// The largest configuration file that is read, in bytes.
+pub const MAX_FILE: u64 = 256 * 1024;
+
+/// Flags. Each one wins over the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Parser)]
+#[command(name = "seamount-agent", version, about = "The unprivileged half of Seamount on a node")]
+pub struct Args {
+    /// Configuration file (YAML). Without it: the defaults and the flags.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Name of this node. Default: the environment's NODE_NAME, then nodeName of the file.
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// The mounter's socket.
+    #[arg(long, value_name = "PATH")]
+    pub mounter_socket: Option<String>,
+    /// The kubelet's root directory (its --root-dir).
+    #[arg(long, value_name = "DIR")]
+    pub kubelet_root: Option<String>,
+    /// Name of the CSI driver.
+    #[arg(long, value_name = "NAME")]
+    pub driver_name: Option<String>,
+    /// Log as `text` or as `json`.
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// Log `error`, `warn`, `info`, `debug` or `trace`.
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// The configuration: complete and consistent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Name of the CSI driver, also of its directory below the kubelet's root.
+    pub driver_name: String,
+    /// The kubelet's root directory: absolute, without a slash at its end.
+    pub kubelet_root: PathBuf,
+    /// Name of this node, as `spec.nodeName` of its pods says it.
+    pub node_name: String,
+    /// The mounter's `SOCK_SEQPACKET` socket.
+    pub mounter_socket: PathBuf,
+    /// The uid that may talk to the CSI and registration sockets.
+    pub kubelet_uid: u32,
+    /// Where identities come from.
+    pub source: Source,
+    /// Where health and metrics are served; none: nowhere.
+    pub http: Option<SocketAddr>,
+    /// Logging.
+    pub log: Log,
+    /// Bounds of the Workload API.
+    pub workload_api: WorkloadApi,
+}
+
+/// `identity.source`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Seamount's own authority; each pod has its own socket.
+    Authority(Box<AuthoritySource>),
+    /// Somebody else's Workload API socket, bind-mounted by the mounter.
+    Directory,
+}
+
+/// What only the source `authority` needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthoritySource {
+    /// `trustDomain`.
+    pub trust_domain: TrustDomain,
+    /// `identity.idTemplate`; parses as `seamount_identity::authority::IdTemplate`.
+    pub id_template: String,
+    /// `authority.embedded`.
+    pub embedded: Embedded,
+    /// `token`.
+    pub token: TokenConfig,
+}
+
+/// `authority.embedded`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Embedded {
+    /// Directory with the root's `tls.crt` and `tls.key`; none: a root in memory, other at each start.
+    pub directory: Option<PathBuf>,
+    /// Kind of the intermediate's key (and of the root's, where that is made in memory).
+    pub key_type: KeyType,
+    /// Kind of the SVIDs' keys.
+    pub svid_key_type: KeyType,
+    /// Lifetime of the intermediate.
+    pub ca_ttl: Duration,
+    /// Lifetime of an SVID.
+    pub svid_ttl: Duration,
+}
+
+/// `token`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenConfig {
+    /// What the tokens must be for; the same as in the CSIDriver's `tokenRequests`.
+    pub audience: String,
+    /// Who makes the tokens: the API server's `--service-account-issuer`.
+    pub issuer: String,
+    /// Where the issuer's public keys are.
+    pub keys: Keys,
+    /// Accept a token in `volume_context`, where a pod's author can write too (kubelet before 1.35).
+    pub allow_volume_context: bool,
+}
+
+/// `token.keys`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keys {
+    /// A JSON Web Key Set in a file, read again when it changes.
+    File(PathBuf),
+    /// The API server's `/openid/v1/jwks`.
+    ApiServer(ApiServer),
+}
+
+/// `token.keys.apiServer`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiServer {
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Path before `/openid/v1/jwks`, without a slash at its end; mostly empty.
+    pub path: String,
+    /// PEM certificates of the API server's authority.
+    pub ca_file: PathBuf,
+    /// The agent's own token, read for each request.
+    pub token_file: PathBuf,
+}
+
+/// `log`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// `log.format`.
+    pub format: LogFormat,
+    /// `log.level`.
+    pub level: LogLevel,
+}
+
+/// `log.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines: one object per line.
+    Json,
+}
+
+/// `log.level`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// `workloadApi`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkloadApi {
+    /// Connections that one volume's socket accepts at a time.
+    pub connections_per_volume: u32,
+    /// Streams on one connection at a time.
+    pub streams_per_connection: u32,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The field's path, for instance `token.keys.file`, or the flag.
+    pub field: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.field, self.what, self.remedy)
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration {path}: {reason}; check --config and the file's mode")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The file is no YAML mapping.
+    #[error("configuration {path}: not valid YAML: {reason}; correct it")]
+    Yaml {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        reason: String,
+    },
+    /// All that is wrong in it.
+    #[error("configuration: {} problem(s){}", .0.len(), list(.0))]
+    Invalid(Vec<Problem>),
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(|p| format!("\n  - {p}")).collect()
+}
+
+impl Config {
+    /// Reads file and flags. `node_name` is the environment's NODE_NAME.
+    pub fn load(args: &Args, node_name: Option<&str>) -> Result<Self, ConfigError> {
+        let Some(path) = &args.config else {
+            return Self::parse("", Path::new("(none)"), args, node_name);
+        };
+        let read = |reason: String| ConfigError::Read { path: path.clone(), reason };
+        let size = std::fs::metadata(path).map_err(|e| read(e.to_string()))?;
+        if !size.is_file() {
+            return Err(read("not a regular file".to_owned()));
+        }
+        if size.len() > MAX_FILE {
+            return Err(read(format!("{} bytes, more than {MAX_FILE}", size.len())));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| read(e.to_string()))?;
+        Self::parse(&text, path, args, node_name)
+    }
+
+    /// As [`Config::load`], with the file's text; `path` only names it in errors.
+    pub fn parse(text: &str, path: &Path, args: &Args, node_name: Option<&str>) -> Result<Self, ConfigError> {
+        let yaml = |reason: String| ConfigError::Yaml { path: path.to_owned(), reason };
+        let blank = text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'));
+        let value = if blank {
+            serde_json::Value::Null
+        } else {
+            serde_saphyr::from_str(text).map_err(|e| yaml(e.to_string()))?
+        };
+        let mapping = match value {
+            serde_json::Value::Object(mapping) => mapping,
+            serde_json::Value::Null => serde_json::Map::new(),
+            _ => return Err(yaml("the document is not a mapping".to_owned())),
+        };
+        sections::read(mapping, args, node_name).map_err(ConfigError::Invalid)
+    }
+
+    /// What the source `authority` needs; none with the source `directory`.
+    pub fn authority(&self) -> Option<&AuthoritySource> {
+        match &self.source {
+            Source::Authority(authority) => Some(authority),
+            Source::Directory => None,
+        }
+    }
+
+    /// The CSI endpoint that the kubelet is told: `<kubeletRoot>/plugins/<driverName>/csi.sock`.
+    pub fn endpoint(&self) -> PathBuf {
+        self.kubelet_root.join("plugins").join(&self.driver_name).join("csi.sock")
+    }
+
+    /// The fields of `new` that differ from this configuration and that only a restart applies: what names the
+    /// processes' sockets and who may use them, the identity source and its trust domain, and the addresses and
+    /// bounds of what is being served. Everything else (tokens, templates, key kinds, lifetimes, log level) can
+    /// be taken over by a running agent.
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let (old_authority, new_authority) = (self.authority(), new.authority());
+        let domain = |a: Option<&AuthoritySource>| a.map(|a| a.trust_domain.clone());
+        let directory = |a: Option<&AuthoritySource>| a.and_then(|a| a.embedded.directory.clone());
+        [
+            ("driverName", self.driver_name != new.driver_name),
+            ("kubeletRoot", self.kubelet_root != new.kubelet_root),
+            ("nodeName", self.node_name != new.node_name),
+            ("mounterSocket", self.mounter_socket != new.mounter_socket),
+            ("kubeletUid", self.kubelet_uid != new.kubelet_uid),
+            ("identity.source", old_authority.is_some() != new_authority.is_some()),
+            ("trustDomain", domain(old_authority) != domain(new_authority)),
+            ("authority.embedded.directory", directory(old_authority) != directory(new_authority)),
+            ("http.address", self.http != new.http),
+            ("log.format", self.log.format != new.log.format),
+            ("workloadApi", self.workload_api != new.workload_api),
+        ]
+        .into_iter()
+        .filter_map(|(field, differs)| differs.then_some(field))
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,336 @@
+//! The fields, their defaults and the rules between them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use seamount_identity::TrustDomain;
+use seamount_identity::authority::{IdTemplate, KeyType};
+use serde_json::{Map, Value};
+
+use super::reader::{Problems, Section, absolute, word};
+use super::{
+    API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, Args, AuthoritySource, CA_TTL, CONNECTIONS,
+    Config, DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, ISSUER, KUBELET_ROOT, Keys, Log, LogFormat, LogLevel,
+    MAX_CONNECTIONS, MAX_SVID_TTL, MIN_SVID_TTL, MOUNTER_SOCKET, Problem, SVID_TTL, SVIDS_PER_CA, Source,
+    TokenConfig, WorkloadApi, format_duration,
+};
+
+const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+const LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+/// Sections that the source `directory` has no use for.
+const AUTHORITY_ONLY: [&str; 3] = ["trustDomain", "authority", "token"];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Authority,
+    Directory,
+}
+
+pub(super) fn read(
+    mapping: Map<String, Value>,
+    args: &Args,
+    environment: Option<&str>,
+) -> Result<Config, Vec<Problem>> {
+    let mut problems = Problems::default();
+    let p = &mut problems;
+    let mut root = Section::root(mapping);
+
+    let (field, text) = chosen(&mut root, "driverName", ("--driver-name", &args.driver_name), DRIVER_NAME, p);
+    let driver_name = driver(&field, text, p);
+    let (field, text) = chosen(&mut root, "kubeletRoot", ("--kubelet-root", &args.kubelet_root), KUBELET_ROOT, p);
+    let kubelet_root = absolute(&field, &text, p);
+    if kubelet_root.as_ref().is_some_and(|root| root.as_os_str() == "/") {
+        p.add(&field, "is \"/\"", format!("write the kubelet's --root-dir, mostly {KUBELET_ROOT}"));
+    }
+    let node_name = node(&mut root, args, environment, p);
+    let (field, text) =
+        chosen(&mut root, "mounterSocket", ("--mounter-socket", &args.mounter_socket), MOUNTER_SOCKET, p);
+    let mounter_socket = absolute(&field, &text, p);
+    if let Some(path) = &mounter_socket
+        && path.as_os_str().len() > 107
+    {
+        p.add(&field, "is longer than the 107 bytes of a Unix socket's address (unix(7))", "write a shorter path");
+    }
+    let kubelet_uid = root.number("kubeletUid", 0, (0, u32::MAX - 1), p);
+    let source = source(&mut root, p);
+    let http = http(&mut root, p);
+    let log = log(&mut root, args, p);
+    let workload_api = workload_api(&mut root, p);
+    root.end(p);
+
+    match (kubelet_root, mounter_socket, source) {
+        (Some(kubelet_root), Some(mounter_socket), Some(source)) if problems.0.is_empty() => Ok(Config {
+            driver_name,
+            kubelet_root,
+            node_name,
+            mounter_socket,
+            kubelet_uid,
+            source,
+            http,
+            log,
+            workload_api,
+        }),
+        _ => Err(problems.0),
+    }
+}
+
+/// Flag over file over default, with the name to put into a problem. The file's value must be a text in any case.
+fn chosen(
+    root: &mut Section,
+    name: &'static str,
+    (flag, value): (&str, &Option<String>),
+    default: &str,
+    p: &mut Problems,
+) -> (String, String) {
+    let file = root.string(name, p);
+    match (value, file) {
+        (Some(text), _) => (flag.to_owned(), text.clone()),
+        (None, Some(text)) => (name.to_owned(), text),
+        (None, None) => (name.to_owned(), default.to_owned()),
+    }
+}
+
+/// CSI 1.13, GetPluginInfoResponse.name: at most 63 characters, domain name notation, begins and ends with an
+/// alphanumeric. Lower case because the CSIDriver object's name has to be the same, and it is a DNS subdomain.
+fn driver(field: &str, text: String, p: &mut Problems) -> String {
+    if !(text.len() <= 63 && text.split('.').all(label)) {
+        p.add(
+            field,
+            format!("{text:?} is not a CSI driver name"),
+            format!("write at most 63 lower-case letters, digits, inner hyphens and dots, for instance {DRIVER_NAME}"),
+        );
+    }
+    text
+}
+
+fn label(label: &str) -> bool {
+    !label.is_empty()
+        && label.len() <= 63
+        && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+fn node(root: &mut Section, args: &Args, environment: Option<&str>, p: &mut Problems) -> String {
+    let file = root.string("nodeName", p);
+    let environment = environment.filter(|name| !name.is_empty()).map(str::to_owned);
+    let (field, name) = match (&args.node_name, environment, file) {
+        (Some(flag), _, _) => ("--node-name", flag.clone()),
+        (None, Some(environment), _) => ("environment NODE_NAME", environment),
+        (None, None, Some(file)) => ("nodeName", file),
+        (None, None, None) => {
+            p.add(
+                "nodeName",
+                "is missing",
+                "set --node-name, the environment's NODE_NAME (fieldRef spec.nodeName) or nodeName",
+            );
+            return String::new();
+        }
+    };
+    // CSI 1.13, NodeGetInfoResponse.node_id: at most 256 bytes; Kubernetes: a DNS subdomain.
+    if name.len() > 253 || !name.split('.').all(label) {
+        p.add(field, format!("{name:?} is not a node name"), "write the node's metadata.name");
+    }
+    name
+}
+
+fn source(root: &mut Section, p: &mut Problems) -> Option<Source> {
+    let mut identity = root.section("identity", p);
+    let kinds = [("authority", Kind::Authority), ("directory", Kind::Directory)];
+    let kind = identity.word("source", Kind::Authority, &kinds, p);
+    let template = identity.string("idTemplate", p);
+    identity.end(p);
+
+    if kind == Kind::Directory {
+        for name in AUTHORITY_ONLY {
+            if root.has(name) {
+                p.add(name, "has no meaning with identity.source directory", "remove it, or write identity.source: authority");
+            }
+            root.ignore(name);
+        }
+        if template.is_some() {
+            p.add("identity.idTemplate", "has no meaning with identity.source directory", "remove it");
+        }
+        return Some(Source::Directory);
+    }
+
+    let trust_domain = match root.string("trustDomain", p) {
+        None => {
+            p.add("trustDomain", "is missing", "write the trust domain of your SPIFFE IDs, for instance example.org");
+            None
+        }
+        Some(text) => match text.parse::<TrustDomain>() {
+            Ok(domain) => Some(domain),
+            Err(why) => {
+                p.add("trustDomain", format!("{text:?}: {why}"), "write a name such as example.org, without spiffe://");
+                None
+            }
+        },
+    };
+    let id_template = template.unwrap_or_else(|| ID_TEMPLATE.to_owned());
+    if let Some(domain) = &trust_domain
+        && let Err(why) = IdTemplate::parse(&id_template, domain)
+    {
+        p.add("identity.idTemplate", format!("{id_template:?}: {why}"), format!("write for instance {ID_TEMPLATE}"));
+    }
+    let embedded = embedded(root, p);
+    let token = token(root, p);
+    let (trust_domain, token) = (trust_domain?, token?);
+    Some(Source::Authority(Box::new(AuthoritySource { trust_domain, id_template, embedded, token })))
+}
+
+fn embedded(root: &mut Section, p: &mut Problems) -> Embedded {
+    let mut authority = root.section("authority", p);
+    let mut section = authority.section("embedded", p);
+    authority.end(p);
+    let ca_ttl = section.duration("caTtl", CA_TTL, p);
+    let svid_ttl = section.duration("svidTtl", SVID_TTL, p);
+    let field = section.path("svidTtl");
+    if !(MIN_SVID_TTL..=MAX_SVID_TTL).contains(&svid_ttl) {
+        p.add(
+            &field,
+            format!("is {}", format_duration(svid_ttl)),
+            format!("write {} to {}", format_duration(MIN_SVID_TTL), format_duration(MAX_SVID_TTL)),
+        );
+    }
+    if svid_ttl.saturating_mul(SVIDS_PER_CA) > ca_ttl {
+        p.add(
+            &field,
+            format!("{} does not fit {SVIDS_PER_CA} times into caTtl {}", format_duration(svid_ttl), format_duration(ca_ttl)),
+            "shorten svidTtl or lengthen caTtl: an SVID must not outlive its issuer, which is replaced at half-life",
+        );
+    }
+    let directory = section.file("directory", p);
+    let key_type = key_kind(&mut section, "keyType", p);
+    let svid_key_type = key_kind(&mut section, "svidKeyType", p);
+    section.end(p);
+    Embedded { directory, key_type, svid_key_type, ca_ttl, svid_ttl }
+}
+
+fn key_kind(section: &mut Section, name: &'static str, p: &mut Problems) -> KeyType {
+    let Some(text) = section.string(name, p) else { return KeyType::EcP256 };
+    text.parse().unwrap_or_else(|_| {
+        p.add(&section.path(name), format!("is {text:?}"), "write one of ec-p256, ec-p384, rsa-2048, rsa-4096");
+        KeyType::EcP256
+    })
+}
+
+fn token(root: &mut Section, p: &mut Problems) -> Option<TokenConfig> {
+    let mut section = root.section("token", p);
+    let audience = section.string("audience", p).unwrap_or_else(|| AUDIENCE.to_owned());
+    let issuer = section.string("issuer", p).unwrap_or_else(|| ISSUER.to_owned());
+    for (name, value, remedy) in [
+        ("audience", &audience, "write the audience of the CSIDriver's tokenRequests"),
+        ("issuer", &issuer, "write the API server's --service-account-issuer"),
+    ] {
+        if value.is_empty() || value.len() > 1024 || value.contains(char::is_control) {
+            p.add(&section.path(name), "is empty, longer than 1024 bytes or has control characters", remedy);
+        }
+    }
+    let allow_volume_context = section.boolean("allowVolumeContext", false, p);
+    let mut keys = section.section("keys", p);
+    section.end(p);
+
+    let (has_file, has_server) = (keys.has("file"), keys.has("apiServer"));
+    let file = keys.file("file", p);
+    let mut server = keys.section("apiServer", p);
+    let url = server.string("url", p).unwrap_or_else(|| API_SERVER.to_owned());
+    let parsed = parse_url(&url);
+    if parsed.is_none() {
+        p.add(
+            "token.keys.apiServer.url",
+            format!("is {url:?}"),
+            format!("write https://<host>[:<port>][/<path>], for instance {API_SERVER}"),
+        );
+    }
+    let ca_file = path_or(&mut server, "caFile", API_SERVER_CA, p);
+    let token_file = path_or(&mut server, "tokenFile", API_SERVER_TOKEN, p);
+    server.end(p);
+    keys.end(p);
+
+    let keys = match (has_file, has_server) {
+        (true, true) => {
+            p.add("token.keys", "has both file and apiServer", "write one of them");
+            return None;
+        }
+        (true, false) => Keys::File(file?),
+        // `apiServer: {}` and nothing at all: the API server of the cluster that the agent runs in.
+        (false, _) => {
+            let (host, port, path) = parsed?;
+            Keys::ApiServer(ApiServer { host, port, path, ca_file: ca_file?, token_file: token_file? })
+        }
+    };
+    Some(TokenConfig { audience, issuer, keys, allow_volume_context })
+}
+
+fn path_or(section: &mut Section, name: &'static str, default: &str, p: &mut Problems) -> Option<PathBuf> {
+    if section.has(name) {
+        section.file(name, p)
+    } else {
+        section.ignore(name);
+        Some(default.into())
+    }
+}
+
+/// Host without brackets, port, path without closing slash. Only https: the keys decide who is who.
+fn parse_url(url: &str) -> Option<(String, u16, String)> {
+    let uri: http::Uri = url.parse().ok()?;
+    let authority = uri.authority()?;
+    let plain = uri.scheme_str() == Some("https") && uri.query().is_none() && !authority.as_str().contains('@');
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    // `port_u16` is none both without a port and with one that is no number.
+    let port = match authority.port() {
+        Some(port) => Some(port.as_u16()),
+        None => authority.as_str().ends_with(authority.host()).then_some(443),
+    };
+    let path = uri.path().trim_end_matches('/').to_owned();
+    (plain && !host.is_empty()).then_some(())?;
+    Some((host.to_owned(), port.filter(|port| *port != 0)?, path))
+}
+
+fn http(root: &mut Section, p: &mut Problems) -> Option<SocketAddr> {
+    let mut section = root.section("http", p);
+    let text = section.string("address", p).unwrap_or_else(|| HTTP_ADDRESS.to_owned());
+    section.end(p);
+    if text.is_empty() {
+        return None;
+    }
+    let address = text.parse().ok();
+    if address.is_none() {
+        p.add(
+            "http.address",
+            format!("is {text:?}"),
+            "write <IP address>:<port>, for instance 127.0.0.1:9808 or [::]:9808, or \"\" for none",
+        );
+    }
+    address
+}
+
+fn log(root: &mut Section, args: &Args, p: &mut Problems) -> Log {
+    let mut section = root.section("log", p);
+    let mut format = section.word("format", LogFormat::Text, &FORMATS, p);
+    let mut level = section.word("level", LogLevel::Info, &LEVELS, p);
+    section.end(p);
+    if let Some(text) = &args.log_format {
+        format = word("--log-format", text, format, &FORMATS, p);
+    }
+    if let Some(text) = &args.log_level {
+        level = word("--log-level", text, level, &LEVELS, p);
+    }
+    Log { format, level }
+}
+
+fn workload_api(root: &mut Section, p: &mut Problems) -> WorkloadApi {
+    let mut section = root.section("workloadApi", p);
+    let bounds = (1, MAX_CONNECTIONS);
+    let connections_per_volume = section.number("connectionsPerVolume", CONNECTIONS, bounds, p);
+    let streams_per_connection = section.number("streamsPerConnection", CONNECTIONS, bounds, p);
+    section.end(p);
+    WorkloadApi { connections_per_volume, streams_per_connection }
+}

@@ -1,0 +1,4 @@
+//! CSI: what the kubelet asks for.
+
+pub mod request;
+pub mod service;

@@ -1,0 +1,202 @@
+//! `/livez`, `/readyz` and `/metrics`.
+//!
+//! Liveness is the process's own progress and nothing else: a check that asked for the mounter or for the kubelet's
+//! registration would restart a healthy agent for somebody else's trouble, for ever. Those are conditions of readiness.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+/// How often the agent's own loop calls [`Progress::beat`].
+pub const BEAT: Duration = Duration::from_secs(1);
+/// Without a beat for so long the process makes no progress. Long, because a node may be starved for seconds.
+pub const STUCK: Duration = Duration::from_secs(60);
+
+/// A condition of readiness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Condition {
+    /// The configuration is valid.
+    Configuration,
+    /// The mounter is connected.
+    Mounter,
+    /// The kubelet has registered the driver.
+    Registration,
+    /// The authority can sign.
+    Authority,
+    /// The token issuer's keys are known.
+    TokenKeys,
+}
+
+impl Condition {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Configuration, Self::Mounter, Self::Registration, Self::Authority, Self::TokenKeys];
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Configuration => "configuration",
+            Self::Mounter => "mounter",
+            Self::Registration => "registration",
+            Self::Authority => "authority",
+            Self::TokenKeys => "token keys",
+        })
+    }
+}
+
+/// How a condition stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Met; with a remark where one helps (for instance "using the last good configuration").
+    Ready(String),
+    /// Not met, and why.
+    NotReady(String),
+    /// Does not apply (for instance the authority with the `directory` source).
+    NotNeeded,
+}
+
+/// The conditions, shared by all parts of the agent. Everything starts as not ready.
+#[derive(Debug)]
+pub struct Readiness {
+    standings: Mutex<BTreeMap<Condition, Standing>>,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        let start = |c| (c, Standing::NotReady("not looked at yet".to_owned()));
+        Self { standings: Mutex::new(Condition::ALL.into_iter().map(start).collect()) }
+    }
+}
+
+impl Readiness {
+    /// States a condition. True where that changed something (a reason to log).
+    pub fn set(&self, condition: Condition, standing: Standing) -> bool {
+        let mut standings = self.standings.lock().unwrap_or_else(PoisonError::into_inner);
+        standings.insert(condition, standing.clone()) != Some(standing)
+    }
+
+    /// All conditions.
+    pub fn all(&self) -> BTreeMap<Condition, Standing> {
+        self.standings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether every condition is met or not needed.
+    pub fn is_ready(&self) -> bool {
+        !self.all().values().any(|s| matches!(s, Standing::NotReady(_)))
+    }
+}
+
+/// The process's own progress, by CLOCK_MONOTONIC: a node that was suspended for an hour comes back alive, so here
+/// (unlike in rotation timers) suspension must not count.
+#[derive(Debug)]
+pub struct Progress {
+    last: AtomicU64,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { last: AtomicU64::new(seconds()) }
+    }
+}
+
+impl Progress {
+    /// The agent's loop went round once more.
+    pub fn beat(&self) {
+        self.last.store(seconds(), Ordering::Relaxed);
+    }
+
+    /// How long ago the last beat was.
+    pub fn silence(&self) -> Duration {
+        self.silence_at(seconds())
+    }
+
+    fn silence_at(&self, now: u64) -> Duration {
+        Duration::from_secs(now.saturating_sub(self.last.load(Ordering::Relaxed)))
+    }
+}
+
+fn seconds() -> u64 {
+    u64::try_from(clock_gettime(ClockId::Monotonic).tv_sec).unwrap_or(0)
+}
+
+/// What the routes show.
+#[derive(Debug, Clone, Default)]
+pub struct Shown {
+    /// Conditions of readiness.
+    pub readiness: Arc<Readiness>,
+    /// The process's progress.
+    pub progress: Arc<Progress>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The routes. GET only; everything else is 404 or 405.
+pub fn router(shown: Shown) -> Router {
+    Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(shown)
+}
+
+/// Serves until cancelled.
+pub async fn serve(listener: TcpListener, shown: Shown, cancel: CancellationToken) -> io::Result<()> {
+    axum::serve(listener, router(shown)).with_graceful_shutdown(cancel.cancelled_owned()).await
+}
+
+async fn livez(State(shown): State<Shown>) -> Response {
+    let silence = shown.progress.silence();
+    if silence < STUCK {
+        return (StatusCode::OK, "ok\n").into_response();
+    }
+    let text = format!("no progress for {} s\n", silence.as_secs());
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+/// One line for each condition: `[+]` met, `[-]` not met, `[ ]` not needed.
+async fn readyz(State(shown): State<Shown>) -> Response {
+    let all = shown.readiness.all();
+    let mut text = String::new();
+    let mut status = StatusCode::OK;
+    for (condition, standing) in &all {
+        let line = match standing {
+            Standing::Ready(remark) if remark.is_empty() => format!("[+] {condition}\n"),
+            Standing::Ready(remark) => format!("[+] {condition}: {remark}\n"),
+            Standing::NotReady(why) => {
+                status = StatusCode::SERVICE_UNAVAILABLE;
+                format!("[-] {condition}: {why}\n")
+            }
+            Standing::NotNeeded => format!("[ ] {condition}: not needed\n"),
+        };
+        text.push_str(&line);
+    }
+    text.push_str(if status == StatusCode::OK { "ready\n" } else { "not ready\n" });
+    (status, text).into_response()
+}
+
+async fn metrics(State(shown): State<Shown>) -> Response {
+    const OPEN_METRICS: HeaderValue =
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    match shown.metrics.encode() {
+        Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be encoded\n").into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

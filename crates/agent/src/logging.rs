@@ -1,0 +1,66 @@
+//! Logs to stderr, one event per line, as text or JSON.
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+use tracing_subscriber::{Layer as _, Registry, fmt};
+
+use crate::config::{Log, LogFormat, LogLevel};
+
+/// Changes the level of a running agent.
+pub struct LogHandle(reload::Handle<Targets, Registry>);
+
+impl LogHandle {
+    /// Takes the level over; the format needs a restart.
+    pub fn set_level(&self, level: LogLevel) -> Result<(), reload::Error> {
+        self.0.reload(targets(level))
+    }
+}
+
+/// Installs the process's logger. Call once.
+pub fn init(log: Log) -> Result<LogHandle, TryInitError> {
+    let (filter, handle) = reload::Layer::new(targets(log.level));
+    let lines = match log.format {
+        LogFormat::Text => {
+            fmt::layer().with_ansi(false).with_target(false).with_writer(std::io::stderr).boxed()
+        }
+        LogFormat::Json => {
+            fmt::layer().json().flatten_event(true).with_target(false).with_writer(std::io::stderr).boxed()
+        }
+    };
+    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
+    Ok(LogHandle(handle))
+}
+
+/// Our own crates at the wished level. The libraries below stay at `warn` even with `debug` and `trace`: h2 and hyper
+/// print frames and headers there, and a frame may hold a token or a key.
+fn targets(level: LogLevel) -> Targets {
+    let ours = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    Targets::new().with_default(ours.min(LevelFilter::WARN)).with_target("seamount", ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn libraries_never_print_frames() {
+        for level in [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace] {
+            let targets = targets(level);
+            for library in ["h2::codec", "hyper::proto", "tonic", "rustls"] {
+                assert!(!targets.would_enable(library, &Level::INFO), "{library} at {level:?}");
+            }
+        }
+        assert!(targets(LogLevel::Trace).would_enable("seamount_agent::volumes", &Level::TRACE));
+        assert!(!targets(LogLevel::Info).would_enable("seamount_agent::volumes", &Level::DEBUG));
+        assert!(!targets(LogLevel::Error).would_enable("h2", &Level::WARN));
+    }
+}

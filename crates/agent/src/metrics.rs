@@ -1,0 +1,276 @@
+//! What is counted, in the OpenMetrics text format (Prometheus metric naming: base units, `_total`, `_seconds`).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use seamount_identity::workload_api::Observer;
+
+/// Upper bounds of the duration histograms, in seconds: a publish takes about a millisecond; the kubelet gives up
+/// after two minutes.
+const BUCKETS: [f64; 12] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0, 120.0];
+
+/// How an operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, missing_docs, reason = "label values as they are exposed")]
+pub enum Outcome {
+    success,
+    refused,
+    error,
+}
+
+/// State of a volume, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelValue)]
+#[allow(non_camel_case_types, missing_docs, reason = "label values as they are exposed")]
+pub enum VolumeState {
+    pending,
+    ready,
+    unavailable,
+    denied,
+}
+
+/// Source of a volume, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelValue)]
+#[allow(non_camel_case_types, missing_docs, reason = "label values as they are exposed")]
+pub enum SourceLabel {
+    authority,
+    directory,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VolumeLabels {
+    source: SourceLabel,
+    state: VolumeState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    operation: &'static str,
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+type Durations = Family<ResultLabel, Histogram, fn() -> Histogram>;
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// All metrics of one agent. Cheap to share in an `Arc`; every method may be called from anywhere.
+pub struct Metrics {
+    registry: Registry,
+    publish: Durations,
+    unpublish: Durations,
+    volumes: Family<VolumeLabels, Gauge>,
+    /// What each volume counts as and when its SVID ends: gauges over all volumes are made from it.
+    known: Mutex<HashMap<String, Known>>,
+    expiry: Seconds,
+    connections: Gauge,
+    streams: Gauge,
+    workload_refused: Family<ReasonLabel, Counter>,
+    refused: Family<RefusedLabels, Counter>,
+    rotations: Family<ResultLabel, Counter>,
+    mounter_connected: Gauge,
+    mounter_reconnects: Counter,
+    registered: Gauge,
+    key_refreshes: Family<ResultLabel, Counter>,
+    keys_refreshed: Seconds,
+    descriptors: Gauge,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+struct Known {
+    source: SourceLabel,
+    state: VolumeState,
+    not_after: Option<SystemTime>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A registry of its own: nothing global, so that tests may have many.
+    pub fn new() -> Self {
+        let mut r = Registry::with_prefix("seamount");
+        let durations: fn() -> Histogram = || Histogram::new(BUCKETS);
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        r.register("agent_build", "Release of the agent", version);
+        let publish = register(&mut r, "publish_duration_seconds", "NodePublishVolume", Durations::new_with_constructor(durations));
+        let unpublish =
+            register(&mut r, "unpublish_duration_seconds", "NodeUnpublishVolume", Durations::new_with_constructor(durations));
+        Self {
+            publish,
+            unpublish,
+            volumes: register(&mut r, "volumes", "Published volumes by identity source and state", Family::default()),
+            known: Mutex::default(),
+            expiry: register(
+                &mut r,
+                "svid_earliest_expiry_timestamp_seconds",
+                "When the first of all SVIDs expires, in Unix time; 0: there is none",
+                Seconds::default(),
+            ),
+            connections: register(&mut r, "workload_api_connections", "Open Workload API connections", Gauge::default()),
+            streams: register(&mut r, "workload_api_streams", "Open Workload API streams", Gauge::default()),
+            workload_refused: register(&mut r, "workload_api_refused", "Refused Workload API connections and calls", Family::default()),
+            refused: register(&mut r, "csi_refused_requests", "Refused CSI requests", Family::default()),
+            rotations: register(&mut r, "svid_rotations", "Attempts to get an SVID", Family::default()),
+            mounter_connected: register(&mut r, "mounter_connected", "1 while the mounter is connected", Gauge::default()),
+            mounter_reconnects: register(&mut r, "mounter_connections", "Connections made to the mounter", Counter::default()),
+            registered: register(
+                &mut r,
+                "kubelet_registered",
+                "1 after the kubelet said that the plugin is registered, 0 before, -1 after it said that it failed",
+                Gauge::default(),
+            ),
+            key_refreshes: register(&mut r, "token_key_refreshes", "Attempts to read the token issuer's keys", Family::default()),
+            keys_refreshed: register(
+                &mut r,
+                "token_keys_timestamp_seconds",
+                "When the token issuer's keys were last read, in Unix time; 0: never",
+                Seconds::default(),
+            ),
+            descriptors: register(&mut r, "descriptor_limit", "Descriptors that the agent may have open", Gauge::default()),
+            registry: r,
+        }
+    }
+
+    /// The OpenMetrics text.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// One NodePublishVolume.
+    pub fn published(&self, result: Outcome, took: Duration) {
+        self.publish.get_or_create(&ResultLabel { result }).observe(took.as_secs_f64());
+    }
+
+    /// One NodeUnpublishVolume.
+    pub fn unpublished(&self, result: Outcome, took: Duration) {
+        self.unpublish.get_or_create(&ResultLabel { result }).observe(took.as_secs_f64());
+    }
+
+    /// A CSI request was refused; `kind` as of [`crate::csi::request::Refusal::kind`].
+    pub fn refused(&self, operation: &'static str, kind: &'static str) {
+        self.refused.get_or_create(&RefusedLabels { operation, kind }).inc();
+    }
+
+    /// Where a volume stands now. `volume` is `<pod uid>/<volume name>`; it is counted once, whatever came before.
+    pub fn volume(
+        &self,
+        volume: &str,
+        source: SourceLabel,
+        state: VolumeState,
+        svid_not_after: Option<SystemTime>,
+    ) {
+        let new = Known { source, state, not_after: svid_not_after };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = known.insert(volume.to_owned(), new);
+        self.recount(old, Some(new), &known);
+    }
+
+    /// A volume is gone.
+    pub fn volume_gone(&self, volume: &str) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = known.remove(volume);
+        self.recount(old, None, &known);
+    }
+
+    fn recount(&self, old: Option<Known>, new: Option<Known>, known: &HashMap<String, Known>) {
+        for (one, delta) in [(old, -1), (new, 1)] {
+            if let Some(Known { source, state, .. }) = one {
+                self.volumes.get_or_create(&VolumeLabels { source, state }).inc_by(delta);
+            }
+        }
+        if old.and_then(|k| k.not_after) != new.and_then(|k| k.not_after) {
+            let earliest = known.values().filter_map(|k| k.not_after).min();
+            self.expiry.set(earliest.map_or(0.0, unix));
+        }
+    }
+
+    /// An attempt to get an SVID ended.
+    pub fn rotation(&self, result: Outcome) {
+        self.rotations.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// The connection to the mounter came up or went down.
+    pub fn mounter(&self, connected: bool) {
+        self.mounter_connected.set(i64::from(connected));
+        if connected {
+            self.mounter_reconnects.inc();
+        }
+    }
+
+    /// What the kubelet said: registered, not, or (none) nothing yet.
+    pub fn registration(&self, registered: Option<bool>) {
+        self.registered.set(match registered {
+            Some(true) => 1,
+            Some(false) => -1,
+            None => 0,
+        });
+    }
+
+    /// The issuer's keys were read, or could not be.
+    pub fn keys(&self, result: Outcome, now: SystemTime) {
+        self.key_refreshes.get_or_create(&ResultLabel { result }).inc();
+        if result == Outcome::success {
+            self.keys_refreshed.set(unix(now));
+        }
+    }
+
+    /// The process's limit of descriptors.
+    pub fn descriptor_limit(&self, limit: u64) {
+        self.descriptors.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+}
+
+impl Observer for Metrics {
+    fn connection(&self, delta: i64) {
+        self.connections.inc_by(delta);
+    }
+
+    fn stream(&self, delta: i64) {
+        self.streams.inc_by(delta);
+    }
+
+    fn refused(&self, why: &'static str) {
+        self.workload_refused.get_or_create(&ReasonLabel { reason: why }).inc();
+    }
+}
+
+fn register<M: Clone + prometheus_client::registry::Metric>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    r.register(name, help, metric.clone());
+    metric
+}
+
+fn unix(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! What the state tmpfs holds: one record per volume, and one of the node.
+//!
+//! The frame, the same for all versions: magic `SMR\x01` · version u16 · kind u16 · generation u64 · length u32 · body ·
+//! SHA-256 over everything before it. Little-endian. A record of a newer release is refused by name and left alone, so
+//! that going back and forth between releases loses nothing; a damaged one is told apart from it by the checksum.
+
+mod codec;
+
+pub use codec::{KIND_NODE, KIND_VOLUME, MAX_RECORD, RecordError, VERSION};
+
+use std::time::SystemTime;
+
+use seamount_identity::authority::Workload;
+use seamount_mounter::names::Volume;
+use zeroize::Zeroizing;
+
+use crate::csi::request::Parameters;
+use crate::token::Token;
+use codec::{Reader, Writer};
+
+/// Which identity source a volume was published with; it does not change while the volume lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeSource {
+    /// A socket of its own.
+    Authority,
+    /// A bind mount of the source directory.
+    Directory,
+}
+
+/// All that the agent knows of one volume. Has no `Debug`: it holds a token and a key, both wiped on drop.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Raised with each write of this volume's record.
+    pub generation: u64,
+    /// Which volume.
+    pub volume: Volume,
+    /// Who the pod is. With [`VolumeSource::Directory`] as the request says it, else proved by the token.
+    pub workload: Workload,
+    /// Which source.
+    pub source: VolumeSource,
+    /// `SO_COOKIE` of the volume's listener; 0 = none.
+    pub cookie: u64,
+    /// What a republish must repeat.
+    pub parameters: Parameters,
+    /// The last good token and when it expires.
+    pub token: Option<(Token, SystemTime)>,
+    /// The identity, once there is one.
+    pub svid: Option<StoredSvid>,
+}
+
+/// An issued identity.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredSvid {
+    /// The SPIFFE ID as text.
+    pub spiffe_id: String,
+    /// Private key, PKCS#8 DER.
+    pub key: Zeroizing<Vec<u8>>,
+    /// Certificates, leaf first, DER one after the other.
+    pub chain: Vec<u8>,
+    /// The own trust domain's roots that it was issued under, DER one after the other: an agent that comes back before
+    /// its authority goes on serving with them, and one whose root in memory is gone knows it.
+    pub roots: Vec<u8>,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+    /// When the next one is due (wall clock).
+    pub rotate_at: SystemTime,
+}
+
+/// What the agent knows of the node: so that an agent that came back on inherited listeners knows whether the
+/// kubelet has registered them (the kubelet does not say it twice).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// Raised with each write.
+    pub generation: u64,
+    /// `SO_COOKIE` of the CSI listener; 0 = none.
+    pub csi_cookie: u64,
+    /// `SO_COOKIE` of the registration listener; 0 = none.
+    pub registration_cookie: u64,
+    /// What the kubelet said about the registration on that listener.
+    pub registration: Registration,
+}
+
+/// What the kubelet has said.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Registration {
+    /// Nothing yet.
+    #[default]
+    Unknown,
+    /// NotifyRegistrationStatus: registered.
+    Registered,
+    /// NotifyRegistrationStatus: not, and why.
+    Failed(String),
+}
+
+impl Record {
+    /// The bytes for the state tmpfs; wiped on drop.
+    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let mut w = Writer::new(KIND_VOLUME, self.generation, self.capacity());
+        for text in [self.volume.pod.as_str(), self.volume.name.as_str(), self.volume.id.as_str()] {
+            w.bytes(text.as_bytes());
+        }
+        let Workload { namespace, service_account, pod_name, pod_uid, node } = &self.workload;
+        for text in [namespace, service_account, pod_name, pod_uid, node] {
+            w.bytes(text.as_bytes());
+        }
+        w.u8(match self.source {
+            VolumeSource::Authority => 1,
+            VolumeSource::Directory => 2,
+        });
+        w.u64(self.cookie);
+        w.raw(&self.parameters.0);
+        w.flag(self.token.is_some());
+        if let Some((token, expires)) = &self.token {
+            w.bytes(token.expose().as_bytes());
+            w.time(*expires);
+        }
+        w.flag(self.svid.is_some());
+        if let Some(svid) = &self.svid {
+            w.bytes(svid.spiffe_id.as_bytes());
+            w.bytes(&svid.key);
+            w.bytes(&svid.chain);
+            w.bytes(&svid.roots);
+            for time in [svid.not_before, svid.not_after, svid.rotate_at] {
+                w.time(time);
+            }
+        }
+        w.finish()
+    }
+
+    /// Enough bytes, so that the buffer never moves and leaves a copy of a secret behind.
+    fn capacity(&self) -> usize {
+        let facts = [
+            self.volume.pod.as_str(),
+            self.volume.name.as_str(),
+            self.volume.id.as_str(),
+            &self.workload.namespace,
+            &self.workload.service_account,
+            &self.workload.pod_name,
+            &self.workload.pod_uid,
+            &self.workload.node,
+        ];
+        let facts: usize = facts.iter().map(|f| f.len() + 4).sum();
+        let token = self.token.as_ref().map_or(0, |(t, _)| t.expose().len());
+        let svid = self.svid.as_ref().map_or(0, |s| s.spiffe_id.len() + s.key.len() + s.chain.len() + s.roots.len());
+        facts + token + svid + 256
+    }
+
+    /// Reads what [`Record::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let (generation, mut r) = Reader::open(bytes, KIND_VOLUME)?;
+        let volume = Volume { pod: r.parsed()?, name: r.parsed()?, id: r.parsed()? };
+        let workload = Workload {
+            namespace: r.string()?,
+            service_account: r.string()?,
+            pod_name: r.string()?,
+            pod_uid: r.string()?,
+            node: r.string()?,
+        };
+        let source = match r.u8()? {
+            1 => VolumeSource::Authority,
+            2 => VolumeSource::Directory,
+            _ => return Err(RecordError::Corrupt("unknown source")),
+        };
+        let cookie = r.u64()?;
+        let parameters = Parameters(r.array()?);
+        let token = if r.flag()? { Some((Token::new(r.string()?), r.time()?)) } else { None };
+        let svid = if r.flag()? {
+            Some(StoredSvid {
+                spiffe_id: r.string()?,
+                key: Zeroizing::new(r.bytes()?.to_vec()),
+                chain: r.bytes()?.to_vec(),
+                roots: r.bytes()?.to_vec(),
+                not_before: r.time()?,
+                not_after: r.time()?,
+                rotate_at: r.time()?,
+            })
+        } else {
+            None
+        };
+        r.end()?;
+        Ok(Self { generation, volume, workload, source, cookie, parameters, token, svid })
+    }
+}
+
+impl NodeRecord {
+    /// The bytes for the state tmpfs.
+    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let mut w = Writer::new(KIND_NODE, self.generation, 256);
+        w.u64(self.csi_cookie);
+        w.u64(self.registration_cookie);
+        match &self.registration {
+            Registration::Unknown => w.u8(0),
+            Registration::Registered => w.u8(1),
+            Registration::Failed(why) => {
+                w.u8(2);
+                w.bytes(why.as_bytes());
+            }
+        }
+        w.finish()
+    }
+
+    /// Reads what [`NodeRecord::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let (generation, mut r) = Reader::open(bytes, KIND_NODE)?;
+        let csi_cookie = r.u64()?;
+        let registration_cookie = r.u64()?;
+        let registration = match r.u8()? {
+            0 => Registration::Unknown,
+            1 => Registration::Registered,
+            2 => Registration::Failed(r.string()?),
+            _ => return Err(RecordError::Corrupt("unknown registration state")),
+        };
+        r.end()?;
+        Ok(Self { generation, csi_cookie, registration_cookie, registration })
+    }
+}
+
+#[cfg(test)]
+mod tests;

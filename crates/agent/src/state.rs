@@ -1,0 +1,261 @@
+//! The state tmpfs as a directory of records.
+//!
+//! Blocking calls: the directory is a tmpfs, a record takes microseconds. No fsync: a tmpfs has nothing to sync to, and a
+//! reboot is meant to empty it. Removal unlinks; nothing is overwritten first, because the pages of a `noswap` tmpfs go
+//! back to the kernel, which clears them before anybody else sees them.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use seamount_mounter::names::{PodUid, Volume, VolumeName};
+use zeroize::Zeroizing;
+
+use crate::record::{MAX_RECORD, NodeRecord, Record, RecordError};
+
+/// Name of the node's record. No volume's: those have a dot.
+const NODE: &str = "node";
+/// Beginning of the names of records that are being written.
+const TEMPORARY: &str = ".new-";
+
+/// Why state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The tmpfs is full.
+    #[error("state {name}: the state tmpfs is full: raise its size or its number of inodes in the mounter; nothing was changed")]
+    Full {
+        /// The record's file name.
+        name: String,
+    },
+    /// The process or the node is out of descriptors.
+    #[error("state {name}: out of descriptors: raise the limit (LimitNOFILE); nothing was changed")]
+    Descriptors {
+        /// The record's file name.
+        name: String,
+    },
+    /// Longer than [`MAX_RECORD`].
+    #[error("state {name}: {length} bytes, more than {MAX_RECORD}")]
+    TooLong {
+        /// The record's file name.
+        name: String,
+        /// Its bytes.
+        length: u64,
+    },
+    /// Of another release, or damaged.
+    #[error("state {name}: {source}")]
+    Record {
+        /// The record's file name.
+        name: String,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+    /// Under another name than the volume in it.
+    #[error("state {name}: holds the record of {holds}: it cannot be used")]
+    Name {
+        /// The record's file name.
+        name: String,
+        /// The volume in it.
+        holds: String,
+    },
+    /// Anything else that the kernel refused.
+    #[error("state {name}: cannot {what}: {source}")]
+    Io {
+        /// The record's file name, or `directory`.
+        name: String,
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl StateError {
+    fn of(name: &str, what: &'static str, errno: Errno) -> Self {
+        let name = name.to_owned();
+        match errno {
+            Errno::NOSPC | Errno::DQUOT => Self::Full { name },
+            Errno::MFILE | Errno::NFILE => Self::Descriptors { name },
+            other => Self::Io { name, what, source: other.into() },
+        }
+    }
+}
+
+/// What [`StateDir::list`] finds under one name.
+pub struct Found {
+    /// The file's name, for messages.
+    pub name: String,
+    /// The record, or why it cannot be used. The file is left alone in both cases.
+    pub record: Result<Record, StateError>,
+}
+
+/// The records, reached by a descriptor alone.
+pub struct StateDir {
+    directory: OwnedFd,
+    written: AtomicU64,
+}
+
+impl StateDir {
+    /// `directory`: what the mounter answers to `State`.
+    pub fn new(directory: OwnedFd) -> Self {
+        Self { directory, written: AtomicU64::new(0) }
+    }
+
+    /// Stores a volume's record in the place of the one before, all or nothing.
+    pub fn put(&self, record: &Record) -> Result<(), StateError> {
+        self.write(&file_name(&record.volume.pod, &record.volume.name), &record.encode())
+    }
+
+    /// The record of a volume, whatever its id.
+    pub fn get(&self, pod: &PodUid, name: &VolumeName) -> Result<Option<Record>, StateError> {
+        let name = file_name(pod, name);
+        match self.read(&name)? {
+            None => Ok(None),
+            Some(bytes) => decode(&name, &bytes).map(Some),
+        }
+    }
+
+    /// All volumes' records in the order of their names. What a crash left half written is removed.
+    pub fn list(&self) -> Result<Vec<Found>, StateError> {
+        let mut found: Vec<Found> = Vec::new();
+        for name in self.names()? {
+            if name.starts_with(TEMPORARY) {
+                self.unlink(&name)?;
+            } else if name != NODE {
+                let record = match self.read(&name) {
+                    Ok(Some(bytes)) => decode(&name, &bytes),
+                    Ok(None) => continue,
+                    Err(why) => Err(why),
+                };
+                found.push(Found { name, record });
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
+    /// Forgets a volume. Idempotent.
+    pub fn remove(&self, volume: &Volume) -> Result<(), StateError> {
+        self.unlink(&file_name(&volume.pod, &volume.name))
+    }
+
+    /// Stores the node's record.
+    pub fn put_node(&self, record: &NodeRecord) -> Result<(), StateError> {
+        self.write(NODE, &record.encode())
+    }
+
+    /// The node's record.
+    pub fn get_node(&self) -> Result<Option<NodeRecord>, StateError> {
+        match self.read(NODE)? {
+            None => Ok(None),
+            Some(bytes) => NodeRecord::decode(&bytes)
+                .map(Some)
+                .map_err(|source| StateError::Record { name: NODE.to_owned(), source }),
+        }
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        if bytes.len() > MAX_RECORD {
+            return Err(StateError::TooLong { name: name.to_owned(), length: bytes.len() as u64 });
+        }
+        // Unique in this process and, by the pid, beside an agent that is just being replaced.
+        let number = self.written.fetch_add(1, Ordering::Relaxed);
+        let temporary = format!("{TEMPORARY}{}-{number}", std::process::id());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let written = rustix::fs::openat(&self.directory, &temporary, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| StateError::of(name, "create", e))
+            .and_then(|file| write_all(&file, bytes).map_err(|e| StateError::of(name, "write", e)))
+            .and_then(|()| {
+                rustix::fs::renameat(&self.directory, &temporary, &self.directory, name)
+                    .map_err(|e| StateError::of(name, "rename", e))
+            });
+        if written.is_err() {
+            // The first error is the one to tell.
+            let _ = self.unlink(&temporary);
+        }
+        written
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
+        let fail = |what, e| StateError::of(name, what, e);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.directory, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(fail("open", e)),
+        };
+        let length = u64::try_from(rustix::fs::fstat(&file).map_err(|e| fail("stat", e))?.st_size).unwrap_or(0);
+        let size = usize::try_from(length).unwrap_or(usize::MAX);
+        if size > MAX_RECORD {
+            return Err(StateError::TooLong { name: name.to_owned(), length });
+        }
+        // Records are replaced, never changed: the size holds. The buffer does not move, so it is wiped as a whole.
+        let mut bytes = Zeroizing::new(vec![0u8; size]);
+        let mut filled = 0;
+        while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::read(&file, rest) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(fail("read", e)),
+            }
+        }
+        bytes.truncate(filled);
+        Ok(Some(bytes))
+    }
+
+    fn names(&self) -> Result<Vec<String>, StateError> {
+        let fail = |e| StateError::of("directory", "list", e);
+        // A descriptor of its own: the position of a directory stream belongs to the open file.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let again = rustix::fs::openat(self.directory.as_fd(), ".", flags, Mode::empty()).map_err(fail)?;
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::new(again).map_err(fail)? {
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = entry.map_err(fail)?.file_name().to_str()
+                && name != "."
+                && name != ".."
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    fn unlink(&self, name: &str) -> Result<(), StateError> {
+        match rustix::fs::unlinkat(&self.directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(StateError::of(name, "remove", e)),
+        }
+    }
+}
+
+/// `<pod uid>.<volume name>`: at most 36 + 1 + 63 bytes; neither part has a dot.
+fn file_name(pod: &PodUid, name: &VolumeName) -> String {
+    format!("{pod}.{name}")
+}
+
+fn decode(name: &str, bytes: &[u8]) -> Result<Record, StateError> {
+    let record =
+        Record::decode(bytes).map_err(|source| StateError::Record { name: name.to_owned(), source })?;
+    if file_name(&record.volume.pod, &record.volume.name) != name {
+        return Err(StateError::Name { name: name.to_owned(), holds: record.volume.to_string() });
+    }
+    Ok(record)
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::write(file, bytes) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,32 @@
+//! A pod's service-account token: the proof of who a pod is (everything else in a CSI request can be forged by the
+//! pod's author). Kubernetes projected tokens are JWS compact serialisations (RFC 7515 §7.1) of a JWT (RFC 7519).
+
+mod check;
+mod fetch;
+mod keys;
+mod verifier;
+
+pub use check::{Claims, LEEWAY, MAX_TOKEN, TokenError};
+pub use keys::{KeySet, KeySetError, MAX_JWKS};
+pub use verifier::{KEYS_REFRESH, TokenVerifier, UNKNOWN_KEY_PAUSE};
+
+use zeroize::Zeroizing;
+
+/// A token as it came, not verified. Has no `Debug` or `Display`; wiped on drop.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Zeroizing<String>);
+
+impl Token {
+    /// Takes the text over; the caller keeps no copy.
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The token itself, to be sent to an authority or stored in the state tmpfs, never logged.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,250 @@
+//! The pure part: is this token genuine, valid now, for us, and bound to a pod?
+
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::Algorithm;
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::Token;
+use super::keys::KeySet;
+
+/// The longest token that is looked at, in bytes. Kubernetes makes about 1.2 KiB.
+pub const MAX_TOKEN: usize = 16 * 1024;
+
+/// How far the clocks of API server and node may differ.
+pub const LEEWAY: Duration = Duration::from_secs(30);
+
+/// What a verified token says (Kubernetes `kubernetes.io` private claims of a bound service-account token).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claims {
+    /// Namespace of pod and service account.
+    pub namespace: String,
+    /// The service account's name.
+    pub service_account: String,
+    /// The service account's UID.
+    pub service_account_uid: String,
+    /// The pod's name.
+    pub pod_name: String,
+    /// The pod's UID.
+    pub pod_uid: String,
+    /// Name of the node that the pod is bound to.
+    pub node: String,
+    /// From `exp`.
+    pub expires: SystemTime,
+}
+
+/// Why a token proves nothing. Never holds a part of the token other than names that it claims.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Longer than [`MAX_TOKEN`].
+    #[error("token has {0} bytes, more than {MAX_TOKEN}: not a service-account token")]
+    TooLong(usize),
+    /// Not three base64url parts of JSON.
+    #[error("token is malformed: {0}: not a service-account token")]
+    Malformed(&'static str),
+    /// An algorithm that is not allowed: `none`, HMAC, anything unknown.
+    #[error("token is signed with an algorithm that is not allowed: only RS256/384/512, PS256/384/512 and ES256/384 are")]
+    Algorithm,
+    /// A header that changes what the signature means.
+    #[error("token has the header `{0}`, which is not supported")]
+    Header(&'static str),
+    /// No key of the issuer has the token's key id.
+    #[error(
+        "token is signed with a key that the issuer does not publish: it is forged, or the keys (`token.keys`) are not the issuer's"
+    )]
+    UnknownKey,
+    /// The signature is wrong.
+    #[error("token's signature is wrong: it is forged or damaged")]
+    Signature,
+    /// Another issuer.
+    #[error("token is of another issuer than `token.issuer` = {expected:?}: compare with the API server's --service-account-issuer")]
+    Issuer {
+        /// What the configuration says.
+        expected: String,
+    },
+    /// Not made for us.
+    #[error("token is for another audience than {expected:?}: compare `token.audience` with the CSIDriver's tokenRequests")]
+    Audience {
+        /// What the configuration says.
+        expected: String,
+    },
+    /// Too old.
+    #[error("token expired {0} s ago: the kubelet sends a new one with the next republish; compare the clocks")]
+    Expired(u64),
+    /// From the future.
+    #[error("token is not valid before {0} s from now: compare the clocks of node and API server")]
+    NotYetValid(u64),
+    /// A claim that every bound token of Kubernetes 1.32 and later has is missing, empty or of another form.
+    #[error(
+        "token has no valid claim `{0}`: only tokens bound to a pod on a node prove a pod (CSIDriver tokenRequests)"
+    )]
+    Claim(&'static str),
+    /// The issuer's keys could not be read, ever.
+    #[error("the issuer's keys are not available: {0}")]
+    KeysUnavailable(String),
+}
+
+/// The algorithms of API servers (RS256, ES256) and their stronger kin. No HMAC: the public key would be the secret.
+pub(super) fn allowed(name: &str) -> Option<Algorithm> {
+    Some(match name {
+        "RS256" => Algorithm::RS256,
+        "RS384" => Algorithm::RS384,
+        "RS512" => Algorithm::RS512,
+        "PS256" => Algorithm::PS256,
+        "PS384" => Algorithm::PS384,
+        "PS512" => Algorithm::PS512,
+        "ES256" => Algorithm::ES256,
+        "ES384" => Algorithm::ES384,
+        _ => return None,
+    })
+}
+
+/// RFC 7515 §4.1. serde refuses a repeated field of these; other fields do not matter.
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    kid: Option<String>,
+    typ: Option<String>,
+    /// Present at all (even null) is too much: nothing critical is understood here.
+    #[serde(default, deserialize_with = "present")]
+    crit: bool,
+    /// RFC 7797: an unencoded payload.
+    #[serde(default, deserialize_with = "present")]
+    b64: bool,
+}
+
+fn present<'de, D: serde::Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
+    serde::de::IgnoredAny::deserialize(d).map(|_| true)
+}
+
+#[derive(Deserialize)]
+struct Payload {
+    iss: Option<String>,
+    aud: Option<Audience>,
+    exp: Option<u64>,
+    nbf: Option<u64>,
+    sub: Option<String>,
+    #[serde(rename = "kubernetes.io")]
+    kubernetes: Option<Kubernetes>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+struct Kubernetes {
+    namespace: Option<String>,
+    serviceaccount: Option<Reference>,
+    pod: Option<Reference>,
+    node: Option<Reference>,
+}
+
+#[derive(Deserialize)]
+struct Reference {
+    name: Option<String>,
+    uid: Option<String>,
+}
+
+/// Checks a token against the issuer's keys. Pure.
+pub(super) fn check(
+    token: &Token,
+    keys: &KeySet,
+    issuer: &str,
+    audience: &str,
+    now: SystemTime,
+) -> Result<Claims, TokenError> {
+    let text = token.expose();
+    if text.len() > MAX_TOKEN {
+        return Err(TokenError::TooLong(text.len()));
+    }
+    let (message, signature) = text.rsplit_once('.').ok_or(TokenError::Malformed("not three parts"))?;
+    let (header, payload) = message.split_once('.').ok_or(TokenError::Malformed("not three parts"))?;
+    if payload.contains('.') {
+        return Err(TokenError::Malformed("not three parts"));
+    }
+
+    let header = decode(header, "the header is not base64url")?;
+    let header: Header = serde_json::from_slice(&header)
+        .map_err(|_| TokenError::Malformed("the header is not a JSON object with one `alg`"))?;
+    if header.crit {
+        return Err(TokenError::Header("crit"));
+    }
+    if header.b64 {
+        return Err(TokenError::Header("b64"));
+    }
+    if header.typ.is_some_and(|t| !t.eq_ignore_ascii_case("JWT")) {
+        return Err(TokenError::Header("typ"));
+    }
+    let algorithm = allowed(&header.alg).ok_or(TokenError::Algorithm)?;
+    // RFC 7515 §5.2: nothing of the payload is looked at before the signature.
+    keys.verify(header.kid.as_deref(), algorithm, message, signature)?;
+
+    let payload = decode(payload, "the payload is not base64url")?;
+    let payload: Payload = serde_json::from_slice(&payload)
+        .map_err(|_| TokenError::Malformed("the payload is not a JSON object of Kubernetes' form"))?;
+    claims(payload, issuer, audience, now)
+}
+
+fn decode(part: &str, what: &'static str) -> Result<Zeroizing<Vec<u8>>, TokenError> {
+    URL_SAFE_NO_PAD.decode(part).map(Zeroizing::new).map_err(|_| TokenError::Malformed(what))
+}
+
+fn claims(payload: Payload, issuer: &str, audience: &str, now: SystemTime) -> Result<Claims, TokenError> {
+    if payload.iss.as_deref() != Some(issuer) {
+        return Err(TokenError::Issuer { expected: issuer.to_owned() });
+    }
+    let ours = match &payload.aud {
+        Some(Audience::One(one)) => one == audience,
+        Some(Audience::Many(many)) => many.iter().any(|one| one == audience),
+        None => false,
+    };
+    if !ours {
+        return Err(TokenError::Audience { expected: audience.to_owned() });
+    }
+
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let exp = payload.exp.ok_or(TokenError::Claim("exp"))?;
+    let leeway = LEEWAY.as_secs();
+    if exp.saturating_add(leeway) <= now {
+        return Err(TokenError::Expired(now.saturating_sub(exp)));
+    }
+    if let Some(nbf) = payload.nbf
+        && nbf > now.saturating_add(leeway)
+    {
+        return Err(TokenError::NotYetValid(nbf.saturating_sub(now)));
+    }
+    let expires = SystemTime::UNIX_EPOCH
+        .checked_add(Duration::from_secs(exp))
+        .ok_or(TokenError::Claim("exp"))?;
+
+    let kubernetes = payload.kubernetes.ok_or(TokenError::Claim("kubernetes.io"))?;
+    let namespace = required(kubernetes.namespace, "kubernetes.io.namespace")?;
+    let account = kubernetes.serviceaccount.ok_or(TokenError::Claim("kubernetes.io.serviceaccount"))?;
+    let pod = kubernetes.pod.ok_or(TokenError::Claim("kubernetes.io.pod"))?;
+    let node = kubernetes.node.ok_or(TokenError::Claim("kubernetes.io.node"))?;
+    let claims = Claims {
+        service_account: required(account.name, "kubernetes.io.serviceaccount.name")?,
+        service_account_uid: required(account.uid, "kubernetes.io.serviceaccount.uid")?,
+        pod_name: required(pod.name, "kubernetes.io.pod.name")?,
+        pod_uid: required(pod.uid, "kubernetes.io.pod.uid")?,
+        node: required(node.name, "kubernetes.io.node.name")?,
+        namespace,
+        expires,
+    };
+    let subject = format!("system:serviceaccount:{}:{}", claims.namespace, claims.service_account);
+    if payload.sub.as_deref() != Some(subject.as_str()) {
+        return Err(TokenError::Claim("sub"));
+    }
+    Ok(claims)
+}
+
+fn required(value: Option<String>, name: &'static str) -> Result<String, TokenError> {
+    value.filter(|v| !v.is_empty()).ok_or(TokenError::Claim(name))
+}
