@@ -1,0 +1,87 @@
+//! The listeners that the kubelet speaks to: connections of other users are refused, errors of `accept` survived.
+//!
+//! The sockets are mode 0600 and root's (node core §4); the check of the peer's uid holds also where somebody got at
+//! the socket in another way.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use rustix::net::sockopt::socket_peercred;
+use tokio::net::{UnixListener, UnixStream};
+
+/// How long `accept` rests after an error such as the lack of descriptors, which would else spin.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
+
+/// Makes a listener of tokio's from a descriptor. Needs a runtime.
+pub fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
+    let listener = StdListener::from(fd);
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// The connections of one uid; all others are closed at once.
+pub fn incoming(
+    listener: UnixListener,
+    uid: Arc<AtomicU32>,
+    what: &'static str,
+) -> impl Stream<Item = io::Result<UnixStream>> {
+    unfold((listener, uid), move |(listener, uid)| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => match allowed(&stream, uid.load(Ordering::Relaxed)) {
+                    Ok(()) => return Some((Ok(stream), (listener, uid))),
+                    Err(why) => tracing::warn!(socket = what, "connection refused: {why}"),
+                },
+                Err(e) => {
+                    tracing::warn!(socket = what, error = %e, "accept failed");
+                    tokio::time::sleep(AFTER_ERROR).await;
+                }
+            }
+        }
+    })
+}
+
+fn allowed(stream: &UnixStream, wanted: u32) -> Result<(), String> {
+    let peer = socket_peercred(stream.as_fd()).map_err(|e| format!("who it is cannot be seen ({e})"))?;
+    let uid = peer.uid.as_raw();
+    if uid == wanted {
+        return Ok(());
+    }
+    Err(format!("the peer's uid is {uid}; only {wanted} may (kubeletUid)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+    use std::pin::pin;
+    use tokio::io::AsyncReadExt;
+
+    #[tokio::test]
+    async fn only_the_kubelets_uid_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let me = rustix::process::getuid().as_raw();
+        let uid = Arc::new(AtomicU32::new(me + 1));
+        let fd = OwnedFd::from(StdListener::bind(&path).unwrap());
+        let mut incoming = pin!(incoming(listener(fd).unwrap(), Arc::clone(&uid), "test"));
+        let serve = async {
+            let mut refused = UnixStream::connect(&path).await.unwrap();
+            assert_eq!(refused.read(&mut [0; 1]).await.unwrap(), 0, "must be closed");
+            uid.store(me, Ordering::Relaxed);
+            let _welcome = UnixStream::connect(&path).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            got = incoming.next() => assert!(got.unwrap().is_ok()),
+            () = serve => unreachable!(),
+        }
+        assert_eq!(uid.load(Ordering::Relaxed), me, "the first connection was let in");
+    }
+}

@@ -1,0 +1,253 @@
+//! What is in force now: a few basics that hold for the life of the process, and the configuration, which may change.
+//!
+//! The basics come from the flags, from what can be read of the configuration file, and from defaults: CSI and
+//! registration are served with them also while the file is broken (node core §5).
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Args, Config, ConfigError, TokenConfig};
+use crate::csi::request::Rules;
+use crate::http::{Condition, Shown, Standing};
+use crate::logging::LogHandle;
+use crate::metrics::Metrics;
+use crate::token::TokenVerifier;
+
+/// How often the configuration file is looked at. A ConfigMap is swapped by a symbolic link, which no inotify watch on
+/// the file sees.
+pub const LOOK: Duration = Duration::from_secs(5);
+
+/// What cannot change without a restart, and must be there without a valid configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Basics {
+    /// Name of the CSI driver.
+    pub driver_name: String,
+    /// The kubelet's root directory.
+    pub kubelet_root: String,
+    /// Name of this node; empty: unknown.
+    pub node_name: String,
+    /// The mounter's socket.
+    pub mounter_socket: String,
+    /// The uid that may use the CSI and registration sockets.
+    pub kubelet_uid: u32,
+}
+
+impl Basics {
+    /// From the valid configuration, or where there is none from flags, the file's text, and defaults.
+    pub fn new(args: &Args, node_name: Option<&str>, config: Option<&Config>, text: &str) -> Self {
+        if let Some(config) = config {
+            return Self {
+                driver_name: config.driver_name.clone(),
+                kubelet_root: config.kubelet_root.to_string_lossy().into_owned(),
+                node_name: config.node_name.clone(),
+                mounter_socket: config.mounter_socket.to_string_lossy().into_owned(),
+                kubelet_uid: config.kubelet_uid,
+            };
+        }
+        let file: serde_json::Value = serde_saphyr::from_str(text).unwrap_or_default();
+        let pick = |flag: Option<&String>, field: &str, default: &str| {
+            let of_file = || file.get(field).and_then(|v| v.as_str()).map(str::to_owned);
+            flag.cloned().or_else(of_file).filter(|v| !v.is_empty()).unwrap_or_else(|| default.to_owned())
+        };
+        let environment = node_name.map(str::to_owned);
+        let root = pick(args.kubelet_root.as_ref(), "kubeletRoot", config::KUBELET_ROOT);
+        Self {
+            driver_name: pick(args.driver_name.as_ref(), "driverName", config::DRIVER_NAME),
+            kubelet_root: root.trim_end_matches('/').to_owned(),
+            node_name: pick(args.node_name.as_ref().or(environment.as_ref()), "nodeName", ""),
+            mounter_socket: pick(args.mounter_socket.as_ref(), "mounterSocket", config::MOUNTER_SOCKET),
+            kubelet_uid: file
+                .get("kubeletUid")
+                .and_then(|v| v.as_u64())
+                .and_then(|uid| u32::try_from(uid).ok())
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Where the kubelet finds the CSI socket.
+    pub fn endpoint(&self) -> String {
+        format!("{}/plugins/{}/csi.sock", self.kubelet_root, self.driver_name)
+    }
+}
+
+/// The last good configuration, with what is made from it.
+pub struct Settings {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The rules for publish requests.
+    pub rules: Rules,
+    /// Verifies tokens; none with the source `directory`.
+    pub verifier: Option<Arc<TokenVerifier>>,
+    /// Name of this node.
+    pub node_name: String,
+}
+
+/// What is in force now.
+pub struct Live {
+    basics: Basics,
+    settings: ArcSwapOption<Settings>,
+    configs: watch::Sender<Option<Arc<Config>>>,
+    shown: Shown,
+    uid: Arc<AtomicU32>,
+    log: Mutex<Option<LogHandle>>,
+    /// Ends the verifier's reading of keys when another takes its place.
+    reading: Mutex<CancellationToken>,
+    cancel: CancellationToken,
+}
+
+impl Live {
+    /// With nothing but basics. `cancel` ends all that is started here.
+    pub fn new(basics: Basics, shown: Shown, log: Option<LogHandle>, cancel: CancellationToken) -> Arc<Self> {
+        let uid = Arc::new(AtomicU32::new(basics.kubelet_uid));
+        let reading = Mutex::new(cancel.child_token());
+        let (configs, _) = watch::channel(None);
+        Arc::new(Self {
+            basics,
+            settings: ArcSwapOption::empty(),
+            configs,
+            shown,
+            uid,
+            log: Mutex::new(log),
+            reading,
+            cancel,
+        })
+    }
+
+    /// The basics.
+    pub fn basics(&self) -> &Basics {
+        &self.basics
+    }
+
+    /// The last good configuration; none where there has never been one.
+    pub fn settings(&self) -> Option<Arc<Settings>> {
+        self.settings.load_full()
+    }
+
+    /// The configurations as they come.
+    pub fn configs(&self) -> watch::Receiver<Option<Arc<Config>>> {
+        self.configs.subscribe()
+    }
+
+    /// Metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shown.metrics
+    }
+
+    /// What the HTTP routes show.
+    pub fn shown(&self) -> &Shown {
+        &self.shown
+    }
+
+    /// The uid that may use the kubelet's sockets.
+    pub fn uid(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.uid)
+    }
+
+    /// Whether all conditions are met.
+    pub fn ready(&self) -> bool {
+        self.shown.readiness.is_ready()
+    }
+
+    /// States a condition, and logs where that is news.
+    pub fn set(&self, condition: Condition, standing: Standing) {
+        if !self.shown.readiness.set(condition, standing.clone()) {
+            return;
+        }
+        match standing {
+            Standing::Ready(remark) => tracing::info!(%condition, %remark, "ready"),
+            Standing::NotReady(why) => tracing::warn!(%condition, reason = %why, "not ready"),
+            Standing::NotNeeded => tracing::info!(%condition, "not needed"),
+        }
+    }
+
+    /// Takes a configuration over, or keeps the last good one. Needs a tokio runtime.
+    pub fn take(&self, loaded: Result<Config, ConfigError>) {
+        let config = match loaded {
+            Ok(config) => Arc::new(config),
+            Err(e) => {
+                let text = e.to_string();
+                let why = match self.settings.load().is_some() {
+                    true => format!("{text}\n  (going on with the last good configuration)"),
+                    false => text,
+                };
+                return self.set(Condition::Configuration, Standing::NotReady(why));
+            }
+        };
+        let old = self.settings.load_full();
+        if old.as_ref().is_some_and(|old| *old.config == *config) {
+            return self.set(Condition::Configuration, Standing::Ready(String::new()));
+        }
+        let mut remark = String::new();
+        if let Some(fields) = old.as_ref().map(|old| old.config.needs_restart(&config)).filter(|f| !f.is_empty()) {
+            remark = format!("restart the agent to apply {}", fields.join(", "));
+        }
+        let verifier = self.verifier(old.as_deref(), config.authority().map(|a| &a.token));
+        let rules = Rules { kubelet_root: self.basics.kubelet_root.clone(), ..Rules::new(&config) };
+        let node_name = config.node_name.clone();
+        self.settings.store(Some(Arc::new(Settings { config: Arc::clone(&config), rules, verifier, node_name })));
+        if let Some(handle) = &*self.log.lock().unwrap_or_else(PoisonError::into_inner)
+            && let Err(e) = handle.set_level(config.log.level)
+        {
+            tracing::warn!(error = %e, "the log level could not be changed");
+        }
+        self.set(Condition::Configuration, Standing::Ready(remark));
+        self.configs.send_replace(Some(config));
+    }
+
+    /// The verifier for this configuration: the same one where nothing of it has changed.
+    fn verifier(&self, old: Option<&Settings>, wanted: Option<&TokenConfig>) -> Option<Arc<TokenVerifier>> {
+        let before = old.and_then(|o| o.config.authority()).map(|a| &a.token);
+        if before == wanted
+            && let Some(old) = old
+        {
+            return old.verifier.clone();
+        }
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        reading.cancel();
+        *reading = self.cancel.child_token();
+        let Some(wanted) = wanted else {
+            self.set(Condition::TokenKeys, Standing::NotNeeded);
+            return None;
+        };
+        let metrics = Arc::clone(&self.shown.metrics);
+        let verifier = Arc::new(TokenVerifier::new(wanted, metrics, Arc::clone(&self.shown.readiness)));
+        let (run, until) = (Arc::clone(&verifier), reading.clone());
+        tokio::spawn(async move { run.run(until).await });
+        Some(verifier)
+    }
+
+    /// Looks at the file again and again until cancelled.
+    pub async fn follow(self: Arc<Self>, args: Args, node_name: Option<String>) {
+        let mut seen = text(&args);
+        loop {
+            tokio::select! {
+                () = self.cancel.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let now = text(&args);
+            if now != seen {
+                tracing::info!("the configuration has changed");
+                self.take(Config::load(&args, node_name.as_deref()));
+                seen = now;
+            }
+        }
+    }
+}
+
+/// The file's text, or why it cannot be read; only compared, except for [`Basics`].
+pub fn text(args: &Args) -> Result<String, String> {
+    match &args.config {
+        None => Ok(String::new()),
+        Some(path) => std::fs::read_to_string(path).map_err(|e| e.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+use super::*;
+use std::path::Path;
+
+fn args() -> Args {
+    Args { node_name: Some("node-1".to_owned()), ..Args::default() }
+}
+
+fn parse(yaml: &str) -> Result<Config, ConfigError> {
+    Config::parse(yaml, Path::new("test"), &args(), None)
+}
+
+#[test]
+fn basics_are_found_in_a_configuration_that_is_not_valid() {
+    let broken = "driverName: other.example.org\nkubeletUid: 7\nnodeName: n\nnoSuchField: 1\n";
+    assert!(parse(broken).is_err());
+    let basics = Basics::new(&Args::default(), None, None, broken);
+    assert_eq!(basics.driver_name, "other.example.org");
+    assert_eq!((basics.kubelet_uid, basics.node_name.as_str()), (7, "n"));
+    assert_eq!(basics.kubelet_root, config::KUBELET_ROOT);
+    assert_eq!(basics.endpoint(), "/var/lib/kubelet/plugins/other.example.org/csi.sock");
+    let flags = Args { driver_name: Some("flag.example.org".to_owned()), ..args() };
+    let basics = Basics::new(&flags, Some("env"), None, "]not yaml[");
+    assert_eq!((basics.driver_name.as_str(), basics.node_name.as_str()), ("flag.example.org", "node-1"));
+}
+
+#[tokio::test]
+async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
+    let basics = Basics::new(&args(), None, None, "");
+    let live = Live::new(basics, Shown::default(), None, CancellationToken::new());
+    live.take(parse("nope: 1\n"));
+    assert!(live.settings().is_none());
+    let standing = |live: &Live| live.shown().readiness.all().remove(&Condition::Configuration).unwrap();
+    assert!(matches!(standing(&live), Standing::NotReady(why) if why.contains("nope")));
+    let good = "trustDomain: example.org\ntoken: {keys: {file: /nowhere}}\n";
+    live.take(parse(good));
+    let first = live.settings().unwrap();
+    assert!(first.verifier.is_some());
+    assert_eq!(standing(&live), Standing::Ready(String::new()));
+    live.take(parse("nope: 1\n"));
+    assert!(Arc::ptr_eq(&first, &live.settings().unwrap()));
+    assert!(matches!(standing(&live), Standing::NotReady(why) if why.contains("last good")));
+    live.take(parse(&format!("{good}workloadApi: {{connectionsPerVolume: 3}}\n")));
+    assert!(matches!(standing(&live), Standing::Ready(remark) if remark.contains("workloadApi")));
+    let second = live.settings().unwrap();
+    assert!(Arc::ptr_eq(first.verifier.as_ref().unwrap(), second.verifier.as_ref().unwrap()));
+}
+
+#[tokio::test]
+async fn the_directory_source_verifies_no_tokens() {
+    let live = Live::new(Basics::new(&args(), None, None, ""), Shown::default(), None, CancellationToken::new());
+    live.take(parse("identity: {source: directory}\n"));
+    assert!(live.settings().unwrap().verifier.is_none());
+    assert_eq!(live.shown().readiness.all().remove(&Condition::TokenKeys), Some(Standing::NotNeeded));
+}

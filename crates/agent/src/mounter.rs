@@ -1,0 +1,377 @@
+//! The agent's side of the protocol with the mounter (`seamount_mounter::protocol`).
+//!
+//! One connection, requests pipelined by id, a deadline for each. A reply counts only if it repeats its request and
+//! its descriptor is what the reply says (see [`check`]); else the descriptor is closed and the request fails. A
+//! mounter that was stopped answers late: by then the caller is gone and the descriptor is closed as well.
+//!
+//! The connection is made again for as long as the agent lives. All operations are idempotent, so one that was in
+//! flight when the connection broke is simply asked again within its deadline.
+
+mod check;
+mod session;
+mod socket;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use seamount_mounter::names::Volume;
+use seamount_mounter::protocol::{Fault, Reply, Request, flag, keep};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use session::Job;
+pub use socket::Socket;
+
+/// How long a request may take, all in all, unless the caller says otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why the mounter did not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MounterError {
+    /// No connection.
+    #[error(
+        "the mounter is not reachable on {socket}: {why}; check that the mounter's container runs on this node"
+    )]
+    Down {
+        /// Path of the socket.
+        socket: String,
+        /// What the last attempt met.
+        why: String,
+    },
+    /// The other side is of another release.
+    #[error(
+        "the mounter speaks another protocol version ({0}); roll the DaemonSet so that both containers run one image"
+    )]
+    Version(String),
+    /// No answer in time. It may still come and is then thrown away.
+    #[error("the mounter did not answer {operation} within {seconds} s; look at its log and at the node's load")]
+    Timeout {
+        /// Which operation.
+        operation: &'static str,
+        /// The deadline.
+        seconds: u64,
+    },
+    /// The connection broke while the request was in flight.
+    #[error("the connection to the mounter broke during {operation}: {why}")]
+    Broken {
+        /// Which operation.
+        operation: &'static str,
+        /// What happened.
+        why: String,
+    },
+    /// A reply that is not the answer to the request, or whose descriptor is not what it says.
+    #[error("the mounter's answer to {operation} was refused: {why}")]
+    Untrusted {
+        /// Which operation.
+        operation: &'static str,
+        /// What did not match.
+        why: String,
+    },
+    /// The mounter refused.
+    #[error("the mounter refused {operation}: {text}")]
+    Fault {
+        /// Which operation.
+        operation: &'static str,
+        /// Its reason.
+        fault: Fault,
+        /// Its words.
+        text: String,
+    },
+}
+
+impl MounterError {
+    /// Whether the mounter itself refused with this fault.
+    pub fn is(&self, wanted: Fault) -> bool {
+        matches!(self, Self::Fault { fault, .. } if *fault == wanted)
+    }
+}
+
+/// The operation's name, for messages and metrics.
+pub fn operation(request: &Request) -> &'static str {
+    match request {
+        Request::Hello => "Hello",
+        Request::CsiListener => "CsiListener",
+        Request::RegistrationListener => "RegistrationListener",
+        Request::State => "State",
+        Request::PublishIdentity(_) => "PublishIdentity",
+        Request::PublishTmpfs { .. } => "PublishTmpfs",
+        Request::Settle { .. } => "Settle",
+        Request::PublishDirectory(_) => "PublishDirectory",
+        Request::Unpublish(_) => "Unpublish",
+        Request::Inspect(_) => "Inspect",
+        Request::List { .. } => "List",
+        Request::Store { .. } => "Store",
+        Request::Fetch(_) => "Fetch",
+    }
+}
+
+/// A reply that was checked, with its descriptor.
+#[derive(Debug)]
+pub struct Answer {
+    /// The reply.
+    pub reply: Reply,
+    /// What came along.
+    pub fd: Option<OwnedFd>,
+}
+
+/// A listening Unix socket from the mounter.
+#[derive(Debug)]
+pub struct Listener {
+    /// The descriptor.
+    pub fd: OwnedFd,
+    /// Its `SO_COOKIE`, compared with what the mounter said.
+    pub cookie: u64,
+    /// Whether the mounter had kept it, so that connections may be waiting in it.
+    pub existing: bool,
+}
+
+/// What the mounter says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// Its descriptor limit (`RLIMIT_NOFILE`).
+    pub descriptors: u64,
+    /// Microseconds since it started, at the time of the connection.
+    pub age_us: u64,
+    /// Its build.
+    pub build: String,
+}
+
+/// What is at a volume's target path.
+#[derive(Debug)]
+pub struct Found {
+    /// Which volume.
+    pub volume: Volume,
+    /// Bits of [`flag`].
+    pub flags: u32,
+    /// Bytes used.
+    pub bytes: u64,
+    /// Inodes used.
+    pub inodes: u64,
+    /// Mounts stacked there.
+    pub mounts: u64,
+    /// The listener that the mounter keeps for it.
+    pub listener: Option<Listener>,
+}
+
+impl Found {
+    /// Whether this bit of [`flag`] is set.
+    pub fn has(&self, bit: u32) -> bool {
+        self.flags & bit != 0
+    }
+}
+
+/// The state of the connection.
+#[derive(Debug, Clone)]
+pub enum Link {
+    /// Not connected; attempts go on.
+    Down(String),
+    /// Connected to a mounter of another version; attempts go on.
+    Incompatible(String),
+    /// Connected.
+    Up(Up),
+}
+
+/// A connection that works.
+#[derive(Debug, Clone)]
+pub struct Up {
+    /// 1 for the first connection, then rising.
+    pub number: u64,
+    /// What the mounter said.
+    pub hello: Hello,
+    jobs: mpsc::Sender<Job>,
+}
+
+/// The client; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: Arc<str>,
+    link: watch::Receiver<Link>,
+}
+
+impl Client {
+    /// Starts to connect to the socket at this path and goes on until cancelled. Needs a tokio runtime.
+    pub fn start(path: PathBuf, cancel: CancellationToken) -> Self {
+        let (sender, link) = watch::channel(Link::Down("no attempt yet".to_owned()));
+        let socket: Arc<str> = path.display().to_string().into();
+        tokio::spawn(session::keep_connected(path, sender, cancel));
+        Self { socket, link }
+    }
+
+    /// The connection's state, to watch.
+    pub fn link(&self) -> watch::Receiver<Link> {
+        self.link.clone()
+    }
+
+    /// Waits until the connection works, for ever.
+    pub async fn up(&self) -> Option<Up> {
+        let mut link = self.link.clone();
+        let up = link.wait_for(|l| matches!(l, Link::Up(_))).await.ok()?;
+        match &*up {
+            Link::Up(up) => Some(up.clone()),
+            _ => None,
+        }
+    }
+
+    /// Asks, and waits for the answer at most [`DEADLINE`].
+    pub async fn call(&self, request: Request) -> Result<Answer, MounterError> {
+        self.call_within(request, None, DEADLINE).await
+    }
+
+    /// Asks with a descriptor and a deadline of its own.
+    pub async fn call_within(
+        &self,
+        request: Request,
+        fd: Option<Arc<OwnedFd>>,
+        limit: Duration,
+    ) -> Result<Answer, MounterError> {
+        let deadline = Instant::now() + limit;
+        let operation = operation(&request);
+        let mut link = self.link.clone();
+        let mut after = 0;
+        loop {
+            let up = self.connection(&mut link, after, deadline, operation, limit).await?;
+            let (answer, mut answered) = oneshot::channel();
+            let job = Job { request: request.clone(), fd: fd.clone(), answer };
+            let late = || MounterError::Timeout { operation, seconds: limit.as_secs() };
+            if timeout_at(deadline, up.jobs.send(job)).await.map_err(|_| late())?.is_ok() {
+                match timeout_at(deadline, &mut answered).await {
+                    Err(_) => return Err(late()),
+                    Ok(Ok(Err(MounterError::Broken { .. })) | Err(_)) => {}
+                    Ok(Ok(result)) => return result,
+                }
+            }
+            // That connection is gone; the next one will do, within the deadline.
+            after = up.number;
+        }
+    }
+
+    /// A working connection with a number above `after`.
+    async fn connection(
+        &self,
+        link: &mut watch::Receiver<Link>,
+        after: u64,
+        deadline: Instant,
+        operation: &'static str,
+        limit: Duration,
+    ) -> Result<Up, MounterError> {
+        let usable = |l: &Link| match l {
+            Link::Up(up) => up.number > after,
+            Link::Incompatible(_) => true,
+            Link::Down(_) => false,
+        };
+        match timeout_at(deadline, link.wait_for(usable)).await {
+            Ok(Ok(state)) => match &*state {
+                Link::Up(up) => return Ok(up.clone()),
+                Link::Incompatible(text) => return Err(MounterError::Version(text.clone())),
+                Link::Down(_) => {}
+            },
+            Ok(Err(_)) => {
+                return Err(MounterError::Broken { operation, why: "the agent is stopping".to_owned() });
+            }
+            Err(_) => {}
+        }
+        let why = match &*link.borrow() {
+            Link::Down(why) => why.clone(),
+            _ => format!("the connection keeps breaking (for {} s)", limit.as_secs()),
+        };
+        Err(MounterError::Down { socket: self.socket.to_string(), why })
+    }
+
+    /// The CSI listener.
+    pub async fn csi_listener(&self) -> Result<Listener, MounterError> {
+        listener(self.call(Request::CsiListener).await?, "CsiListener")
+    }
+
+    /// The kubelet registration listener.
+    pub async fn registration_listener(&self) -> Result<Listener, MounterError> {
+        listener(self.call(Request::RegistrationListener).await?, "RegistrationListener")
+    }
+
+    /// The directory that holds the records.
+    pub async fn state(&self) -> Result<OwnedFd, MounterError> {
+        self.call(Request::State).await?.fd.ok_or_else(|| missing("State"))
+    }
+
+    /// Makes the volume's directory and socket, or finds them.
+    pub async fn publish_identity(&self, volume: &Volume) -> Result<Listener, MounterError> {
+        listener(self.call(Request::PublishIdentity(volume.clone())).await?, "PublishIdentity")
+    }
+
+    /// The listener that the mounter keeps for this volume.
+    pub async fn fetch(&self, volume: &Volume) -> Result<Listener, MounterError> {
+        listener(self.call(Request::Fetch(volume.clone())).await?, "Fetch")
+    }
+
+    /// Binds the source directory; the reply's flags.
+    pub async fn publish_directory(&self, volume: &Volume) -> Result<u32, MounterError> {
+        Ok(self.call(Request::PublishDirectory(volume.clone())).await?.reply.flags)
+    }
+
+    /// Removes everything at the volume's target path.
+    pub async fn unpublish(&self, volume: &Volume) -> Result<(), MounterError> {
+        self.call(Request::Unpublish(volume.clone())).await.map(drop)
+    }
+
+    /// What is at the volume's target path; `None` where nothing is.
+    pub async fn inspect(&self, volume: &Volume, limit: Duration) -> Result<Option<Found>, MounterError> {
+        match self.call_within(Request::Inspect(volume.clone()), None, limit).await {
+            Ok(answer) => found(answer, "Inspect").map(Some),
+            Err(e) if e.is(Fault::NotFound) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// All volumes of our driver on this node.
+    pub async fn list(&self) -> Result<Vec<Found>, MounterError> {
+        let mut all = Vec::new();
+        loop {
+            match self.call(Request::List { cursor: all.len() as u64 }).await {
+                Ok(answer) => all.push(found(answer, "List")?),
+                Err(e) if e.is(Fault::NotFound) => return Ok(all),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Gives a listener to the mounter to keep. False where it keeps one for that place already.
+    pub async fn store(
+        &self,
+        volume: Option<Volume>,
+        slot: u32,
+        fd: Arc<OwnedFd>,
+        cookie: u64,
+    ) -> Result<bool, MounterError> {
+        debug_assert!(slot == keep::VOLUME || volume.is_none());
+        match self.call_within(Request::Store { volume, slot, cookie }, Some(fd), DEADLINE).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.is(Fault::Busy) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+fn missing(operation: &'static str) -> MounterError {
+    MounterError::Untrusted { operation, why: "no descriptor came along".to_owned() }
+}
+
+fn listener(answer: Answer, operation: &'static str) -> Result<Listener, MounterError> {
+    let Answer { reply, fd } = answer;
+    let fd = fd.ok_or_else(|| missing(operation))?;
+    Ok(Listener { fd, cookie: reply.cookie, existing: reply.flags & flag::EXISTING != 0 })
+}
+
+fn found(answer: Answer, operation: &'static str) -> Result<Found, MounterError> {
+    let Answer { reply, fd } = answer;
+    let volume = reply
+        .volume
+        .ok_or_else(|| MounterError::Untrusted { operation, why: "no volume in it".to_owned() })?;
+    let [bytes, inodes, mounts] = reply.numbers;
+    let listener = fd.map(|fd| Listener { fd, cookie: reply.cookie, existing: true });
+    Ok(Found { volume, flags: reply.flags, bytes, inodes, mounts, listener })
+}
+
+#[cfg(test)]
+mod tests;

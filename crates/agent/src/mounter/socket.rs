@@ -1,0 +1,89 @@
+//! A `SOCK_SEQPACKET` Unix socket in tokio: frames with at most one descriptor each.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
+    socket_with,
+};
+use seamount_mounter::protocol::FRAME;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+/// One frame that arrived.
+#[derive(Debug)]
+pub struct Received {
+    /// Its bytes; empty when the other side has closed the connection.
+    pub bytes: Vec<u8>,
+    /// The descriptor that came along (close-on-exec).
+    pub fd: Option<OwnedFd>,
+    /// Whether more than one came along; the others are closed already.
+    pub extra: bool,
+    /// Whether a descriptor was lost (`MSG_CTRUNC`).
+    pub truncated: bool,
+}
+
+/// The socket; closed on drop. A `UnixStream` only holds its place in tokio: nothing is read or written as a stream.
+#[derive(Debug)]
+pub struct Socket(UnixStream);
+
+impl Socket {
+    /// Connects to the mounter's socket. A Unix socket connects at once or not at all. Needs a tokio runtime.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let fd = socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )?;
+        connect(&fd, &SocketAddrUnix::new(path)?)?;
+        Self::from_fd(fd)
+    }
+
+    /// Takes a connected, non-blocking socket. Needs a tokio runtime.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self(UnixStream::from_std(fd.into())?))
+    }
+
+    /// Sends one frame.
+    pub async fn send(&self, frame: &[u8; FRAME], fd: Option<&OwnedFd>) -> io::Result<()> {
+        self.0.async_io(Interest::WRITABLE, || send_now(self.0.as_fd(), frame, fd)).await
+    }
+
+    /// Waits for one frame. Cancellation loses nothing.
+    pub async fn receive(&self) -> io::Result<Received> {
+        self.0.async_io(Interest::READABLE, || receive_now(self.0.as_fd())).await
+    }
+}
+
+fn send_now(socket: BorrowedFd<'_>, frame: &[u8; FRAME], fd: Option<&OwnedFd>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = fd.map(|fd| [fd.as_fd()]);
+    if let Some(fds) = &fds {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    sendmsg(socket, &[IoSlice::new(frame)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive_now(socket: BorrowedFd<'_>) -> io::Result<Received> {
+    // One byte more than a frame: a longer one is seen as such, not cut to size.
+    let mut bytes = vec![0; FRAME + 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut fds = control.drain().filter_map(|m| match m {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let mut fds: Vec<OwnedFd> = fds.by_ref().flatten().collect();
+    let extra = fds.len() > 1;
+    let fd = if extra { None } else { fds.pop() };
+    bytes.truncate(got.bytes);
+    Ok(Received { bytes, fd, extra, truncated: got.flags.contains(ReturnFlags::CTRUNC) })
+}

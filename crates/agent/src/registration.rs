@@ -1,0 +1,79 @@
+//! The kubelet's plugin registration v1, served by the agent itself (no registrar sidecar).
+//!
+//! The kubelet calls only when a registration socket appears or when it starts itself. An agent that came back on the
+//! kept listener is therefore not called again: what the kubelet said last is part of the recorded state, and
+//! liveness never depends on it (node core §5).
+
+use seamount_proto::registration::registration_server;
+use seamount_proto::registration::{
+    InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
+};
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use crate::record::Registration;
+
+/// The service.
+pub struct Service {
+    driver: String,
+    endpoint: String,
+    registered: watch::Sender<Registration>,
+}
+
+impl Service {
+    /// For this driver, whose CSI socket the kubelet finds at `endpoint`.
+    pub fn new(driver: String, endpoint: String, registered: watch::Sender<Registration>) -> Self {
+        Self { driver, endpoint, registered }
+    }
+}
+
+#[tonic::async_trait]
+impl registration_server::Registration for Service {
+    async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
+        tracing::info!("the kubelet asks who we are");
+        Ok(Response::new(PluginInfo {
+            r#type: "CSIPlugin".to_owned(),
+            name: self.driver.clone(),
+            endpoint: self.endpoint.clone(),
+            supported_versions: vec!["1.0.0".to_owned()],
+        }))
+    }
+
+    async fn notify_registration_status(
+        &self,
+        request: Request<RegistrationStatus>,
+    ) -> Result<Response<RegistrationStatusResponse>, Status> {
+        let RegistrationStatus { plugin_registered, error } = request.into_inner();
+        let now = if plugin_registered {
+            tracing::info!("registered with the kubelet");
+            Registration::Registered
+        } else {
+            let error: String = error.chars().filter(|c| !c.is_control()).take(500).collect();
+            tracing::error!(%error, "the kubelet refused the registration; is another driver of this name installed?");
+            Registration::Failed(error)
+        };
+        self.registered.send_replace(now);
+        Ok(Response::new(RegistrationStatusResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use registration_server::Registration as _;
+
+    #[tokio::test]
+    async fn the_kubelet_gets_the_driver_and_its_word_is_kept() {
+        let (registered, seen) = watch::channel(Registration::Unknown);
+        let service = Service::new("csi.spiffe.io".to_owned(), "/k/csi.sock".to_owned(), registered);
+        let info = service.get_info(Request::new(InfoRequest {})).await.unwrap().into_inner();
+        assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "csi.spiffe.io"));
+        assert_eq!((info.endpoint.as_str(), info.supported_versions), ("/k/csi.sock", vec!["1.0.0".to_owned()]));
+        let status = RegistrationStatus { plugin_registered: false, error: "taken\n".to_owned() };
+        service.notify_registration_status(Request::new(status)).await.unwrap();
+        assert_eq!(*seen.borrow(), Registration::Failed("taken".to_owned()));
+        let status = RegistrationStatus { plugin_registered: true, error: String::new() };
+        service.notify_registration_status(Request::new(status)).await.unwrap();
+        assert_eq!(*seen.borrow(), Registration::Registered);
+    }
+}

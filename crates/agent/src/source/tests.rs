@@ -1,0 +1,67 @@
+use super::*;
+
+fn config(yaml: &str) -> Arc<Config> {
+    let args = config::Args { node_name: Some("node-1".to_owned()), ..config::Args::default() };
+    Arc::new(Config::parse(yaml, Path::new("test"), &args, None).unwrap())
+}
+
+fn authority(directory: &Path) -> Arc<Config> {
+    config(&format!(
+        "trustDomain: example.org\ntoken: {{keys: {{file: /nowhere}}}}\nauthority: {{embedded: {{directory: {}}}}}\n",
+        directory.display()
+    ))
+}
+
+fn memory() -> Arc<Config> {
+    config("trustDomain: example.org\ntoken: {keys: {file: /nowhere}}\n")
+}
+
+async fn wait(source: &mut watch::Receiver<Source>, what: fn(&Source) -> bool) -> Source {
+    tokio::time::timeout(Duration::from_secs(30), source.wait_for(what)).await.unwrap().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_missing_root_is_named_and_its_arrival_repairs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (configs, follow) = watch::channel(None);
+    let (sender, mut source) = watch::channel(Source::Missing("start".into()));
+    let cancel = CancellationToken::new();
+    let task = tokio::spawn(supervise(follow, sender, cancel.clone()));
+    wait(&mut source, |s| matches!(s, Source::Missing(why) if why.contains("configuration"))).await;
+    configs.send_replace(Some(authority(&dir.path().join("root"))));
+    wait(&mut source, |s| matches!(s, Source::Missing(why) if why.contains("tls.crt"))).await;
+    configs.send_replace(Some(memory()));
+    let Source::Authority(signer) = wait(&mut source, |s| matches!(s, Source::Authority(_))).await else {
+        unreachable!()
+    };
+    assert_eq!(signer.authority.trust_domain().to_string(), "example.org");
+    // A configuration that asks for what is not there takes nothing back.
+    configs.send_replace(Some(authority(&dir.path().join("root"))));
+    cancel.cancel();
+    task.await.unwrap();
+    assert!(matches!(&*source.borrow(), Source::Authority(_)));
+}
+
+#[tokio::test]
+async fn the_directory_source_needs_nothing() {
+    let (_configs, follow) = watch::channel(Some(config("identity: {source: directory}\n")));
+    let (sender, mut source) = watch::channel(Source::Missing("start".into()));
+    let cancel = CancellationToken::new();
+    let task = tokio::spawn(supervise(follow, sender, cancel.clone()));
+    wait(&mut source, |s| matches!(s, Source::Directory)).await;
+    cancel.cancel();
+    task.await.unwrap();
+}
+
+#[test]
+fn the_fingerprint_follows_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(fingerprint(None), Ok([0; 32]));
+    assert!(fingerprint(Some(dir.path())).unwrap_err().contains("tls.crt"));
+    std::fs::write(dir.path().join("tls.crt"), "a").unwrap();
+    std::fs::write(dir.path().join("tls.key"), "b").unwrap();
+    let before = fingerprint(Some(dir.path())).unwrap();
+    assert_eq!(fingerprint(Some(dir.path())), Ok(before));
+    std::fs::write(dir.path().join("tls.key"), "c").unwrap();
+    assert_ne!(fingerprint(Some(dir.path())).unwrap(), before);
+}

@@ -1,0 +1,500 @@
+//! The volumes of this node: one entry each, from publish to unpublish.
+//!
+//! Publish and unpublish of one volume exclude each other, different volumes run side by side. A publish does not wait
+//! for the authority: the SVID is made behind it, and the pod's first stream waits. What is made late for an earlier
+//! incarnation of a volume is thrown away. An answer is given, and an SVID shown, only after its record is stored.
+
+pub mod health;
+mod restore;
+mod rotate;
+mod serving;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use seamount_identity::authority::Workload;
+use seamount_identity::workload_api::{Response, Served};
+use seamount_identity::{BundleSet, X509Svid};
+use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
+use seamount_mounter::protocol::flag;
+use tokio::sync::{Notify, Semaphore, watch};
+
+use crate::csi::request::{Parameters, PublishRequest};
+use crate::metrics::{Metrics, SourceLabel, VolumeState};
+use crate::mounter::{Client, Listener, MounterError};
+use crate::source::Source;
+use crate::state::{StateDir, StateError};
+use crate::token::Token;
+use health::{Condition, Identity, OnDisk, Status};
+use serving::Serving;
+pub use serving::Terms;
+
+/// How long stats and health wait for the mounter: they are asked for every volume every minute.
+const LOOK: Duration = Duration::from_secs(2);
+/// Keys made and certificates signed at once.
+const SIGNING: usize = 4;
+
+/// Why a volume operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The mounter could not or would not.
+    #[error(transparent)]
+    Mounter(#[from] MounterError),
+    /// The record could not be stored.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// There is no place for records yet.
+    #[error("the state directory is not there yet: {0}; the kubelet tries again")]
+    NoState(String),
+    /// Published already, and not like this.
+    #[error(
+        "{field} of the volume {volume} differs from what it is published with; delete the pod to change it"
+    )]
+    Conflict {
+        /// Which field.
+        field: &'static str,
+        /// Which volume.
+        volume: Volume,
+    },
+    /// The listener could not be served.
+    #[error("the socket of the volume {volume} cannot be served: {why}; check the agent's file descriptor limit")]
+    Serve {
+        /// Which volume.
+        volume: Volume,
+        /// The system's words.
+        why: std::io::Error,
+    },
+}
+
+type Key = (PodUid, VolumeName);
+
+fn key(volume: &Volume) -> Key {
+    (volume.pod.clone(), volume.name.clone())
+}
+
+/// What a volume's identity rests on, as the last publish or the record said.
+pub(crate) struct Facts {
+    parameters: Parameters,
+    workload: Workload,
+    /// With its end.
+    token: (Token, SystemTime),
+}
+
+/// An SVID with its schedule.
+pub(crate) struct Held {
+    svid: Arc<X509Svid>,
+    rotate_at: SystemTime,
+    /// The bundles at the time; of a restored SVID the own trust domain's alone.
+    bundles: Arc<BundleSet>,
+}
+
+/// What only the holder of the volume's lock sees.
+#[derive(Default)]
+struct Slot {
+    /// Unpublished; whoever waited for the lock has to look for a new entry.
+    gone: bool,
+    /// Raised by each publish that is not a mere republish, and by unpublish.
+    incarnation: u64,
+    /// Generation of the record.
+    generation: u64,
+    facts: Option<Facts>,
+    held: Option<Held>,
+    serving: Option<Serving>,
+}
+
+/// What is read without waiting for that lock.
+#[derive(Debug, Clone)]
+struct View {
+    status: Status,
+    /// When the next SVID is to be made; none: not without a token.
+    due: Option<SystemTime>,
+    /// Attempts that failed in a row.
+    failures: u32,
+    /// Whether an attempt is under way.
+    signing: bool,
+    /// Whether the streams were told that the SVID has expired.
+    expired: bool,
+    pod: Arc<str>,
+    namespace: Arc<str>,
+}
+
+struct Entry {
+    volume: Volume,
+    slot: Arc<tokio::sync::Mutex<Slot>>,
+    view: Mutex<View>,
+}
+
+impl Entry {
+    fn new(volume: Volume) -> Arc<Self> {
+        let status = Status { identity: Identity::Unknown, failure: None, serving: false };
+        let none: Arc<str> = "".into();
+        let view = View {
+            status,
+            due: None,
+            failures: 0,
+            signing: false,
+            expired: false,
+            pod: Arc::clone(&none),
+            namespace: none,
+        };
+        Arc::new(Self { volume, slot: Arc::default(), view: Mutex::new(view) })
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The span that puts pod and volume on every line.
+    fn span(&self) -> tracing::Span {
+        let view = self.view();
+        tracing::info_span!("volume", namespace = %view.namespace, pod = %view.pod, uid = %self.volume.pod, volume = %self.volume.name)
+    }
+}
+
+/// Usage and faults of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// Bytes used.
+    pub bytes: u64,
+    /// Inodes used.
+    pub inodes: u64,
+    /// The worst first; empty: healthy.
+    pub conditions: Vec<Condition>,
+}
+
+/// The manager.
+pub struct Volumes {
+    mounter: Client,
+    entries: Mutex<HashMap<Key, Arc<Entry>>>,
+    state: ArcSwapOption<StateDir>,
+    no_state: Mutex<String>,
+    /// Whether the records were read: before that, a publish would take a known volume for a new one.
+    restored: AtomicBool,
+    source: watch::Receiver<Source>,
+    terms: Terms,
+    incarnations: AtomicU64,
+    wake: Notify,
+    permits: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+impl Volumes {
+    /// Without volumes and state yet.
+    pub fn new(
+        mounter: Client,
+        source: watch::Receiver<Source>,
+        terms: Terms,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            mounter,
+            entries: Mutex::default(),
+            state: ArcSwapOption::empty(),
+            no_state: Mutex::new("the mounter has not been asked".to_owned()),
+            restored: AtomicBool::new(false),
+            source,
+            terms,
+            incarnations: AtomicU64::new(1),
+            wake: Notify::new(),
+            permits: Arc::new(Semaphore::new(SIGNING)),
+            metrics,
+        })
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all(&self) -> Vec<Arc<Entry>> {
+        self.entries().values().cloned().collect()
+    }
+
+    fn entry(&self, volume: &Volume) -> Arc<Entry> {
+        Arc::clone(self.entries().entry(key(volume)).or_insert_with(|| Entry::new(volume.clone())))
+    }
+
+    fn get(&self, volume: &Volume) -> Option<Arc<Entry>> {
+        self.entries().get(&key(volume)).filter(|e| e.volume.id == volume.id).cloned()
+    }
+
+    fn forget(&self, entry: &Arc<Entry>) {
+        let mut entries = self.entries();
+        let key = key(&entry.volume);
+        if entries.get(&key).is_some_and(|e| Arc::ptr_eq(e, entry)) {
+            entries.remove(&key);
+            self.metrics.volume_gone(&entry.volume.to_string());
+        }
+    }
+
+    /// The entry and its lock; made where there is none.
+    async fn locked(&self, volume: &Volume) -> (Arc<Entry>, tokio::sync::OwnedMutexGuard<Slot>) {
+        loop {
+            let entry = self.entry(volume);
+            let slot = Arc::clone(&entry.slot).lock_owned().await;
+            if !slot.gone {
+                return (entry, slot);
+            }
+        }
+    }
+
+    /// Records may be read and written from now on.
+    pub fn set_state(&self, state: Result<Arc<StateDir>, String>) {
+        match state {
+            Ok(state) => self.state.store(Some(state)),
+            Err(why) => *self.no_state.lock().unwrap_or_else(PoisonError::into_inner) = why,
+        }
+    }
+
+    fn state(&self) -> Result<Arc<StateDir>, VolumeError> {
+        self.state.load_full().ok_or_else(|| {
+            VolumeError::NoState(self.no_state.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        })
+    }
+
+    /// Publishes a volume with an identity of ours, or refreshes its token. What `workload` says is proved.
+    pub async fn publish(
+        &self,
+        request: &PublishRequest,
+        workload: Workload,
+        token: (Token, SystemTime),
+    ) -> Result<(), VolumeError> {
+        let volume = &request.volume;
+        let (entry, mut slot) = self.locked(volume).await;
+        let result = self.publish_locked(&entry, &mut slot, request, workload, token).await;
+        if result.is_err() && slot.facts.is_none() && slot.serving.is_none() {
+            slot.gone = true;
+            self.forget(&entry);
+        }
+        result
+    }
+
+    async fn publish_locked(
+        &self,
+        entry: &Arc<Entry>,
+        slot: &mut Slot,
+        request: &PublishRequest,
+        workload: Workload,
+        token: (Token, SystemTime),
+    ) -> Result<(), VolumeError> {
+        let volume = &request.volume;
+        if let Some(field) = conflict(entry, slot.facts.as_ref(), request, &workload) {
+            return Err(VolumeError::Conflict { field, volume: volume.clone() });
+        }
+        let state = self.state()?;
+        if !self.restored.load(Ordering::Acquire) {
+            return Err(VolumeError::NoState("the records have not been read".to_owned()));
+        }
+        let listener = self.mounter.publish_identity(volume).await?;
+        let same_socket = slot.serving.as_ref().is_some_and(|s| s.cookie() == listener.cookie && s.alive());
+        let same_token = slot.facts.as_ref().is_some_and(|f| f.token == token);
+        if same_socket && same_token {
+            return Ok(());
+        }
+        let first = slot.facts.is_none();
+        slot.facts = Some(Facts { parameters: request.parameters, workload, token });
+        if first {
+            slot.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Err(e) = self.store(&state, volume, slot, listener.cookie) {
+            if first {
+                slot.facts = None;
+            }
+            return Err(e);
+        }
+        if !same_socket {
+            self.serve(entry, slot, listener).await?;
+        }
+        self.published(entry, slot, first);
+        Ok(())
+    }
+
+    /// Brings the view up to date after a publish, and the identity under way.
+    fn published(&self, entry: &Arc<Entry>, slot: &Slot, first: bool) {
+        let Some(facts) = &slot.facts else { return };
+        {
+            let mut view = entry.view();
+            view.pod = facts.workload.pod_name.as_str().into();
+            view.namespace = facts.workload.namespace.as_str().into();
+            if first && slot.held.is_none() {
+                view.status.identity = Identity::Pending { since: SystemTime::now() };
+                view.due = Some(SystemTime::now());
+            }
+        }
+        self.count(entry);
+        if first {
+            entry.span().in_scope(|| tracing::info!("published"));
+            self.wake.notify_one();
+        }
+    }
+
+    /// Serves this listener in the place of whatever was served before.
+    async fn serve(&self, entry: &Entry, slot: &mut Slot, listener: Listener) -> Result<(), VolumeError> {
+        if let Some(old) = slot.serving.take() {
+            entry.view().status.serving = false;
+            old.stop().await;
+        }
+        let first = self.to_show(slot);
+        let serving = Serving::start(listener, first, &self.terms)
+            .map_err(|why| VolumeError::Serve { volume: entry.volume.clone(), why })?;
+        slot.serving = Some(serving);
+        entry.view().status.serving = true;
+        Ok(())
+    }
+
+    /// What the streams of this volume see now.
+    fn to_show(&self, slot: &Slot) -> Served {
+        let Some(held) = &slot.held else { return Served::Pending };
+        if held.svid.not_after() <= SystemTime::now() {
+            return Served::Unavailable("the SVID has expired and could not be renewed yet".into());
+        }
+        let bundles = self.bundles(held);
+        Served::Ready(Arc::new(Response::new(&[Arc::clone(&held.svid)], &bundles)))
+    }
+
+    /// Publishes a volume of the `directory` source.
+    pub async fn publish_directory(&self, request: &PublishRequest) -> Result<(), VolumeError> {
+        let volume = &request.volume;
+        let (entry, mut slot) = self.locked(volume).await;
+        let result = match conflict_id(&entry, volume) {
+            Some(field) => Err(VolumeError::Conflict { field, volume: volume.clone() }),
+            None => self.mounter.publish_directory(volume).await.map_err(VolumeError::from),
+        };
+        let first = {
+            let mut view = entry.view();
+            view.pod = request.pod_name.as_str().into();
+            view.namespace = request.namespace.as_str().into();
+            let first = view.status.identity != Identity::Elsewhere;
+            if result.is_ok() {
+                view.status = Status { identity: Identity::Elsewhere, failure: None, serving: false };
+            }
+            first
+        };
+        match result {
+            Ok(flags) => {
+                self.count(&entry);
+                if first && flags & flag::FOREIGN != 0 {
+                    entry.span().in_scope(|| {
+                        tracing::warn!("another driver's mount is there already; left alone until the pod is restarted");
+                    });
+                } else if first {
+                    entry.span().in_scope(|| tracing::info!("published, source directory"));
+                }
+                Ok(())
+            }
+            Err(e) => {
+                if first && slot.serving.is_none() && slot.facts.is_none() {
+                    slot.gone = true;
+                    self.forget(&entry);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Takes a volume away: cuts every connection, wipes the record, removes what is on disk. Works for unknown
+    /// volumes and without state, authority or configuration.
+    pub async fn unpublish(&self, volume: &Volume) -> Result<(), VolumeError> {
+        let (entry, mut slot) = self.locked(volume).await;
+        let span = entry.span();
+        slot.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
+        slot.facts = None;
+        slot.held = None;
+        {
+            let mut view = entry.view();
+            view.status = Status { identity: Identity::Unknown, failure: None, serving: false };
+            view.due = None;
+        }
+        if let Some(serving) = slot.serving.take() {
+            serving.stop().await;
+        }
+        match self.state.load_full() {
+            Some(state) => {
+                if let Err(e) = state.remove(&entry.volume) {
+                    span.in_scope(|| tracing::error!(error = %e, "the record could not be wiped"));
+                }
+            }
+            None => span.in_scope(|| {
+                tracing::warn!("no state directory: a record, if there is one, is wiped when the directory is back");
+            }),
+        }
+        self.mounter.unpublish(volume).await?;
+        slot.gone = true;
+        self.forget(&entry);
+        span.in_scope(|| tracing::info!("unpublished"));
+        Ok(())
+    }
+
+    /// Usage and faults; `None` for a volume that is neither known nor on disk.
+    pub async fn look(&self, volume: &Volume) -> Option<Look> {
+        let status = self.get(volume).map(|e| e.view().status.clone());
+        let (disk, bytes, inodes) = match self.mounter.inspect(volume, LOOK).await {
+            Ok(Some(found)) => (OnDisk::Flags(found.flags), found.bytes, found.inodes),
+            Ok(None) => (OnDisk::Nothing, 0, 0),
+            Err(MounterError::Fault { text, .. }) => {
+                tracing::debug!(%volume, reason = %text, "not a volume of ours");
+                (OnDisk::Nothing, 0, 0)
+            }
+            Err(_) => (OnDisk::Unasked, 0, 0),
+        };
+        if status.is_none() && !matches!(disk, OnDisk::Flags(_)) {
+            return None;
+        }
+        let conditions = health::conditions(status.as_ref(), disk, SystemTime::now());
+        Some(Look { bytes, inodes, conditions })
+    }
+
+    /// The volume with this id.
+    pub fn by_id(&self, id: &VolumeId) -> Option<Volume> {
+        self.entries().values().find(|e| e.volume.id == *id).map(|e| e.volume.clone())
+    }
+
+    /// Tells the metrics where a volume stands.
+    fn count(&self, entry: &Entry) {
+        let view = entry.view();
+        let (source, state, not_after) = match view.status.identity {
+            Identity::Elsewhere => (SourceLabel::directory, VolumeState::ready, None),
+            Identity::Unknown | Identity::Pending { .. } => (SourceLabel::authority, VolumeState::pending, None),
+            Identity::Ready { not_after } if view.expired => {
+                (SourceLabel::authority, VolumeState::unavailable, Some(not_after))
+            }
+            Identity::Ready { not_after } => (SourceLabel::authority, VolumeState::ready, Some(not_after)),
+        };
+        drop(view);
+        self.metrics.volume(&entry.volume.to_string(), source, state, not_after);
+    }
+}
+
+fn conflict_id(entry: &Entry, volume: &Volume) -> Option<&'static str> {
+    (entry.volume.id != volume.id).then_some("volume_id")
+}
+
+/// The first field in which a publish differs from what is published.
+fn conflict(
+    entry: &Entry,
+    known: Option<&Facts>,
+    request: &PublishRequest,
+    workload: &Workload,
+) -> Option<&'static str> {
+    if let Some(field) = conflict_id(entry, &request.volume) {
+        return Some(field);
+    }
+    let known = known?;
+    let (old, new) = (&known.workload, workload);
+    if old.namespace != new.namespace {
+        Some("volume_context[\"csi.storage.k8s.io/pod.namespace\"]")
+    } else if old.pod_name != new.pod_name {
+        Some("volume_context[\"csi.storage.k8s.io/pod.name\"]")
+    } else if old.service_account != new.service_account {
+        Some("volume_context[\"csi.storage.k8s.io/serviceAccount.name\"]")
+    } else if known.parameters != request.parameters {
+        Some("volume_capability.access_mode")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

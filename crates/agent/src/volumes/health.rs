@@ -1,0 +1,184 @@
+//! What is wrong with a volume, if anything: the truth about its socket, its identity and its source. Pure.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use seamount_mounter::protocol::flag;
+
+/// How long a new volume may be without identity before that counts as a fault.
+pub const GRACE: Duration = Duration::from_secs(30);
+
+/// How bad it is (CSI 1.13 `VolumeHealthErrorType`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// Usable, but not as it should be.
+    Degraded,
+    /// Of no use to the pod.
+    Inaccessible,
+}
+
+/// One fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// How bad.
+    pub severity: Severity,
+    /// CamelCase, for machines.
+    pub reason: &'static str,
+    /// For people: what, why and what to do.
+    pub message: String,
+}
+
+/// What the agent knows of a volume's identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// No token since the agent started and nothing recorded: the kubelet's next republish brings one.
+    Unknown,
+    /// Wanted since then, not here yet.
+    Pending {
+        /// When the volume was published.
+        since: SystemTime,
+    },
+    /// Here.
+    Ready {
+        /// End of the SVID's validity.
+        not_after: SystemTime,
+    },
+    /// The volume has none of ours: the `directory` source.
+    Elsewhere,
+}
+
+/// What the agent knows of a volume, without asking anybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Its identity.
+    pub identity: Identity,
+    /// Why the last attempt to get one failed.
+    pub failure: Option<Arc<str>>,
+    /// Whether the Workload API is being served (never for `directory`).
+    pub serving: bool,
+}
+
+/// What the mounter sees at the target path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDisk {
+    /// The mounter cannot be asked.
+    Unasked,
+    /// Nothing.
+    Nothing,
+    /// Something with these bits of [`flag`].
+    Flags(u32),
+}
+
+/// The faults of a volume, the worst first.
+pub fn conditions(status: Option<&Status>, disk: OnDisk, now: SystemTime) -> Vec<Condition> {
+    let mut found = Vec::new();
+    on_disk(disk, &mut found);
+    match status {
+        Some(status) => identity(status, now, &mut found),
+        None => {
+            if matches!(disk, OnDisk::Flags(f) if f & flag::IDENTITY != 0) {
+                found.push(Condition {
+                    severity: Severity::Degraded,
+                    reason: "NotServed",
+                    message: "the volume is on disk but not served yet; the kubelet's next republish brings its token"
+                        .to_owned(),
+                });
+            }
+        }
+    }
+    found.sort_by_key(|c| c.severity == Severity::Degraded);
+    found
+}
+
+fn on_disk(disk: OnDisk, found: &mut Vec<Condition>) {
+    let mut add = |severity, reason, message: &str| {
+        found.push(Condition { severity, reason, message: message.to_owned() });
+    };
+    let flags = match disk {
+        OnDisk::Flags(flags) => flags,
+        OnDisk::Unasked => {
+            return add(
+                Severity::Degraded,
+                "MounterUnreachable",
+                "the mounter cannot be asked; check its container on this node",
+            );
+        }
+        OnDisk::Nothing => {
+            return add(
+                Severity::Inaccessible,
+                "VolumeMissing",
+                "nothing is at the volume's path; restart the pod",
+            );
+        }
+    };
+    if flags & flag::FOREIGN != 0 {
+        add(
+            Severity::Degraded,
+            "ForeignMount",
+            "another driver's mount is there and was left alone; restart the pod to give it a volume of this driver",
+        );
+    }
+    if flags & flag::STALE != 0 {
+        add(
+            Severity::Inaccessible,
+            "SourceRecreated",
+            "the source directory was recreated, the pod holds the old one; restart the pod",
+        );
+    }
+    if flags & flag::IDENTITY != 0 && flags & flag::SOCKET == 0 {
+        add(
+            Severity::Inaccessible,
+            "SocketMissing",
+            "the Workload API's socket is not in the volume; the next republish makes it again",
+        );
+    }
+}
+
+fn identity(status: &Status, now: SystemTime, found: &mut Vec<Condition>) {
+    let failure = || match &status.failure {
+        Some(why) => format!(": {why}"),
+        None => String::new(),
+    };
+    let mut add =
+        |severity, reason, message: String| found.push(Condition { severity, reason, message });
+    match &status.identity {
+        Identity::Elsewhere => return,
+        Identity::Unknown => add(
+            Severity::Inaccessible,
+            "IdentityUnknown",
+            "no token has come since the agent started; the kubelet's next republish brings one".to_owned(),
+        ),
+        Identity::Pending { since } => {
+            let waits = now.duration_since(*since).unwrap_or_default();
+            if status.failure.is_some() || waits > GRACE {
+                add(
+                    Severity::Inaccessible,
+                    "IdentityPending",
+                    format!("no SVID yet after {} s{}", waits.as_secs(), failure()),
+                );
+            }
+        }
+        Identity::Ready { not_after } if *not_after <= now => {
+            add(Severity::Inaccessible, "IdentityExpired", format!("the SVID has expired{}", failure()));
+        }
+        Identity::Ready { .. } => {
+            if status.failure.is_some() {
+                add(
+                    Severity::Degraded,
+                    "RotationFailing",
+                    format!("the SVID could not be renewed{}", failure()),
+                );
+            }
+        }
+    }
+    if !status.serving {
+        found.push(Condition {
+            severity: Severity::Inaccessible,
+            reason: "NotServed",
+            message: "the Workload API is not being served; the next republish starts it again".to_owned(),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+use super::*;
+
+const OK: OnDisk = OnDisk::Flags(flag::IDENTITY | flag::SOCKET);
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+fn ready() -> Status {
+    let not_after = now() + Duration::from_secs(60);
+    Status { identity: Identity::Ready { not_after }, failure: None, serving: true }
+}
+
+fn reasons(status: Option<&Status>, disk: OnDisk) -> Vec<&'static str> {
+    conditions(status, disk, now()).into_iter().map(|c| c.reason).collect()
+}
+
+#[test]
+fn a_served_volume_with_a_valid_svid_is_healthy() {
+    assert!(reasons(Some(&ready()), OK).is_empty());
+    let elsewhere = Status { identity: Identity::Elsewhere, failure: None, serving: false };
+    assert!(reasons(Some(&elsewhere), OnDisk::Flags(flag::DIRECTORY)).is_empty());
+}
+
+#[test]
+fn the_socket_is_reported() {
+    assert_eq!(reasons(Some(&ready()), OnDisk::Flags(flag::IDENTITY)), ["SocketMissing"]);
+    assert_eq!(reasons(Some(&ready()), OnDisk::Nothing), ["VolumeMissing"]);
+    assert_eq!(reasons(Some(&ready()), OnDisk::Unasked), ["MounterUnreachable"]);
+    assert_eq!(reasons(Some(&Status { serving: false, ..ready() }), OK), ["NotServed"]);
+}
+
+#[test]
+fn the_identity_is_reported() {
+    let late = Status { identity: Identity::Pending { since: now() - GRACE * 2 }, ..ready() };
+    assert_eq!(reasons(Some(&late), OK), ["IdentityPending"]);
+    let fresh = Status { identity: Identity::Pending { since: now() }, ..ready() };
+    assert!(reasons(Some(&fresh), OK).is_empty());
+    let failed = Status { failure: Some("no root".into()), ..fresh };
+    let found = conditions(Some(&failed), OK, now());
+    assert!(found[0].message.contains("no root"), "{found:?}");
+    let expired = Status { identity: Identity::Ready { not_after: now() }, ..ready() };
+    assert_eq!(reasons(Some(&expired), OK), ["IdentityExpired"]);
+    let failing = Status { failure: Some("no root".into()), ..ready() };
+    let found = conditions(Some(&failing), OK, now());
+    assert_eq!((found[0].severity, found[0].reason), (Severity::Degraded, "RotationFailing"));
+    assert_eq!(reasons(Some(&Status { identity: Identity::Unknown, ..ready() }), OK), ["IdentityUnknown"]);
+}
+
+#[test]
+fn the_source_is_reported() {
+    let elsewhere = Status { identity: Identity::Elsewhere, failure: None, serving: false };
+    let found = conditions(Some(&elsewhere), OnDisk::Flags(flag::DIRECTORY | flag::STALE), now());
+    assert!(found[0].message.contains("restart the pod"), "{found:?}");
+    assert_eq!(reasons(Some(&elsewhere), OnDisk::Flags(flag::FOREIGN)), ["ForeignMount"]);
+}
+
+#[test]
+fn the_worst_comes_first() {
+    let failing = Status { failure: Some("no root".into()), ..ready() };
+    assert_eq!(reasons(Some(&failing), OnDisk::Nothing), ["VolumeMissing", "RotationFailing"]);
+    let expired = Status { identity: Identity::Ready { not_after: now() }, ..ready() };
+    assert_eq!(reasons(Some(&expired), OnDisk::Unasked), ["IdentityExpired", "MounterUnreachable"]);
+}

@@ -1,0 +1,220 @@
+//! Coming back: volumes from their records and from what the mounter finds on disk, and listeners back to a mounter
+//! that lost them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use seamount_identity::{BundleSet, PrivateKey, SpiffeId, X509Bundle, X509Svid};
+use seamount_mounter::names::Volume;
+use seamount_mounter::protocol::{Fault, flag, keep};
+
+use super::health::Identity;
+use super::{Entry, Facts, Held, Slot, VolumeError, Volumes};
+use crate::mounter::{Found, Listener};
+use crate::record::{Record, StoredSvid, VolumeSource};
+use crate::state::StateDir;
+
+/// What [`Volumes::restore`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Volumes that are served again, with their SVID.
+    pub with_identity: usize,
+    /// Volumes that wait for the next republish.
+    pub without: usize,
+    /// Records of volumes that are gone, removed.
+    pub forgotten: usize,
+}
+
+impl Volumes {
+    /// Stores what the slot holds. The cookie is that of the listener that is or will be served.
+    pub(super) fn store(
+        &self,
+        state: &StateDir,
+        volume: &Volume,
+        slot: &mut Slot,
+        cookie: u64,
+    ) -> Result<(), VolumeError> {
+        let Some(facts) = &slot.facts else { return Ok(()) };
+        slot.generation += 1;
+        let record = Record {
+            generation: slot.generation,
+            volume: volume.clone(),
+            workload: facts.workload.clone(),
+            source: VolumeSource::Authority,
+            cookie,
+            parameters: facts.parameters,
+            token: Some(facts.token.clone()),
+            svid: slot.held.as_ref().map(stored),
+        };
+        Ok(state.put(&record)?)
+    }
+
+    /// Brings every volume back that is on disk. May be repeated; a volume that is known already is left alone.
+    pub async fn restore(&self) -> Result<Restored, VolumeError> {
+        let state = self.state()?;
+        let mut done = Restored::default();
+        let mut records = Vec::new();
+        for found in state.list()? {
+            match found.record {
+                Ok(record) => records.push(record),
+                Err(e) => tracing::error!(error = %e, "a record cannot be used; its volume waits for a republish"),
+            }
+        }
+        for found in self.mounter.list().await? {
+            let at = records.iter().position(|r| r.volume == found.volume);
+            let record = at.map(|at| records.swap_remove(at));
+            if found.has(flag::ORPHAN) {
+                tracing::warn!(volume = %found.volume, "the volume's pod is gone; left to the kubelet's unpublish");
+            }
+            match self.bring_back(found, record).await {
+                Ok(true) => done.with_identity += 1,
+                Ok(false) => done.without += 1,
+                Err((volume, e)) => {
+                    done.without += 1;
+                    tracing::error!(%volume, error = %e, "the volume could not be brought back; the next republish tries again");
+                }
+            }
+        }
+        // What is left has no volume on disk. Only the mounter's word that nothing is there ends a record.
+        for record in records {
+            match self.mounter.inspect(&record.volume, super::LOOK).await {
+                Ok(None) => {
+                    if self.get(&record.volume).is_none() {
+                        state.remove(&record.volume)?;
+                        done.forgotten += 1;
+                    }
+                }
+                Ok(Some(found)) => {
+                    let _ = self.bring_back(found, Some(record)).await;
+                }
+                Err(e) if e.is(Fault::NotOurs) => {
+                    state.remove(&record.volume)?;
+                    done.forgotten += 1;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.restored.store(true, Ordering::Release);
+        Ok(done)
+    }
+
+    /// One volume; whether it has its identity again.
+    async fn bring_back(&self, found: Found, record: Option<Record>) -> Result<bool, (Volume, VolumeError)> {
+        let Found { volume, flags, listener, .. } = found;
+        let (entry, mut slot) = self.locked(&volume).await;
+        if slot.serving.is_some() || slot.facts.is_some() {
+            return Ok(slot.held.is_some());
+        }
+        if flags & flag::IDENTITY == 0 {
+            entry.view().status.identity = Identity::Elsewhere;
+            self.count(&entry);
+            return Ok(false);
+        }
+        let with = record.is_some_and(|record| self.take(&entry, &mut slot, record));
+        let listener = match listener {
+            Some(listener) => listener,
+            // Bound anew in the same directory, which running pods see.
+            None => match self.mounter.publish_identity(&volume).await {
+                Ok(listener) => listener,
+                Err(e) => return Err((volume, e.into())),
+            },
+        };
+        self.count(&entry);
+        self.serve(&entry, &mut slot, listener).await.map_err(|e| (volume, e))?;
+        Ok(with)
+    }
+
+    /// Takes a record over; whether it has a usable identity.
+    fn take(&self, entry: &Arc<Entry>, slot: &mut Slot, record: Record) -> bool {
+        if record.source == VolumeSource::Directory {
+            return false;
+        }
+        let now = SystemTime::now();
+        let Record { generation, workload, parameters, token, svid, .. } = record;
+        let held = svid.and_then(|svid| {
+            held(&svid)
+                .inspect_err(|why| tracing::error!(volume = %entry.volume, reason = %why, "the recorded SVID cannot be used"))
+                .ok()
+        });
+        {
+            let mut view = entry.view();
+            view.pod = workload.pod_name.as_str().into();
+            view.namespace = workload.namespace.as_str().into();
+            view.status.identity = match &held {
+                Some(held) => Identity::Ready { not_after: held.svid.not_after() },
+                None => Identity::Pending { since: now },
+            };
+            view.due = token.as_ref().map(|_| held.as_ref().map_or(now, |h| h.rotate_at));
+        }
+        let with = held.is_some();
+        slot.generation = generation;
+        slot.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
+        slot.facts = token.map(|token| Facts { parameters, workload, token });
+        slot.held = held;
+        with
+    }
+
+    /// A new connection to the mounter: it gets the listeners that it lost, and where it has another one for a volume,
+    /// that one is served.
+    pub async fn reattach(&self) {
+        for entry in self.all() {
+            let mut slot = entry.slot.lock().await;
+            let Some((cookie, kept)) = slot.serving.as_ref().map(|s| (s.cookie(), s.kept())) else { continue };
+            let result = match self.mounter.store(Some(entry.volume.clone()), keep::VOLUME, kept, cookie).await {
+                Ok(true) => Ok(()),
+                Ok(false) => self.compare(&entry, &mut slot, cookie).await,
+                Err(e) => Err(e.into()),
+            };
+            if let Err(e) = result {
+                entry.span().in_scope(|| {
+                    tracing::warn!(error = %e, "the mounter did not take the volume's listener; its pods go on");
+                });
+            }
+        }
+    }
+
+    /// Writes every record again: the state directory is another one.
+    pub async fn store_all(&self) {
+        let Ok(state) = self.state() else { return };
+        for entry in self.all() {
+            let mut slot = entry.slot.lock().await;
+            let cookie = slot.serving.as_ref().map_or(0, |s| s.cookie());
+            if let Err(e) = self.store(&state, &entry.volume, &mut slot, cookie) {
+                entry.span().in_scope(|| tracing::error!(error = %e, "the record could not be stored"));
+            }
+        }
+    }
+
+    async fn compare(&self, entry: &Entry, slot: &mut Slot, cookie: u64) -> Result<(), VolumeError> {
+        let listener: Listener = self.mounter.fetch(&entry.volume).await?;
+        if listener.cookie == cookie {
+            return Ok(());
+        }
+        tracing::warn!(volume = %entry.volume, "the mounter keeps another listener; it is served now");
+        self.serve(entry, slot, listener).await
+    }
+}
+
+fn stored(held: &Held) -> StoredSvid {
+    StoredSvid {
+        spiffe_id: held.svid.id().to_string(),
+        key: held.svid.key().expose_pkcs8_der().to_vec().into(),
+        chain: held.svid.chain_der(),
+        roots: held.bundles.own().der(),
+        not_before: held.svid.not_before(),
+        not_after: held.svid.not_after(),
+        rotate_at: held.rotate_at,
+    }
+}
+
+fn held(stored: &StoredSvid) -> Result<Held, String> {
+    let key = PrivateKey::from_pkcs8_der(&stored.key).map_err(|e| e.to_string())?;
+    let svid = X509Svid::parse(&stored.chain, key).map_err(|e| e.to_string())?;
+    let id: SpiffeId = stored.spiffe_id.parse().map_err(|e| format!("{e}"))?;
+    if *svid.id() != id {
+        return Err(format!("it is of {}, the record says {id}", svid.id()));
+    }
+    let own = X509Bundle::from_der(id.trust_domain().clone(), &stored.roots).map_err(|e| e.to_string())?;
+    Ok(Held { svid: Arc::new(svid), rotate_at: stored.rotate_at, bundles: Arc::new(BundleSet::new(own)) })
+}

@@ -1,0 +1,297 @@
+//! Identities: the first one, the next one, and what the streams see of it.
+//!
+//! Timers look at the wall clock at least every [`TICK`] (a monotonic clock stops in suspend, and an SVID does not).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use seamount_identity::authority::{AuthorityError, TemplateError, Workload, new_key_and_csr};
+use seamount_identity::rotation::{self, random_jitter};
+use seamount_identity::{BundleSet, SpiffeId, SvidError, X509Svid};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::health::Identity;
+use super::{Entry, Held, Slot, VolumeError, Volumes};
+use crate::metrics::Outcome;
+use crate::source::{Signer, Source};
+use crate::token::Token;
+
+/// How often the wall clock is looked at.
+pub const TICK: Duration = Duration::from_secs(1);
+/// How long an authority may take for one certificate.
+const SIGN: Duration = Duration::from_secs(30);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// Why there is no new SVID.
+#[derive(Debug, thiserror::Error)]
+enum IdentityError {
+    #[error("no authority: {0}")]
+    NoAuthority(Arc<str>),
+    #[error("the identity source is `directory`, the volume was published with `authority`; restart the pod")]
+    OtherSource,
+    #[error("no SPIFFE ID for it: {0}")]
+    Id(#[from] TemplateError),
+    #[error("the authority refused: {0}")]
+    Authority(#[from] AuthorityError),
+    #[error("the authority did not answer within {} s", SIGN.as_secs())]
+    Timeout,
+    #[error("the authority's certificate is not usable: {0}")]
+    Svid(#[from] SvidError),
+    #[error("the authority signed {got}, expected {wanted}")]
+    OtherId { got: SpiffeId, wanted: SpiffeId },
+    #[error(transparent)]
+    Store(#[from] VolumeError),
+    #[error("the key could not be made: the agent is stopping")]
+    Stopping,
+}
+
+impl Volumes {
+    /// Keeps identities fresh until cancelled.
+    pub async fn keep_fresh(self: Arc<Self>, cancel: CancellationToken) {
+        let mut source = self.source.clone();
+        let mut bundles = bundles_of(&source.borrow_and_update());
+        // Volumes that were restored may wait for bundles that are there already.
+        self.refresh_all().await;
+        loop {
+            let changed = async {
+                match &mut bundles {
+                    Some(bundles) => {
+                        let _ = bundles.changed().await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(TICK) => {}
+                changed = source.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    bundles = bundles_of(&source.borrow_and_update());
+                    self.retry_all();
+                    self.refresh_all().await;
+                }
+                () = changed => {
+                    if let Some(bundles) = &mut bundles {
+                        // A sender that is gone is followed by a change of the source.
+                        if bundles.has_changed().is_err() {
+                            tokio::time::sleep(TICK).await;
+                        }
+                        bundles.borrow_and_update();
+                    }
+                    self.refresh_all().await;
+                }
+            }
+            self.look_at_the_clock(SystemTime::now());
+        }
+    }
+
+    /// Starts what is due, and takes expired identities back.
+    fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
+        for entry in self.all() {
+            let (sign, expire) = {
+                let mut view = entry.view();
+                let sign = !view.signing && view.due.is_some_and(|due| due <= now);
+                if sign {
+                    view.signing = true;
+                }
+                let past = matches!(view.status.identity, Identity::Ready { not_after } if not_after <= now);
+                (sign, past && !view.expired)
+            };
+            if expire {
+                self.expire(&entry);
+            }
+            if sign {
+                let span = entry.span();
+                tokio::spawn(Arc::clone(self).renew(entry).instrument(span));
+            }
+        }
+    }
+
+    /// An SVID that has expired is no longer shown. A volume that is busy is looked at with the next tick.
+    fn expire(&self, entry: &Entry) {
+        let Ok(slot) = entry.slot.try_lock() else { return };
+        if slot.held.as_ref().is_none_or(|h| h.svid.not_after() > SystemTime::now()) {
+            return;
+        }
+        if let Some(serving) = &slot.serving {
+            serving.show(self.to_show(&slot));
+        }
+        entry.view().expired = true;
+        self.count(entry);
+        entry.span().in_scope(|| {
+            tracing::error!("the SVID has expired and could not be renewed; the Workload API answers Unavailable");
+        });
+    }
+
+    /// Another source: what failed is tried at once.
+    fn retry_all(&self) {
+        let now = SystemTime::now();
+        for entry in self.all() {
+            let mut view = entry.view();
+            if view.failures > 0 && view.due.is_some() {
+                view.due = Some(now);
+                view.failures = 0;
+            }
+        }
+    }
+
+    /// Other bundles: every response is made again, and an SVID that they do not verify (the root was replaced) is due.
+    pub(super) async fn refresh_all(&self) {
+        for entry in self.all() {
+            let slot = entry.slot.lock().await;
+            self.refresh(&entry, &slot);
+        }
+    }
+
+    pub(super) fn refresh(&self, entry: &Entry, slot: &Slot) {
+        let Some(held) = &slot.held else { return };
+        if let Some(serving) = &slot.serving {
+            serving.show(self.to_show(slot));
+        }
+        if let Source::Authority(signer) = &*self.source.borrow()
+            && held.svid.verify(signer.authority.bundles().borrow().own(), SystemTime::now()).is_err()
+        {
+            let mut view = entry.view();
+            view.due = Some(SystemTime::now());
+            self.wake.notify_one();
+        }
+    }
+
+    /// One attempt to get an SVID.
+    async fn renew(self: Arc<Self>, entry: Arc<Entry>) {
+        let result = self.attempt(&entry).await;
+        let now = SystemTime::now();
+        let mut view = entry.view();
+        view.signing = false;
+        match result {
+            Ok(Some((id, not_after, due))) => {
+                view.due = Some(due);
+                view.failures = 0;
+                view.expired = false;
+                view.status.failure = None;
+                view.status.identity = Identity::Ready { not_after };
+                drop(view);
+                self.count(&entry);
+                self.metrics.rotation(Outcome::success);
+                tracing::info!(
+                    %id,
+                    valid_for_s = not_after.duration_since(now).unwrap_or_default().as_secs(),
+                    next_in_s = due.duration_since(now).unwrap_or_default().as_secs(),
+                    "identity issued"
+                );
+            }
+            // Unpublished or published anew meanwhile: nothing of it is for this volume as it is now.
+            Ok(None) => {
+                tracing::debug!("a late identity was thrown away");
+                drop(view);
+                self.wake.notify_one();
+            }
+            Err(e) => {
+                let text = e.to_string();
+                let new = view.status.failure.as_deref() != Some(text.as_str());
+                view.status.failure = Some(text.as_str().into());
+                view.failures = view.failures.saturating_add(1);
+                view.due = Some(now + backoff(view.failures));
+                drop(view);
+                self.metrics.rotation(Outcome::error);
+                if new {
+                    tracing::warn!(error = %text, "no new identity; trying again");
+                }
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        entry: &Arc<Entry>,
+    ) -> Result<Option<(SpiffeId, SystemTime, SystemTime)>, IdentityError> {
+        let Ok(_permit) = Arc::clone(&self.permits).acquire_owned().await else {
+            return Err(IdentityError::Stopping);
+        };
+        let signer = match &*self.source.borrow() {
+            Source::Authority(signer) => signer.clone(),
+            Source::Missing(why) => return Err(IdentityError::NoAuthority(Arc::clone(why))),
+            Source::Directory => return Err(IdentityError::OtherSource),
+        };
+        let (workload, token, incarnation) = {
+            let slot = entry.slot.lock().await;
+            match &slot.facts {
+                Some(facts) if !slot.gone => {
+                    (facts.workload.clone(), facts.token.0.clone(), slot.incarnation)
+                }
+                _ => return Ok(None),
+            }
+        };
+        let (svid, bundles) = issue(&signer, &workload, &token).await?;
+        let due = rotation::due(svid.not_before(), svid.not_after(), random_jitter());
+        let not_after = svid.not_after();
+        let id = svid.id().clone();
+        let held = Held { svid: Arc::new(svid), rotate_at: due, bundles };
+
+        let mut slot = entry.slot.lock().await;
+        if slot.gone || slot.incarnation != incarnation {
+            return Ok(None);
+        }
+        let before = slot.held.replace(held);
+        let cookie = slot.serving.as_ref().map_or(0, |s| s.cookie());
+        let stored = self.state().and_then(|state| self.store(&state, &entry.volume, &mut slot, cookie));
+        if let Err(e) = stored {
+            slot.held = before;
+            return Err(e.into());
+        }
+        if let Some(serving) = &slot.serving {
+            serving.show(self.to_show(&slot));
+        }
+        Ok(Some((id, not_after, due)))
+    }
+
+    /// The bundles that belong to this SVID: the authority's, or while there is none those it was issued under.
+    pub(super) fn bundles(&self, held: &Held) -> Arc<BundleSet> {
+        match &*self.source.borrow() {
+            Source::Authority(signer) => signer.authority.bundles().borrow().clone(),
+            Source::Missing(_) | Source::Directory => Arc::clone(&held.bundles),
+        }
+    }
+}
+
+fn bundles_of(source: &Source) -> Option<watch::Receiver<Arc<BundleSet>>> {
+    match source {
+        Source::Authority(signer) => Some(signer.authority.bundles()),
+        Source::Missing(_) | Source::Directory => None,
+    }
+}
+
+async fn issue(
+    signer: &Signer,
+    workload: &Workload,
+    token: &Token,
+) -> Result<(X509Svid, Arc<BundleSet>), IdentityError> {
+    let wanted = signer.template.render(workload)?;
+    let kind = signer.key_type;
+    // An RSA key takes a tenth of a second or more.
+    let made = tokio::task::spawn_blocking(move || new_key_and_csr(kind)).await;
+    let (key, csr) = made.map_err(|_| IdentityError::Stopping)??;
+    let signing = signer.authority.sign(&csr, workload, token.expose());
+    let chain = tokio::time::timeout(SIGN, signing).await.map_err(|_| IdentityError::Timeout)??;
+    // Refuses a chain that is not for this key.
+    let svid = X509Svid::new(chain, key)?;
+    if *svid.id() != wanted {
+        return Err(IdentityError::OtherId { got: svid.id().clone(), wanted });
+    }
+    let bundles = signer.authority.bundles().borrow().clone();
+    svid.verify(bundles.own(), SystemTime::now())?;
+    Ok((svid, bundles))
+}
+
+/// 1, 2, 4 … 60 s, each ± 20 % so that volumes do not ask in step.
+fn backoff(failures: u32) -> Duration {
+    let exponent = failures.saturating_sub(1).min(10);
+    let pause = (FIRST_RETRY * (1 << exponent)).min(LAST_RETRY);
+    pause.mul_f64(0.8 + 0.4 * random_jitter())
+}

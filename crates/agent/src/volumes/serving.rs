@@ -1,0 +1,93 @@
+//! One volume's Workload API: the listener, the task that serves it, and what its streams see.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use seamount_identity::workload_api::{self, Limits, Observer, Served};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::endpoint;
+use crate::mounter::Listener;
+
+/// How long the connections of a volume may take to close before their task is ended from outside.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// What every volume's service is made with.
+pub struct Terms {
+    /// Bounds per volume.
+    pub limits: Limits,
+    /// How long a stream is held while there is no identity yet; then it is answered `Unavailable`.
+    pub pending: Duration,
+    /// Counts connections and streams.
+    pub observer: Arc<dyn Observer>,
+}
+
+/// A volume that is being served.
+pub struct Serving {
+    cookie: u64,
+    /// For the mounter to keep, should it come back without.
+    kept: Arc<OwnedFd>,
+    served: watch::Sender<Served>,
+    cancel: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Serving {
+    /// Serves a listener. Needs a tokio runtime.
+    pub fn start(listener: Listener, first: Served, terms: &Terms) -> io::Result<Self> {
+        let Listener { fd, cookie, .. } = listener;
+        let kept = Arc::new(fd.try_clone()?);
+        let listener = endpoint::listener(fd)?;
+        let (served, seen) = watch::channel(first);
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(workload_api::serve(
+            listener,
+            seen,
+            terms.limits.clone(),
+            terms.pending,
+            Arc::clone(&terms.observer),
+            cancel.clone(),
+        ));
+        Ok(Self { cookie, kept, served, cancel, task })
+    }
+
+    /// The listener's `SO_COOKIE`.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// The listener, to be given to the mounter.
+    pub fn kept(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.kept)
+    }
+
+    /// Whether the service is still running; it ends only when told to.
+    pub fn alive(&self) -> bool {
+        !self.task.is_finished()
+    }
+
+    /// Changes what the streams see; each of them sends it on.
+    pub fn show(&self, served: Served) {
+        self.served.send_replace(served);
+    }
+
+    /// Closes the listener and every accepted connection, and returns when that is done.
+    pub async fn stop(mut self) {
+        self.cancel.cancel();
+        if tokio::time::timeout(CLOSE, &mut self.task).await.is_err() {
+            tracing::warn!("the volume's connections did not close by themselves; ended");
+            self.task.abort();
+            let _ = (&mut self.task).await;
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
