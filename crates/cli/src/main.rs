@@ -24,9 +24,9 @@ enum Command {
     Api(api::Args),
     /// Print the Kubernetes objects of an installation.
     Manifests(manifests::Args),
-    /// The first process of the PID namespace that `play` makes.
-    #[command(name = play::SUPERVISOR, hide = true)]
-    Supervisor(play::SupervisorArgs),
+    /// A process that `play` starts.
+    #[command(name = play::STAGE, hide = true)]
+    PlayStage(play::StageArgs),
 }
 
 fn main() -> ExitCode {
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Command::Play(args) => play::run(args),
         Command::Api(args) => api::run(args),
         Command::Manifests(args) => manifests::run(args),
-        Command::Supervisor(args) => play::run_supervisor(args),
+        Command::PlayStage(args) => play::run_stage(args),
     };
     match outcome {
         Ok(code) => code,

@@ -1,6 +1,7 @@
 //! What `seamount play` and the test kit need.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -12,9 +13,69 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 /// # Errors
 /// `EPERM` without `CAP_SYS_ADMIN`; what the kernel says otherwise (unshare(2), mount_namespaces(7)).
 pub fn unshare_mounts() -> io::Result<()> {
-    // SAFETY: NEWNS (with the FS that it implies) changes what paths mean to this thread alone; no descriptor, no
-    // memory and no other thread is affected.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS)? };
+    unshare(UnshareFlags::NEWNS | UnshareFlags::FS)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     Ok(())
+}
+
+/// Moves the calling thread into new namespaces (`NEWPID`: its next children).
+///
+/// # Errors
+/// `EINVAL` with [`UnshareFlags::FILES`], which would give two threads different ideas of the same descriptor, and for
+/// `NEWUSER` in a process with several threads; `EPERM`, `ENOSPC`, `EUSERS` as unshare(2) says.
+pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    if flags.contains(UnshareFlags::FILES) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: only FILES is unsafe (descriptors of other threads would change their meaning), and it is refused above.
+    Ok(unsafe { unshare_unsafe(flags)? })
+}
+
+/// Adds attributes (`MOUNT_ATTR_*`) to the mount that `mount` is the root of and to everything mounted below it.
+///
+/// # Errors
+/// As mount_setattr(2) says; `ENOSYS` before Linux 5.12.
+pub fn add_attributes(mount: impl AsFd, set: u64, recursive: bool) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the descriptor is borrowed for the call; path and attributes are valid for the lengths given.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of_val(&attr),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Marks every descriptor from 3 on close-on-exec, so that what the caller's caller left open does not reach a
+/// program that is executed next.
+///
+/// # Errors
+/// As close_range(2) says; `EINVAL` before Linux 5.11.
+pub fn keep_only_standard_descriptors_over_exec() -> io::Result<()> {
+    // SAFETY: CLOEXEC closes nothing now; no descriptor that somebody owns changes before exec(2).
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `MOUNT_ATTR_RDONLY`.
+pub const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+/// `MOUNT_ATTR_NOSUID`.
+pub const NO_SUID: u64 = libc::MOUNT_ATTR_NOSUID;
+/// `MOUNT_ATTR_NODEV`.
+pub const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_to_split_the_descriptor_table() {
+        assert_eq!(unshare(UnshareFlags::FILES).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
 }

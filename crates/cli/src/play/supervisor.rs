@@ -1,0 +1,293 @@
+//! PID 1 of a play: a tmpfs over `/run`, the mounter and the agent on it, the played kubelet, the pods.
+
+use std::collections::BTreeMap;
+use std::io::BufRead as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, move_mount};
+use rustix::process::Signal;
+use seamount_testkit::issuer::TokenIssuer;
+use seamount_testkit::kubelet::Kubelet;
+use seamount_testkit::processes::{Process, Spawn};
+use tokio::sync::watch;
+
+use super::manifest::{self, Place, Plan, Source};
+use super::output::Output;
+use super::pods::{Play, Verdict};
+use super::process::Stop;
+use super::root::{clone_tree, filesystem};
+use super::rootless::Mode;
+use super::{DRIVER, NODE, Request};
+
+/// The tmpfs: everything that a play makes is below it.
+const RUN: &str = "/run";
+/// The uid and gid of the agent.
+const AGENT: u32 = 64203;
+/// The audience of the pods' tokens and who issues them, as in an installation.
+pub const AUDIENCE: &str = "seamount.dev";
+const ISSUER: &str = "https://kubernetes.default.svc";
+/// How long mounter and agent may take to start or to stop.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs the supervisor.
+pub fn run() -> anyhow::Result<ExitCode> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("die with play")?;
+    let mut input = std::io::BufReader::new(std::io::stdin());
+    let mut line = String::new();
+    // If play died before the line above, this is the end of the input.
+    input.read_line(&mut line).context("read the request")?;
+    let request: Request = serde_json::from_str(&line).context("read the request")?;
+    drop(line);
+    let uid = || random_uuid().unwrap_or_default();
+    let place = Place { driver: DRIVER, node: NODE, uid: &uid };
+    let plan = manifest::load(&request.files, &place).map_err(|e| anyhow!("{} errors", e.len()))?;
+    let ground = Ground::prepare(&request)?;
+    let (stop, stops) = watch::channel(Stop::No);
+    std::thread::spawn(move || {
+        for _ in input.lines().map_while(Result::ok) {
+            stop.send_modify(|s| *s = if *s == Stop::No { Stop::Graceful } else { Stop::Now });
+        }
+        // play is gone: so is everything, with this process.
+        std::process::exit(1);
+    });
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(play(&request, plan, ground, stops))
+}
+
+fn random_uuid() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned())
+}
+
+/// Where things are on the tmpfs.
+pub struct Ground {
+    /// The kubelet's root directory.
+    pub kubelet: PathBuf,
+    /// The programs.
+    pub bin: PathBuf,
+    /// An empty directory that each container makes its root at, in a mount namespace of its own.
+    pub new_root: PathBuf,
+    /// The root file systems by image.
+    pub rootfs: BTreeMap<String, PathBuf>,
+    /// Short ways to the volumes.
+    pub sockets: PathBuf,
+    /// The file of the name servers, if the tmpfs hides it.
+    pub resolver: Option<(String, Vec<u8>)>,
+    work: PathBuf,
+}
+
+impl Ground {
+    fn prepare(request: &Request) -> anyhow::Result<Self> {
+        let run = Path::new(RUN);
+        // Before the tmpfs covers them, should they be below /run.
+        let open = |path: &Path| clone_tree(CWD, path).with_context(|| format!("open {}", path.display()));
+        let bin = open(&request.bin)?;
+        let images = request
+            .rootfs
+            .iter()
+            .map(|(image, path)| Ok((image.clone(), open(path)?)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let resolver = std::fs::canonicalize("/etc/resolv.conf")
+            .ok()
+            .filter(|path| path.starts_with(RUN))
+            .and_then(|path| Some((path.to_str()?.to_owned(), std::fs::read(path).ok()?)));
+        let tmpfs = filesystem("tmpfs", &[("mode", "755")]).context("make a tmpfs")?;
+        let attach = |mount: &OwnedFd, path: &Path| {
+            move_mount(mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .with_context(|| format!("mount on {}", path.display()))
+        };
+        attach(&tmpfs, run)?;
+        let proc = filesystem("proc", &[]).context(
+            "mount /proc (the kernel allows it only where the caller's own /proc has nothing mounted over parts of \
+             it, which many container engines do: run on the machine itself, or as root)",
+        )?;
+        attach(&proc, Path::new("/proc"))?;
+        let directory = |name: &str| -> anyhow::Result<PathBuf> {
+            let path = run.join(name);
+            std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+            Ok(path)
+        };
+        let mut ground = Self {
+            kubelet: directory("kubelet")?,
+            bin: directory("bin")?,
+            new_root: directory("root")?,
+            rootfs: BTreeMap::new(),
+            sockets: directory("volumes")?,
+            work: directory("seamount")?,
+            resolver,
+        };
+        attach(&bin, &ground.bin)?;
+        for (i, (image, tree)) in images.into_iter().enumerate() {
+            let path = directory(&format!("rootfs/{i}"))?;
+            attach(&tree, &path)?;
+            ground.rootfs.insert(image, path);
+        }
+        Ok(ground)
+    }
+}
+
+/// Mounter and agent.
+struct Node {
+    mounter: Process,
+    agent: Process,
+}
+
+impl Node {
+    fn start(request: &Request, ground: &Ground, keys: &str) -> anyhow::Result<Self> {
+        let work = &ground.work;
+        let write = |name: &str, text: &str| -> anyhow::Result<PathBuf> {
+            let path = work.join(name);
+            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))?;
+            Ok(path)
+        };
+        let keys = write("keys.json", keys)?;
+        let socket = work.join("mounter.sock");
+        let config = serde_json::json!({
+            "driverName": DRIVER,
+            "kubeletRoot": ground.kubelet,
+            "nodeName": NODE,
+            "mounterSocket": socket,
+            "kubeletUid": 0,
+            "trustDomain": request.trust_domain,
+            "identity": {"source": "authority"},
+            "authority": {"embedded": {"svidTtl": request.svid_ttl}},
+            "token": {"audience": AUDIENCE, "issuer": ISSUER, "keys": {"file": keys}},
+            "http": {"address": ""},
+            "log": {"format": "text", "level": "info"},
+        });
+        // Every JSON text is a YAML text.
+        let config = write("agent.yaml", &config.to_string())?;
+        let ids = (request.mode != Mode::OneId).then_some((AGENT, AGENT));
+        let mut args = vec![
+            "--kubelet-root".into(),
+            ground.kubelet.clone().into_os_string(),
+            "--driver".into(),
+            DRIVER.into(),
+            "--socket".into(),
+            socket.clone().into_os_string(),
+        ];
+        match ids {
+            Some((uid, gid)) => args.extend([
+                "--agent-uid".into(),
+                uid.to_string().into(),
+                "--agent-gid".into(),
+                gid.to_string().into(),
+            ]),
+            None => args.push("--rootless".into()),
+        }
+        let mut mounter = Spawn::new("mounter", &ground.bin.join("seamount-mounter"), work)
+            .args(args)
+            .start()
+            .context("start the mounter")?;
+        mounter.wait_for_path(PATIENCE, &socket).context("start the mounter")?;
+        let agent = Spawn::new("agent", &ground.bin.join("seamount-agent"), work)
+            .args(["--config".as_ref(), config.as_os_str()]);
+        let agent = match ids {
+            Some((uid, gid)) => agent.ids(uid, gid),
+            None => agent,
+        };
+        Ok(Self { mounter, agent: agent.start().context("start the agent")? })
+    }
+
+    fn stop(self, output: Output) {
+        for (name, process) in [("agent", self.agent), ("mounter", self.mounter)] {
+            if let Err(error) = process.stop(PATIENCE) {
+                output.say(&format!("the {name} did not stop in order: {error}"));
+            }
+        }
+    }
+
+    fn logs(&self) -> String {
+        format!("log of the mounter:\n{}log of the agent:\n{}", self.mounter.log(), self.agent.log())
+    }
+}
+
+async fn play(
+    request: &Request,
+    plan: Plan,
+    ground: Ground,
+    stops: watch::Receiver<Stop>,
+) -> anyhow::Result<ExitCode> {
+    let output = Output { colour: request.colour };
+    output.say(&introduction(request, &plan));
+    let issuer = TokenIssuer::new(ISSUER);
+    let kubelet = Kubelet::new(&ground.kubelet, DRIVER)?.with_node(NODE);
+    let ours = |p: &manifest::Pod| p.volumes.iter().any(|v| matches!(v.source, Source::Csi { .. }));
+    let node = if plan.pods.iter().any(ours) {
+        let node = Node::start(request, &ground, &issuer.jwks_json())?;
+        if let Err(error) = kubelet.register(PATIENCE).await {
+            return Err(anyhow!(error).context(format!("the agent did not come up; {}", node.logs())));
+        }
+        Some(node)
+    } else {
+        None
+    };
+    let play = Arc::new(Play {
+        kubelet,
+        issuer,
+        ground,
+        output,
+        mode: request.mode,
+        keep: request.keep,
+        trust_domain: request.trust_domain.clone(),
+        play: request.play,
+    });
+    let verdict = play.run(plan.pods, stops, request.timeout).await;
+    if let Some(node) = node {
+        if request.verbose || verdict == Verdict::Broken {
+            output.say(&node.logs());
+        }
+        node.stop(output);
+    }
+    Ok(match verdict {
+        Verdict::Succeeded => ExitCode::SUCCESS,
+        Verdict::Failed | Verdict::Broken => ExitCode::FAILURE,
+        // As a shell reports a program that Ctrl-C ended.
+        Verdict::Interrupted => ExitCode::from(130),
+    })
+}
+
+fn introduction(request: &Request, plan: &Plan) -> String {
+    let mut text = format!(
+        "playing {} on this machine: trust domain {}, driver {DRIVER}",
+        match plan.pods.len() {
+            1 => "1 pod".to_owned(),
+            n => format!("{n} pods"),
+        },
+        request.trust_domain
+    );
+    text.push_str(match request.mode {
+        Mode::Root => "\nas root: the mounter is root without capabilities that it does not need, the agent is uid 64203",
+        Mode::Mapped => "\nwithout root, with your subordinate ids: the agent is uid 64203 of a user namespace",
+        Mode::OneId => {
+            "\nwithout root and with one id: mounter, agent and containers are all you, so the privilege split is not \
+             in force"
+        }
+    });
+    let images: Vec<&str> = plan
+        .pods
+        .iter()
+        .flat_map(|p| p.init.iter().chain(&p.containers))
+        .map(|c| c.image.as_str())
+        .filter(|image| !request.rootfs.iter().any(|(known, _)| known == image))
+        .collect();
+    if !images.is_empty() {
+        text.push_str(
+            "\nimages are not pulled: commands run on a read-only view of this machine (/run, /home, /root and /tmp \
+             are empty), with seamount's programs in /seamount/bin and the machine's network",
+        );
+    }
+    for note in &plan.notes {
+        text.push_str("\nnote: ");
+        text.push_str(note);
+    }
+    text
+}
