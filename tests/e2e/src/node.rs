@@ -1,0 +1,84 @@
+//! A node, seen from inside its namespaces as root.
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cluster::{get, script};
+use crate::{DRIVER, SYSTEM};
+
+/// Runs a command inside node `n1`, `n2`, … and returns what it printed.
+pub fn run(node: &str, command: &[&str]) -> Result<String> {
+    script(&[&["node", node.trim_start_matches('n')], command].concat(), "")
+}
+
+/// Runs a shell script inside a node.
+pub fn shell(node: &str, script: &str) -> Result<String> {
+    run(node, &["sh", "-c", script])
+}
+
+/// The mounts of a node's own mount namespace, one line each (`proc_pid_mountinfo(5)`).
+pub fn mounts(node: &str) -> Result<Vec<String>> {
+    Ok(run(node, &["cat", "/proc/self/mountinfo"])?.lines().map(str::to_owned).collect())
+}
+
+/// Where the identity volume of a pod is on its node.
+pub fn volume_path(pod_uid: &str) -> String {
+    format!("{}/volumes/kubernetes.io~csi/spiffe/mount", pod_directory(pod_uid))
+}
+
+/// A pod's directory on its node.
+pub fn pod_directory(pod_uid: &str) -> String {
+    format!("/var/lib/kubelet/pods/{pod_uid}")
+}
+
+/// The directory where the mounter keeps the state of a node's volumes.
+pub fn state_directory() -> String {
+    format!("/var/lib/kubelet/plugins/{DRIVER}/state")
+}
+
+/// The pod of the installation's DaemonSet on a node.
+pub fn daemon(node: &str) -> Result<serde_json::Value> {
+    let selector = format!("--field-selector=spec.nodeName={node}");
+    let list = get(&["pods", "-n", SYSTEM, &selector])?;
+    let running =
+        list["items"].as_array().into_iter().flatten().find(|p| p["metadata"]["deletionTimestamp"].is_null());
+    running.cloned().with_context(|| format!("no pod of {SYSTEM} on {node}"))
+}
+
+/// The host's pid of a container of a pod.
+pub fn container_pid(node: &str, pod: &serde_json::Value, container: &str) -> Result<u32> {
+    let statuses = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+    let Some(id) = statuses
+        .filter(|s| s["name"] == container)
+        .find_map(|s| s["containerID"].as_str()?.strip_prefix("containerd://"))
+    else {
+        bail!("container {container} of {} is not running: {}", pod["metadata"]["name"], pod["status"]);
+    };
+    let tasks = run(node, &["ctr", "-n", "k8s.io", "task", "ls"])?;
+    tasks
+        .lines()
+        .find_map(|l| l.strip_prefix(id)?.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("containerd has no task {id}: {tasks}"))
+}
+
+/// A field of `/proc/<pid>/status` (`proc_pid_status(5)`).
+pub fn status(node: &str, pid: u32, field: &str) -> Result<String> {
+    let text = run(node, &["cat", &format!("/proc/{pid}/status")])?;
+    let value = text.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
+    Ok(value.with_context(|| format!("no {field} in {text}"))?.trim().to_owned())
+}
+
+/// Listening sockets of the mounter's and the agent's network namespaces whose path ends in `name`, in `/proc/net/unix`
+/// (`proc_pid_net(5)`: flag `00010000` means listening).
+pub fn listeners(node: &str, name: &str) -> Result<usize> {
+    let pod = daemon(node)?;
+    let mut count = 0;
+    for container in ["mounter", "agent"] {
+        let pid = container_pid(node, &pod, container)?;
+        let table = run(node, &["cat", &format!("/proc/{pid}/net/unix")])?;
+        count += table
+            .lines()
+            .filter(|l| l.split_whitespace().nth(3) == Some("00010000") && l.ends_with(name))
+            .count();
+    }
+    Ok(count)
+}
