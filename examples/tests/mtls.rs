@@ -37,7 +37,8 @@ impl Domain {
     fn new() -> Self {
         let trust_domain: TrustDomain = "example.org".parse().unwrap();
         let template =
-            IdTemplate::parse("spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}", &trust_domain).unwrap();
+            IdTemplate::parse("spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}", &trust_domain)
+                .unwrap();
         let authority = Embedded::new(EmbeddedConfig {
             trust_domain,
             template,
@@ -127,8 +128,11 @@ async fn two_identities_speak_and_a_third_is_refused() {
     let (stranger_socket, _, _stranger) = domain.serve("stranger").await;
     let (server, address) = domain.start_server(&server_socket, CLIENT).await;
 
-    let client =
-        domain.start_client("client", &client_socket, &["--server", &address, "--expect", SERVER, "--count=1"]);
+    let client = domain.start_client(
+        "client",
+        &client_socket,
+        &["--server", &address, "--expect", SERVER, "--count=1"],
+    );
     let (code, log) = end(client).await;
     assert_eq!(code, Some(0), "{log}");
     let conversation =
@@ -155,8 +159,11 @@ async fn a_client_does_not_speak_to_another_server_than_it_expects() {
     let (impostor_socket, _, _impostor) = domain.serve("impostor").await;
     let (client_socket, _, _client) = domain.serve("client").await;
     let (_server, address) = domain.start_server(&impostor_socket, CLIENT).await;
-    let client =
-        domain.start_client("client", &client_socket, &["--server", &address, "--expect", SERVER, "--count=1"]);
+    let client = domain.start_client(
+        "client",
+        &client_socket,
+        &["--server", &address, "--expect", SERVER, "--count=1"],
+    );
     let (code, log) = end(client).await;
     assert_eq!(code, Some(1), "{log}");
     assert!(!log.contains("says"), "{log}");
@@ -169,8 +176,11 @@ async fn another_trust_domain_of_the_same_name_is_refused() {
     let (server_socket, _, _server) = domain.serve("server").await;
     let (client_socket, _, _client) = other.serve("client").await;
     let (server, address) = domain.start_server(&server_socket, CLIENT).await;
-    let client =
-        domain.start_client("client", &client_socket, &["--server", &address, "--expect", SERVER, "--count=1"]);
+    let client = domain.start_client(
+        "client",
+        &client_socket,
+        &["--server", &address, "--expect", SERVER, "--count=1"],
+    );
     let (code, log) = end(client).await;
     assert_eq!(code, Some(1), "{log}");
     assert!(!server.log().contains("welcome"), "{}", server.log());
@@ -217,8 +227,11 @@ async fn the_client_waits_for_a_server_that_is_late() {
     let (client_socket, _, _client) = domain.serve("client").await;
     // A port that nobody listens on.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let mut client =
-        domain.start_client("client", &client_socket, &["--server", &address, "--expect", SERVER, "--count=1"]);
+    let mut client = domain.start_client(
+        "client",
+        &client_socket,
+        &["--server", &address, "--expect", SERVER, "--count=1"],
+    );
     waiting(move || {
         client.wait_for_log(PATIENCE, "no server yet").unwrap();
         assert!(client.ended().unwrap().is_none());
