@@ -1,1 +1,149 @@
-//! Tests with short timing.
+//! What only happens when time passes, with short times.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Instant,
+};
+
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[derive(Default)]
+struct Seen {
+    open: AtomicI64,
+    refused: Mutex<Vec<&'static str>>,
+}
+
+impl Observer for Seen {
+    fn connection(&self, delta: i64) {
+        self.open.fetch_add(delta, Ordering::SeqCst);
+    }
+
+    fn stream(&self, _delta: i64) {}
+
+    fn refused(&self, why: &'static str) {
+        self.refused.lock().unwrap().push(why);
+    }
+}
+
+struct Server {
+    _directory: TempDir,
+    path: PathBuf,
+    seen: Arc<Seen>,
+    served: watch::Sender<Served>,
+    task: JoinHandle<()>,
+}
+
+fn start(timing: Timing) -> Server {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let seen = Arc::new(Seen::default());
+    let (served, receiver) = watch::channel(Served::Pending);
+    let shared = Shared { served: receiver, limits: Limits::default(), timing, observer: seen.clone() };
+    let task = tokio::spawn(connection::serve(listener, shared, CancellationToken::new()));
+    Server { _directory: directory, path, seen, served, task }
+}
+
+fn short() -> Timing {
+    let short = Duration::from_millis(80);
+    Timing { pending: DEADLINE, request: short, first_request: short, idle: short }
+}
+
+async fn connect(server: &Server, bytes: &[u8]) -> UnixStream {
+    let mut stream = UnixStream::connect(&server.path).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream
+}
+
+/// What comes until the server closes.
+async fn rest(mut stream: UnixStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    let _ = timeout(DEADLINE, stream.read_to_end(&mut all)).await.expect("closed in time");
+    all
+}
+
+/// POST of a FetchX509SVID with everything but its message.
+fn headers() -> Vec<u8> {
+    let mut block = vec![0x83, 0x86, 0x04, 32];
+    block.extend(b"/SpiffeWorkloadAPI/FetchX509SVID");
+    for (name, value) in [("content-type", "application/grpc"), ("workload.spiffe.io", "true")] {
+        block.push(0);
+        for text in [name, value] {
+            block.push(text.len() as u8);
+            block.extend(text.as_bytes());
+        }
+    }
+    let mut frame = vec![0, 0, block.len() as u8, 1, 4, 0, 0, 0, 1];
+    frame.extend(block);
+    frame
+}
+
+#[tokio::test]
+async fn connections_that_ask_nothing_are_closed() {
+    let server = start(short());
+    let silent = connect(&server, b"").await;
+    let half = connect(&server, &PREFACE[..10]).await;
+    let preface_only = connect(&server, PREFACE).await;
+    let half_headers = connect(&server, &[PREFACE, &headers()[..20]].concat()).await;
+    for stream in [silent, half, preface_only, half_headers] {
+        rest(stream).await;
+    }
+    assert_eq!(server.seen.open.load(Ordering::SeqCst), 0);
+    assert_eq!(*server.seen.refused.lock().unwrap(), ["idle"; 4]);
+    assert!(!server.task.is_finished());
+}
+
+/// A request whose message never comes is answered `DeadlineExceeded`, and its connection goes when idle.
+#[tokio::test]
+async fn requests_that_do_not_end_are_answered() {
+    let server = start(short());
+    let stream = connect(&server, &[PREFACE, &headers()].concat()).await;
+    let answer = rest(stream).await;
+    let text = b"the request did not arrive in time";
+    // The message is Huffman-coded or not, as the library likes; the reason is with the observer.
+    assert!(answer.len() > text.len());
+    assert_eq!(*server.seen.refused.lock().unwrap(), ["request", "idle"]);
+}
+
+/// A stream that waits or is open keeps its connection, however long nothing happens.
+#[tokio::test]
+async fn open_streams_keep_their_connection() {
+    let server = start(short());
+    let message = [0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0];
+    let stream = connect(&server, &[PREFACE, &headers(), &message].concat()).await;
+    let begun = Instant::now();
+    tokio::time::sleep(short().idle * 8).await;
+    assert!(begun.elapsed() >= short().idle * 8);
+    assert_eq!(server.seen.open.load(Ordering::SeqCst), 1);
+    assert!(server.seen.refused.lock().unwrap().is_empty());
+    server.served.send_replace(Served::Denied);
+    rest(stream).await;
+    assert_eq!(*server.seen.refused.lock().unwrap(), ["denied", "idle"]);
+}
+
+#[test]
+fn reflection_descriptors_load() {
+    assert!(health::REFLECTION.is_some());
+}
+
+#[test]
+fn responses_print_no_key() {
+    let served = format!("{:?}", Served::Pending);
+    assert_eq!(served, "Pending");
+    assert!(format!("{:?}", Limits::default()).contains("64"));
+}
