@@ -1,0 +1,137 @@
+//! Crashes of one, of the other, and of both: no identity is lost and no directory changes.
+
+use seamount_testkit::kubelet::PodVolume;
+
+use super::harness::*;
+
+struct Before {
+    volume: PodVolume,
+    view: std::path::PathBuf,
+    leaf: Vec<u8>,
+    directory: u64,
+}
+
+async fn published(node: &mut Node) -> Before {
+    node.start().await;
+    let volume = node.volume("shop", "frontend", "web-1");
+    node.publish(&volume).await;
+    let view = node.view(&volume);
+    let leaf = leaf(&fetch(&view).await);
+    let directory = inode(&node.kubelet.target_path(&volume));
+    Before { volume, view, leaf, directory }
+}
+
+/// The running pod sees the same identity in the same directory, and everything works as before.
+async fn all_is_well(node: &mut Node, before: &Before) {
+    node.ready().await;
+    assert_eq!(leaf(&fetch(&before.view).await), before.leaf, "another certificate");
+    assert_eq!(inode(&node.kubelet.target_path(&before.volume)), before.directory, "another directory");
+    node.kubelet.publish(&before.volume, Some(&node.tokens(&before.volume))).await.unwrap();
+    assert_eq!(leaf(&fetch(&before.view).await), before.leaf, "the republish disturbed");
+    assert!(!node.kubelet.stats(&before.volume).await.unwrap().volume_condition.unwrap().abnormal);
+    let another = node.volume("shop", "database", "db-1");
+    node.publish(&another).await;
+    let view = node.view(&another);
+    fetch(&view).await;
+    node.kubelet.tear_down(&another).await.unwrap();
+    node.kubelet.tear_down(&before.volume).await.unwrap();
+    assert!(tokio::net::UnixStream::connect(before.view.join("spire-agent.sock")).await.is_err());
+}
+
+#[test]
+fn a_killed_agent_comes_back_with_everything() {
+    on_node("a_killed_agent_comes_back_with_everything", async |node| {
+        let before = published(node).await;
+        node.agent.take().unwrap().crash().unwrap();
+        node.start_agent();
+        all_is_well(node, &before).await;
+    });
+}
+
+#[test]
+fn a_killed_mounter_gets_its_descriptors_back() {
+    on_node("a_killed_mounter_gets_its_descriptors_back", async |node| {
+        let before = published(node).await;
+        node.mounter.take().unwrap().crash().unwrap();
+        // The pod notices nothing meanwhile.
+        assert_eq!(leaf(&fetch(&before.view).await), before.leaf);
+        node.until("the complaint", async || {
+            node.get("/readyz").await.is_some_and(|(code, text)| code == 503 && text.contains("mounter"))
+        })
+        .await;
+        let condition = node.kubelet.stats(&before.volume).await.unwrap();
+        assert_eq!(condition.usage.len(), 2, "usage is always there");
+        assert!(condition.volume_condition.unwrap().message.contains("MounterUnreachable"));
+        node.start_mounter();
+        node.ready().await;
+        // Now the agent crashes: the new mounter must have what the old one kept.
+        node.agent.take().unwrap().crash().unwrap();
+        let early = {
+            let view = before.view.clone();
+            tokio::spawn(async move { fetch(&view).await })
+        };
+        node.start_agent();
+        assert_eq!(leaf(&early.await.unwrap()), before.leaf, "the waiting connection was lost");
+        all_is_well(node, &before).await;
+    });
+}
+
+#[test]
+fn both_killed_the_records_bring_everything_back() {
+    on_node("both_killed_the_records_bring_everything_back", async |node| {
+        let before = published(node).await;
+        node.agent.take().unwrap().crash().unwrap();
+        node.mounter.take().unwrap().crash().unwrap();
+        node.start_agent();
+        node.start_mounter();
+        // A registration socket made anew is registered anew.
+        node.kubelet.register(LONG).await.unwrap();
+        all_is_well(node, &before).await;
+    });
+}
+
+#[test]
+fn a_volume_deleted_while_everything_was_down_is_forgotten() {
+    on_node("a_volume_deleted_while_everything_was_down_is_forgotten", async |node| {
+        let before = published(node).await;
+        node.agent.take().unwrap().crash().unwrap();
+        node.mounter.take().unwrap().crash().unwrap();
+        let record = node
+            .kubelet
+            .root()
+            .join("plugins")
+            .join(DRIVER)
+            .join("state")
+            .join(format!("{}.{}", before.volume.pod_uid, before.volume.volume_name));
+        assert!(record.exists());
+        std::fs::remove_dir_all(node.kubelet.root().join("pods").join(&before.volume.pod_uid)).unwrap();
+        node.start_mounter();
+        node.start_agent();
+        node.agent().wait_for_log(LONG, "volumes restored").unwrap();
+        assert!(!record.exists(), "key and token of a deleted pod are still there");
+    });
+}
+
+#[test]
+fn a_volume_without_record_waits_for_the_republish() {
+    on_node("a_volume_without_record_waits_for_the_republish", async |node| {
+        let before = published(node).await;
+        node.agent.take().unwrap().crash().unwrap();
+        let state = node.kubelet.root().join("plugins").join(DRIVER).join("state");
+        std::fs::remove_file(state.join(format!("{}.{}", before.volume.pod_uid, before.volume.volume_name))).unwrap();
+        node.start_agent();
+        node.agent().wait_for_log(LONG, "volumes restored").unwrap();
+        let condition = node.kubelet.stats(&before.volume).await.unwrap().volume_condition.unwrap();
+        assert!(condition.abnormal && condition.message.contains("IdentityUnknown"), "{condition:?}");
+        let waiting = {
+            let view = before.view.clone();
+            tokio::spawn(async move { try_fetch(&view).await })
+        };
+        node.kubelet.publish(&before.volume, Some(&node.tokens(&before.volume))).await.unwrap();
+        match waiting.await.unwrap() {
+            Ok(svid) => assert_eq!(svid.spiffe_id().to_string(), "spiffe://example.org/ns/shop/sa/frontend"),
+            Err(e) => panic!("the stream was not held: {e}"),
+        }
+        assert_eq!(inode(&node.kubelet.target_path(&before.volume)), before.directory);
+    });
+}
