@@ -1,26 +1,16 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
-use seamount_mounter::protocol::Fault;
 
-use crate::failure::{Failure, Outcome, fail};
+use crate::failure::{Outcome, fail};
 
-const USAGE: &str = "\
-usage: seamount-mounter [options]
-  --kubelet-root DIR      the kubelet's --root-dir (/var/lib/kubelet)
-  --driver NAME           CSI driver (csi.spiffe.io)
-  --socket PATH           socket for the agent (/run/seamount/mounter.sock)
-  --agent-uid, --agent-gid ID   ids of the agent (64203)
-  --socket-name NAME      the socket in a volume; repeated: symlinks to it (spire-agent.sock, agent.sock, socket)
-  --source-directory DIR  what a `directory` volume shows
-  --lock-timeout SECONDS  give up waiting for another mounter (wait for ever)
-  --rootless              run in a user namespace with one id
-  --no-idmap              settle ownership of files instead of idmapping mounts";
+const USAGE: &str = include_str!("usage.txt");
 
 /// What the mounter is told.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Config {
     pub kubelet_root: PathBuf,
     pub driver: String,
@@ -37,43 +27,29 @@ pub struct Config {
 
 impl Config {
     /// Reads the arguments (without the program's name).
-    pub fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Outcome<Self> {
-        let parsed = Self::read(lexopt::Parser::from_args(args));
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Outcome<Self> {
         let config =
-            parsed.map_err(|e| Failure { fault: Fault::Malformed, text: format!("{e}\n{USAGE}") })?;
-        // Both end up as one path component; a CSI driver name is at most 63 of these (CSI 1.13, GetPluginInfo).
+            Self::read(lexopt::Parser::from_args(args)).or_else(|e| fail!(Malformed, "{e}\n{USAGE}"))?;
+        // Each ends up as one path component; a CSI driver name is at most 63 of these (CSI 1.13, GetPluginInfo).
         let component = |name: &str| {
-            (1..=63).contains(&name.len())
-                && !name.starts_with('.')
-                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+            let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+            good && (1..=63).contains(&name.len()) && !name.starts_with('.')
         };
         if !component(&config.driver) {
-            return fail(Fault::Malformed, format!("--driver {:?} is not a CSI driver name", config.driver));
+            return fail!(Malformed, "--driver {:?} is not a CSI driver name", config.driver);
         }
         for (i, name) in config.socket_names.iter().enumerate() {
             if !component(name) || config.socket_names.iter().skip(i + 1).any(|other| other == name) {
-                return fail(
-                    Fault::Malformed,
-                    format!("--socket-name {name:?} is no file name, or given twice"),
-                );
+                return fail!(Malformed, "--socket-name {name:?} is no file name, or given twice");
             }
         }
         Ok(config)
     }
 
     fn read(mut args: lexopt::Parser) -> Result<Self, lexopt::Error> {
-        let mut config = Self {
-            kubelet_root: "/var/lib/kubelet".into(),
-            driver: "csi.spiffe.io".into(),
-            socket: "/run/seamount/mounter.sock".into(),
-            agent_uid: 64203,
-            agent_gid: 64203,
-            socket_names: Vec::new(),
-            source_directory: None,
-            lock_timeout: None,
-            rootless: false,
-            no_idmap: false,
-        };
+        let mut config = Self { agent_uid: 64203, agent_gid: 64203, ..Self::default() };
+        (config.kubelet_root, config.driver) = ("/var/lib/kubelet".into(), "csi.spiffe.io".into());
+        config.socket = "/run/seamount/mounter.sock".into();
         while let Some(arg) = args.next()? {
             match arg {
                 Long("kubelet-root") => config.kubelet_root = args.value()?.into(),
@@ -90,8 +66,8 @@ impl Config {
             }
         }
         if config.rootless {
-            (config.agent_uid, config.agent_gid) =
-                (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+            // The only ids that there are.
+            (config.agent_uid, config.agent_gid) = (0, 0);
         }
         if config.socket_names.is_empty() {
             config.socket_names = ["spire-agent.sock", "agent.sock", "socket"].map(String::from).to_vec();
@@ -105,7 +81,7 @@ mod tests {
     use super::*;
 
     fn parse(args: &[&str]) -> Outcome<Config> {
-        Config::parse(args.iter().map(std::ffi::OsString::from))
+        Config::parse(args.iter().map(OsString::from))
     }
 
     #[test]

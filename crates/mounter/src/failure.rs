@@ -1,6 +1,6 @@
 //! Why something fails, in the protocol's terms.
 
-use std::fmt;
+use std::fmt::Display;
 use std::io;
 
 use rustix::io::Errno;
@@ -15,36 +15,33 @@ pub struct Failure {
 
 pub type Outcome<T> = Result<T, Failure>;
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
+/// `fail!(Busy, "text {with} values")`: a [`Failure`] as a result.
+macro_rules! fail {
+    ($fault:ident, $($text:tt)*) => {
+        Err($crate::failure::Failure { fault: seamount_mounter::protocol::Fault::$fault, text: format!($($text)*) })
+    };
 }
-
-pub fn fail<T>(fault: Fault, text: impl Into<String>) -> Outcome<T> {
-    Err(Failure { fault, text: text.into() })
-}
+pub(crate) use fail;
 
 /// Turns the kernel's refusal into a [`Failure`] that says what was being done.
 pub trait Doing<T> {
-    fn doing(self, what: impl fmt::Display) -> Outcome<T>;
+    fn doing(self, what: impl Display) -> Outcome<T>;
 }
 
 impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
-    fn doing(self, what: impl fmt::Display) -> Outcome<T> {
+    fn doing(self, what: impl Display) -> Outcome<T> {
         self.map_err(|e| {
             let e = e.into();
-            let (fault, remedy) = match Errno::from_io_error(&e) {
-                Some(Errno::MFILE | Errno::NFILE) => {
-                    (Fault::Exhausted, ": raise the mounter's limit of open files (RLIMIT_NOFILE)")
+            let (fault, remedy) = match Errno::from_io_error(&e).unwrap_or(Errno::IO) {
+                Errno::MFILE | Errno::NFILE => {
+                    (Fault::Exhausted, "; raise the mounter's limit of open files")
                 }
-                Some(Errno::NOSPC | Errno::DQUOT) => (Fault::Storage, ": free space on the kubelet's disk"),
-                Some(Errno::ROFS) => (Fault::Storage, ": mount the kubelet's directory read-write"),
-                Some(Errno::NOENT) => (Fault::NotFound, ""),
-                Some(Errno::XDEV | Errno::LOOP | Errno::NOTDIR | Errno::NAMETOOLONG) => (
-                    Fault::NotOurs,
-                    ": the kubelet makes no symlink, mount or file there, so nothing is touched",
-                ),
+                Errno::NOSPC | Errno::DQUOT => (Fault::Storage, "; free space on the kubelet's disk"),
+                Errno::ROFS => (Fault::Storage, "; mount the kubelet's directory read-write"),
+                Errno::NOENT => (Fault::NotFound, ""),
+                Errno::XDEV | Errno::LOOP | Errno::NOTDIR | Errno::NAMETOOLONG => {
+                    (Fault::NotOurs, "; the kubelet makes no link, mount or file there: nothing is touched")
+                }
                 _ => (Fault::System, ""),
             };
             Failure { fault, text: format!("cannot {what}: {e}{remedy}") }

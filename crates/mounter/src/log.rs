@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::io::Write;
 
+use seamount_mounter::names::Volume;
+
 /// Writes one event. A log that cannot be written is no reason to fail.
 pub fn event(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) {
     let mut line = format!("level={level} msg={msg:?}");
@@ -14,4 +16,9 @@ pub fn event(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) {
     }
     line.push('\n');
     let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Something was done with a volume.
+pub fn done(msg: &str, volume: &Volume) {
+    event("info", msg, &[("pod", &volume.pod), ("volume", &volume.name)]);
 }

@@ -21,9 +21,9 @@ impl fmt::Display for NameError {
 impl std::error::Error for NameError {}
 
 macro_rules! name {
-    ($(#[$doc:meta])* $type:ident, $what:literal, $max:literal, $check:expr) => {
+    ($(#[$doc:meta])* $type:ident, $what:literal, $max:literal, $valid:expr, $reason:literal) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $type(String);
 
         impl $type {
@@ -40,30 +40,20 @@ macro_rules! name {
             type Err = NameError;
 
             fn from_str(s: &str) -> Result<Self, NameError> {
-                let refuse = |reason| Err(NameError { what: $what, reason });
-                if s.is_empty() {
-                    return refuse("is empty");
-                }
-                if s.len() > $max {
-                    return refuse(concat!("is longer than ", stringify!($max), " bytes"));
-                }
-                let check: fn(&str) -> Option<&'static str> = $check;
-                match check(s) {
-                    Some(reason) => refuse(reason),
-                    None => Ok(Self(s.to_owned())),
-                }
+                let valid: fn(&str) -> bool = $valid;
+                let reason = match s.len() {
+                    0 => "is empty",
+                    1..=$max if valid(s) => return Ok(Self(s.to_owned())),
+                    1..=$max => $reason,
+                    _ => concat!("is longer than ", $max, " bytes"),
+                };
+                Err(NameError { what: $what, reason })
             }
         }
 
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(&self.0, f)
             }
         }
     };
@@ -73,27 +63,27 @@ name!(
     /// A pod's UID: the 36 lower-case characters of a UUID, which is the name of the pod's directory.
     /// (Static pods have 32 hex digits there; they cannot have service-account tokens, so they have no identity.)
     PodUid, "pod UID", 36,
-    |s| (s.len() != 36
-        || !s.bytes().enumerate().all(|(i, b)| match i {
-            8 | 13 | 18 | 23 => b == b'-',
-            _ => b.is_ascii_digit() || (b'a'..=b'f').contains(&b),
-        }))
-    .then_some("is not a lower-case UUID")
+    |s| s.len() == 36 && s.bytes().enumerate().all(|(i, b)| match i {
+        8 | 13 | 18 | 23 => b == b'-',
+        _ => b.is_ascii_digit() || (b'a'..=b'f').contains(&b),
+    }),
+    "is not a lower-case UUID"
 );
 
 name!(
     /// A volume's name in its pod: a DNS-1123 label (Kubernetes API conventions), one path component.
     VolumeName, "volume name", 63,
-    |s| (!s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        || s.starts_with('-')
-        || s.ends_with('-'))
-    .then_some("is not a DNS label (lower-case letters, digits and inner hyphens)")
+    |s| s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !s.starts_with('-')
+        && !s.ends_with('-'),
+    "is not a DNS label (lower-case letters, digits and inner hyphens)"
 );
 
 name!(
     /// A CSI volume id (CSI 1.13, "Size Limits": 128 bytes). Only compared with `vol_data.json`, never part of a path.
     VolumeId, "volume id", 128,
-    |s| s.bytes().any(|b| !b.is_ascii_graphic()).then_some("has a character outside printable ASCII")
+    |s| s.bytes().all(|b| b.is_ascii_graphic()),
+    "has a character outside printable ASCII"
 );
 
 /// One CSI volume of one pod: all that the mounter is ever told about where something is.

@@ -8,9 +8,9 @@ use rustix::fs::{
     self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
 };
 use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 use rustix::path::Arg;
 use seamount_mounter::names::{PodUid, Volume, VolumeName};
-use seamount_mounter::protocol::Fault;
 
 use crate::failure::{Doing, Outcome, fail};
 
@@ -49,15 +49,10 @@ pub fn names(dir: impl AsFd, max: usize) -> Result<Vec<CString>, Errno> {
     Ok(all)
 }
 
-/// Whose volume a directory is, by the kubelet's own record.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// No record (never written, or removed already).
-    Nobody,
-    /// Driver and volume id.
-    Known(String, String),
-    /// A record that is none: why.
-    Unclear(&'static str),
+/// Attaches a detached mount.
+pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> Outcome<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", target, "", flags).doing("mount on the directory")
 }
 
 /// `<pods>/<uid>/volumes/kubernetes.io~csi/<name>`, held.
@@ -76,54 +71,38 @@ impl Place {
         &self.0
     }
 
-    /// Reads `vol_data.json`.
-    pub fn owner(&self) -> Outcome<Owner> {
+    /// Driver and volume id by the kubelet's own record; none where there is none.
+    pub fn owner(&self) -> Outcome<Option<(String, String)>> {
+        let unclear =
+            |why| fail!(NotOurs, "vol_data.json {why}: the kubelet did not write it; restart the pod");
         // NONBLOCK: a FIFO in its place must not stop us.
-        let opened = open(&self.0, VOL_DATA, OFlags::RDONLY | OFlags::NONBLOCK, ResolveFlags::NO_XDEV);
-        let file = match found(opened) {
-            Ok(None) => return Ok(Owner::Nobody),
-            Ok(Some(fd)) => std::fs::File::from(fd),
-            Err(Errno::LOOP | Errno::XDEV | Errno::NXIO) => return Ok(Owner::Unclear("is not a plain file")),
-            Err(e) => return Err(e).doing("open vol_data.json"),
-        };
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let opened =
+            found(open(&self.0, VOL_DATA, flags, ResolveFlags::NO_XDEV)).doing("open vol_data.json")?;
+        let Some(file) = opened.map(std::fs::File::from) else { return Ok(None) };
         let stat = fs::fstat(&file).doing("look at vol_data.json")?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Ok(Owner::Unclear("is not a plain file"));
-        }
-        if stat.st_uid != rustix::process::geteuid().as_raw() {
-            return Ok(Owner::Unclear("is not owned by root"));
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_uid != 0 {
+            return unclear("is not a plain file of root");
         }
         let mut bytes = Vec::new();
         file.take(VOL_DATA_MAX + 1).read_to_end(&mut bytes).doing("read vol_data.json")?;
         if bytes.len() as u64 > VOL_DATA_MAX {
-            return Ok(Owner::Unclear("is longer than 4096 bytes"));
+            return unclear("is longer than 4096 bytes");
         }
         let json = serde_json::from_slice(&bytes).unwrap_or(serde_json::Value::Null);
         let field = |key| json.get(key).and_then(|v| v.as_str()).map(String::from);
         match (field("driverName"), field("volumeHandle")) {
-            (Some(driver), Some(id)) => Ok(Owner::Known(driver, id)),
-            _ => Ok(Owner::Unclear("has no driverName or no volumeHandle")),
+            (Some(driver), Some(id)) => Ok(Some((driver, id))),
+            _ => unclear("has no driverName or no volumeHandle"),
         }
     }
 
     /// Whether the volume is ours; false where nothing says so. Refuses where something says that it is not.
     pub fn is_ours(&self, driver: &str, volume: &Volume) -> Outcome<bool> {
         match self.owner()? {
-            Owner::Known(d, id) if d == driver && id == volume.id.as_str() => Ok(true),
-            Owner::Nobody => Ok(false),
-            Owner::Known(d, id) => fail(
-                Fault::NotOurs,
-                format!(
-                    "vol_data.json says driver {d:?}, volume {id:?}; asked for {driver:?}, {:?}",
-                    volume.id
-                ),
-            ),
-            Owner::Unclear(why) => fail(
-                Fault::NotOurs,
-                format!(
-                    "vol_data.json {why}: only the kubelet may write it; restart the pod if it is damaged"
-                ),
-            ),
+            None => Ok(false),
+            Some((of, id)) if of == driver && id == volume.id.as_str() => Ok(true),
+            Some((of, id)) => fail!(NotOurs, "it is volume {id} of driver {of}, by its vol_data.json"),
         }
     }
 
@@ -143,11 +122,36 @@ impl Place {
         };
         match self.target() {
             Ok(Some(target)) if target.is_directory() => Ok((target, created)),
-            Ok(_) => fail(Fault::NotOurs, "the target path is not a directory: remove it, or delete the pod"),
+            Ok(_) => fail!(NotOurs, "the target path is not a directory: remove it or delete the pod"),
             Err(e) => {
                 self.undo(created);
                 Err(e)
             }
+        }
+    }
+
+    /// Mounts on the target directory, which must be new or empty.
+    pub fn mount(&self, mount: &OwnedFd) -> Outcome<()> {
+        let (target, created) = self.make_target()?;
+        let done = match names(&target.fd, 1).doing("read the target directory") {
+            Ok(names) if names.is_empty() => attach(mount, &target.fd),
+            Ok(other) => fail!(NotOurs, "{other:?} is in the target directory: remove it or delete the pod"),
+            Err(e) => Err(e),
+        };
+        self.undo(created && done.is_err());
+        done
+    }
+
+    /// Unmounts the topmost mount at the target path. Detached, so that a busy one cannot keep a pod from going.
+    pub fn unmount(&self) -> Outcome<()> {
+        // The path must be relative to the held directory: umount(2) takes no descriptor.
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        let done = rustix::process::fchdir(&self.0).and_then(|()| unmount(TARGET, flags));
+        let _ = rustix::process::chdir("/");
+        match done {
+            // Somebody else was faster.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+            Err(e) => Err(e).doing("unmount the target directory"),
         }
     }
 

@@ -3,17 +3,11 @@
 use std::collections::BTreeMap;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
-use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capability_is_in_bounding_set,
-    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
-    set_capabilities_secure_bits, set_no_new_privs,
-};
-use seamount_mounter::protocol::Fault;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
+use rustix::thread::{self, CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
+use seccompiler::{BackendError, SeccompAction, SeccompCmpArgLen, SeccompCmpOp};
+use seccompiler::{BpfProgram, SeccompCondition, SeccompFilter, SeccompRule};
 
-use crate::failure::{Doing, Failure, Outcome};
+use crate::failure::{Doing, Outcome, fail};
 
 /// Mounts; ownership where mounts cannot be idmapped; looking into the agent's directories of such a tmpfs.
 const USED: CapabilitySet =
@@ -48,28 +42,25 @@ pub fn drop_the_rest() -> Outcome<()> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         // The first number that the kernel does not know ends the list.
-        let Ok(present) = capability_is_in_bounding_set(capability) else { break };
+        let Ok(present) = thread::capability_is_in_bounding_set(capability) else { break };
         if present && !USED.contains(capability) {
-            remove_capability_from_bounding_set(capability).doing("limit the capabilities")?;
+            thread::remove_capability_from_bounding_set(capability).doing("limit the capabilities")?;
         }
     }
     // Root without the privileges of root, now and after anything that might be executed.
     let bits = CapabilitiesSecureBits::from_bits_retain(0xff) - CapabilitiesSecureBits::KEEP_CAPS;
-    set_capabilities_secure_bits(bits).doing("set the secure bits")?;
-    clear_ambient_capability_set().doing("clear the ambient capabilities")?;
+    thread::set_capabilities_secure_bits(bits).doing("set the secure bits")?;
+    thread::clear_ambient_capability_set().doing("clear the ambient capabilities")?;
     let sets = CapabilitySets { effective: USED, permitted: USED, inheritable: CapabilitySet::empty() };
-    set_capabilities(None, sets).doing("drop capabilities")?;
-    set_no_new_privs(true).doing("set no_new_privs")?;
+    thread::set_capabilities(None, sets).doing("drop capabilities")?;
+    thread::set_no_new_privs(true).doing("set no_new_privs")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("forbid core dumps")?;
-    let failed = |e: &dyn std::fmt::Display| Failure {
-        fault: Fault::System,
-        text: format!("cannot install the seccomp filter: {e}"),
-    };
-    let filter = filter().map_err(|e| failed(&e))?;
-    seccompiler::apply_filter(&filter).map_err(|e| failed(&e))
+    let installed = filter().map_err(|e| e.to_string());
+    let installed = installed.and_then(|f| seccompiler::apply_filter(&f).map_err(|e| e.to_string()));
+    installed.or_else(|e| fail!(System, "cannot install the seccomp filter: {e}"))
 }
 
-fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
+fn filter() -> Result<BpfProgram, BackendError> {
     let unix = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = CALLS.iter().map(|call| (*call, vec![])).collect();
     #[cfg(target_arch = "x86_64")] // elsewhere rustix has only ppoll

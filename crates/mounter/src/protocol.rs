@@ -49,7 +49,8 @@ pub enum Request {
     /// A directory descriptor of the state tmpfs, writable by the agent's uid. Reply: descriptor.
     State,
     /// A plain directory with a listening socket in it. Idempotent. Reply: descriptor of the listener, cookie,
-    /// [`flag::EXISTING`] where the listener was kept, else it was bound now.
+    /// [`flag::EXISTING`] where the listener was kept, else it was bound now. [`flag::FOREIGN`] and no descriptor
+    /// where a mount is there: nothing was changed.
     PublishIdentity(Volume),
     /// A tmpfs; idempotent. Reply: directory descriptor of a detached clone, writable by the agent's uid;
     /// [`flag::IDMAP`] where its files are root's already, else [`Request::Settle`] is due.
@@ -69,15 +70,17 @@ pub enum Request {
         version: String,
     },
     /// A bind mount of the mounter's configured source directory; idempotent.
-    /// [`flag::FOREIGN`] where another driver's mount is there already: nothing was changed.
+    /// [`flag::FOREIGN`] where another driver's mount is there already: nothing was changed. [`flag::STALE`] where the
+    /// source had been recreated: it is bound anew for containers that start later, while running ones keep the dead
+    /// directory (and `Inspect` then sees the new one: remember it).
     PublishDirectory(Volume),
     /// Closes the kept listener and removes everything at the target path. Idempotent.
     Unpublish(Volume),
     /// What is at the volume's target path. Reply as for [`Request::List`]; `NotFound` where nothing is.
     Inspect(Volume),
     /// The volume number `cursor` of the scan that cursor 0 makes. Reply: the volume echoed is the one found;
-    /// flags from [`flag`], cookie and descriptor of a kept listener, `numbers` = bytes, inodes, mounts stacked.
-    /// `NotFound` ends the list.
+    /// flags from [`flag`], cookie and descriptor of a kept listener, `numbers` = bytes, inodes, mounts stacked
+    /// (`Inspect`: 0 or 1). `NotFound` ends the list. An orphan without `vol_data.json` has the volume id `orphan`.
     List {
         /// 0, 1, 2 …
         cursor: u64,
@@ -154,8 +157,8 @@ pub enum Fault {
     System = 9,
 }
 
-/// What the mounter answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the mounter answers; also the fields of any frame before their meaning.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reply {
     /// Operation number of the request.
     pub op: u16,
@@ -184,14 +187,7 @@ pub enum FrameError {
     Magic,
     /// The other side is of another release.
     Version(u16),
-    /// An operation or fault number that does not exist.
-    Unknown {
-        /// `operation` or `fault`.
-        what: &'static str,
-        /// Its number.
-        value: u32,
-    },
-    /// A field that has to be there is missing, or one that must not be is set.
+    /// A field has no meaning, is missing, or is set where it must not be.
     Field(&'static str),
     /// A name with a character or length that is not allowed.
     Name(NameError),
@@ -199,15 +195,17 @@ pub enum FrameError {
 
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ours = VERSION;
         match self {
             Self::Length(bytes) => write!(f, "frame of {bytes} bytes, expected {FRAME}"),
             Self::Magic => f.write_str("not a Seamount frame"),
-            Self::Version(other) => write!(
-                f,
-                "protocol version {other}, this side speaks {VERSION}: run mounter and agent of one release"
-            ),
-            Self::Unknown { what, value } => write!(f, "unknown {what} {value}"),
-            Self::Field(field) => write!(f, "field {field} is missing, not allowed here or not zero-padded"),
+            Self::Version(v) => {
+                write!(
+                    f,
+                    "protocol version {v}, this side speaks {ours}: run mounter and agent of one release"
+                )
+            }
+            Self::Field(field) => write!(f, "{field} is unknown, missing, or not allowed here"),
             Self::Name(e) => e.fmt(f),
         }
     }
@@ -215,54 +213,38 @@ impl fmt::Display for FrameError {
 
 impl std::error::Error for FrameError {}
 
-impl From<NameError> for FrameError {
-    fn from(e: NameError) -> Self {
-        Self::Name(e)
-    }
-}
-
 impl Request {
+    fn parts(&self) -> (u16, Option<&Volume>) {
+        match self {
+            Self::Hello => (1, None),
+            Self::CsiListener => (2, None),
+            Self::RegistrationListener => (3, None),
+            Self::State => (4, None),
+            Self::PublishIdentity(volume) => (5, Some(volume)),
+            Self::PublishTmpfs { volume, .. } => (6, Some(volume)),
+            Self::Settle { volume, .. } => (7, Some(volume)),
+            Self::PublishDirectory(volume) => (8, Some(volume)),
+            Self::Unpublish(volume) => (9, Some(volume)),
+            Self::Inspect(volume) => (10, Some(volume)),
+            Self::List { .. } => (11, None),
+            Self::Store { volume, .. } => (12, volume.as_ref()),
+            Self::Fetch(volume) => (13, Some(volume)),
+        }
+    }
+
     /// The operation's number on the wire.
     pub fn op(&self) -> u16 {
-        match self {
-            Self::Hello => 1,
-            Self::CsiListener => 2,
-            Self::RegistrationListener => 3,
-            Self::State => 4,
-            Self::PublishIdentity(_) => 5,
-            Self::PublishTmpfs { .. } => 6,
-            Self::Settle { .. } => 7,
-            Self::PublishDirectory(_) => 8,
-            Self::Unpublish(_) => 9,
-            Self::Inspect(_) => 10,
-            Self::List { .. } => 11,
-            Self::Store { .. } => 12,
-            Self::Fetch(_) => 13,
-        }
+        self.parts().0
     }
 
     /// The volume that it is about.
     pub fn volume(&self) -> Option<&Volume> {
-        match self {
-            Self::PublishIdentity(v)
-            | Self::PublishDirectory(v)
-            | Self::Unpublish(v)
-            | Self::Inspect(v)
-            | Self::Fetch(v)
-            | Self::PublishTmpfs { volume: v, .. }
-            | Self::Settle { volume: v, .. } => Some(v),
-            Self::Store { volume, .. } => volume.as_ref(),
-            Self::Hello
-            | Self::CsiListener
-            | Self::RegistrationListener
-            | Self::State
-            | Self::List { .. } => None,
-        }
+        self.parts().1
     }
 
     /// The frame for this request. A `version` longer than [`MAX_TEXT`] is cut, and then refused by the mounter.
     pub fn encode(&self, id: u64) -> [u8; FRAME] {
-        let mut raw = Raw { op: self.op(), id, volume: self.volume().cloned(), ..Raw::default() };
+        let mut raw = Reply::to(id, self);
         match self {
             Self::PublishTmpfs { gid, size, .. } => raw.numbers = [u64::from(*gid), *size, 0],
             Self::Settle { version, .. } => raw.text.clone_from(version),
@@ -275,30 +257,49 @@ impl Request {
 
     /// The request's id and the request; the id also where only the rest is wrong, so that it can be answered.
     pub fn decode(frame: &[u8]) -> Result<(u64, Self), (u64, FrameError)> {
-        let raw = Raw::decode(frame).map_err(|e| (0, e))?;
+        let raw = Reply::decode(frame).map_err(|e| (0, e))?;
         let id = raw.id;
-        raw.into_request().map(|r| (id, r)).map_err(|e| (id, e))
+        let request = Self::from_raw(raw).map_err(|e| (id, e))?;
+        // What a request does not use is zero in its encoding.
+        match request.encode(id) == frame {
+            true => Ok((id, request)),
+            false => Err((id, FrameError::Field("a field that this operation does not use"))),
+        }
+    }
+
+    fn from_raw(Reply { op, volume, flags, cookie, numbers, text, .. }: Reply) -> Result<Self, FrameError> {
+        let [first, second, _] = numbers;
+        let right_slot = flags <= keep::REGISTRATION && (flags == keep::VOLUME) == volume.is_some();
+        let given = volume.clone().ok_or(FrameError::Field("volume"));
+        Ok(match op {
+            1 => Self::Hello,
+            2 => Self::CsiListener,
+            3 => Self::RegistrationListener,
+            4 => Self::State,
+            5 => Self::PublishIdentity(given?),
+            6 => Self::PublishTmpfs { volume: given?, gid: first as u32, size: second },
+            7 => Self::Settle { volume: given?, version: text },
+            8 => Self::PublishDirectory(given?),
+            9 => Self::Unpublish(given?),
+            10 => Self::Inspect(given?),
+            11 => Self::List { cursor: first },
+            12 if right_slot => Self::Store { volume, slot: flags, cookie },
+            12 => return Err(FrameError::Field("slot")),
+            13 => Self::Fetch(given?),
+            _ => return Err(FrameError::Field("operation")),
+        })
     }
 }
 
 impl Reply {
     /// An empty success for this request.
     pub fn to(id: u64, request: &Request) -> Self {
-        Self {
-            op: request.op(),
-            id,
-            volume: request.volume().cloned(),
-            cookie: 0,
-            flags: 0,
-            numbers: [0; 3],
-            fault: None,
-            text: String::new(),
-        }
+        Self { op: request.op(), id, volume: request.volume().cloned(), ..Self::default() }
     }
 
     /// A failure for a request that could not even be read.
     pub fn refusal(id: u64, fault: Fault, text: String) -> Self {
-        Self { op: 0, id, volume: None, cookie: 0, flags: 0, numbers: [0; 3], fault: Some(fault), text }
+        Self { id, fault: Some(fault), text, ..Self::default() }
     }
 
     /// Whether this is the answer to that request and to no other. `List` names the volume that it found.
@@ -310,167 +311,67 @@ impl Reply {
 
     /// The frame for this reply; a text longer than [`MAX_TEXT`] is cut.
     pub fn encode(&self) -> [u8; FRAME] {
-        Raw {
-            op: self.op,
-            id: self.id,
-            fault: self.fault.map_or(0, |f| f as u32),
-            flags: self.flags,
-            cookie: self.cookie,
-            numbers: self.numbers,
-            volume: self.volume.clone(),
-            text: self.text.clone(),
-        }
-        .encode()
-    }
-
-    /// Reads a reply.
-    pub fn decode(frame: &[u8]) -> Result<Self, FrameError> {
-        let raw = Raw::decode(frame)?;
-        let fault = match raw.fault {
-            0 => None,
-            n => Some(Fault::from_number(n).ok_or(FrameError::Unknown { what: "fault", value: n })?),
-        };
-        Ok(Self {
-            op: raw.op,
-            id: raw.id,
-            volume: raw.volume,
-            cookie: raw.cookie,
-            flags: raw.flags,
-            numbers: raw.numbers,
-            fault,
-            text: raw.text,
-        })
-    }
-}
-
-impl Fault {
-    fn from_number(n: u32) -> Option<Self> {
-        [
-            Self::Malformed,
-            Self::Version,
-            Self::Busy,
-            Self::NotOurs,
-            Self::NotFound,
-            Self::Exhausted,
-            Self::Storage,
-            Self::Unsupported,
-            Self::System,
-        ]
-        .into_iter()
-        .find(|f| *f as u32 == n)
-    }
-}
-
-/// A frame's fields, before their meaning.
-#[derive(Default)]
-struct Raw {
-    op: u16,
-    id: u64,
-    fault: u32,
-    flags: u32,
-    cookie: u64,
-    numbers: [u64; 3],
-    volume: Option<Volume>,
-    text: String,
-}
-
-impl Raw {
-    fn encode(&self) -> [u8; FRAME] {
         let mut out = Vec::with_capacity(FRAME);
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&self.op.to_le_bytes());
-        out.extend_from_slice(&self.id.to_le_bytes());
-        out.extend_from_slice(&self.fault.to_le_bytes());
-        out.extend_from_slice(&self.flags.to_le_bytes());
-        out.extend_from_slice(&self.cookie.to_le_bytes());
-        self.numbers.iter().for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
+        out.extend(MAGIC.into_iter().chain(VERSION.to_le_bytes()).chain(self.op.to_le_bytes()));
+        out.extend(self.id.to_le_bytes());
+        out.extend(self.fault.map_or(0, |f| f as u32).to_le_bytes());
+        out.extend(self.flags.to_le_bytes());
+        out.extend(self.cookie.to_le_bytes());
+        out.extend(self.numbers.iter().flat_map(|n| n.to_le_bytes()));
         if let Some(v) = &self.volume {
-            out.extend_from_slice(v.pod.as_str().as_bytes());
+            out.extend(v.pod.as_str().bytes());
             // The lengths fit a byte: the types bound them at 63 and 128.
             for (name, end) in [(v.name.as_str(), ID), (v.id.as_str(), TEXT)] {
                 out.push(name.len() as u8);
-                out.extend_from_slice(name.as_bytes());
+                out.extend(name.bytes());
                 out.resize(end, 0);
             }
         }
         out.resize(TEXT, 0);
         let text = self.text.as_bytes().get(..self.text.floor_char_boundary(MAX_TEXT)).unwrap_or_default();
-        out.extend_from_slice(&(text.len() as u16).to_le_bytes());
-        out.extend_from_slice(text);
+        out.extend((text.len() as u16).to_le_bytes());
+        out.extend(text);
         out.resize(FRAME, 0);
         let mut frame = [0; FRAME];
         frame.copy_from_slice(&out);
         frame
     }
 
-    fn decode(frame: &[u8]) -> Result<Self, FrameError> {
-        let frame: &[u8; FRAME] = frame.try_into().map_err(|_| FrameError::Length(frame.len()))?;
-        let mut rest = frame.as_slice();
-        if take::<4>(&mut rest)? != MAGIC {
+    /// Reads a reply.
+    pub fn decode(frame: &[u8]) -> Result<Self, FrameError> {
+        if frame.len() != FRAME {
+            return Err(FrameError::Length(frame.len()));
+        }
+        let rest = &mut &*frame;
+        if take(rest)? != MAGIC {
             return Err(FrameError::Magic);
         }
-        let version = u16::from_le_bytes(take(&mut rest)?);
+        let version = u16::from_le_bytes(take(rest)?);
         if version != VERSION {
             return Err(FrameError::Version(version));
         }
-        let op = u16::from_le_bytes(take(&mut rest)?);
-        let id = u64::from_le_bytes(take(&mut rest)?);
-        let fault = u32::from_le_bytes(take(&mut rest)?);
-        let flags = u32::from_le_bytes(take(&mut rest)?);
-        let cookie = u64::from_le_bytes(take(&mut rest)?);
-        let mut number = || Ok::<_, FrameError>(u64::from_le_bytes(take(&mut rest)?));
-        let numbers = [number()?, number()?, number()?];
-        let pod = take::<36>(&mut rest)?;
-        let name = padded(take::<1>(&mut rest)?[0].into(), &take::<63>(&mut rest)?, "volume name")?;
-        let volume_id = padded(take::<1>(&mut rest)?[0].into(), &take::<128>(&mut rest)?, "volume id")?;
-        let text = padded(u16::from_le_bytes(take(&mut rest)?).into(), rest, "text")?;
-        let volume = match (pod == [0; 36], name.is_empty(), volume_id.is_empty()) {
-            (true, true, true) => None,
-            _ => Some(Volume {
-                pod: str::from_utf8(&pod).map_err(|_| FrameError::Field("pod UID"))?.parse()?,
-                name: name.parse()?,
-                id: volume_id.parse()?,
-            }),
+        let reply = Self {
+            op: u16::from_le_bytes(take(rest)?),
+            id: u64::from_le_bytes(take(rest)?),
+            fault: Fault::from_number(u32::from_le_bytes(take(rest)?))?,
+            flags: u32::from_le_bytes(take(rest)?),
+            cookie: u64::from_le_bytes(take(rest)?),
+            numbers: [take(rest)?, take(rest)?, take(rest)?].map(u64::from_le_bytes),
+            volume: volume(&take::<36>(rest)?, &take::<64>(rest)?, &take::<129>(rest)?)?,
+            text: text(u16::from_le_bytes(take(rest)?).into(), rest, "text")?,
         };
-        Ok(Self { op, id, fault, flags, cookie, numbers, volume, text })
+        // One encoding only: what is not used is zero.
+        if reply.encode() == frame { Ok(reply) } else { Err(FrameError::Field("padding")) }
     }
+}
 
-    fn into_request(self) -> Result<Request, FrameError> {
-        let Self { op, volume, flags, cookie, numbers, text, fault, .. } = self;
-        let zero = |ok: bool, field| if ok { Ok(()) } else { Err(FrameError::Field(field)) };
-        zero(fault == 0, "fault")?;
-        zero(op == 12 || (flags, cookie) == (0, 0), "slot")?;
-        zero(op == 6 || op == 11 || numbers == [0; 3], "numbers")?;
-        zero(op == 7 || text.is_empty(), "text")?;
-        let given = volume.clone().ok_or(FrameError::Field("volume"));
-        let none = |r| if volume.is_some() { Err(FrameError::Field("volume")) } else { Ok(r) };
-        match op {
-            1 => none(Request::Hello),
-            2 => none(Request::CsiListener),
-            3 => none(Request::RegistrationListener),
-            4 => none(Request::State),
-            5 => given.map(Request::PublishIdentity),
-            6 => {
-                zero(numbers[2] == 0, "numbers")?;
-                let gid = u32::try_from(numbers[0]).map_err(|_| FrameError::Field("gid"))?;
-                Ok(Request::PublishTmpfs { volume: given?, gid, size: numbers[1] })
-            }
-            7 => Ok(Request::Settle { volume: given?, version: text }),
-            8 => given.map(Request::PublishDirectory),
-            9 => given.map(Request::Unpublish),
-            10 => given.map(Request::Inspect),
-            11 => {
-                zero(numbers[1..] == [0; 2], "numbers")?;
-                none(Request::List { cursor: numbers[0] })
-            }
-            12 => {
-                zero((flags == keep::VOLUME) == volume.is_some() && flags <= keep::REGISTRATION, "slot")?;
-                Ok(Request::Store { volume, slot: flags, cookie })
-            }
-            13 => given.map(Request::Fetch),
-            _ => Err(FrameError::Unknown { what: "operation", value: op.into() }),
-        }
+impl Fault {
+    fn from_number(n: u32) -> Result<Option<Self>, FrameError> {
+        use Fault::*;
+        let all = [Malformed, Version, Busy, NotOurs, NotFound, Exhausted, Storage, Unsupported, System]
+            .into_iter();
+        let known = all.map(Some).find(|f| f.is_some_and(|f| f as u32 == n));
+        if n == 0 { Ok(None) } else { known.ok_or(FrameError::Field("fault")) }
     }
 }
 
@@ -480,13 +381,22 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], FrameError> {
     Ok(*head)
 }
 
-/// The first `len` bytes as text; the rest must be zero.
-fn padded(len: usize, bytes: &[u8], field: &'static str) -> Result<String, FrameError> {
-    let (text, padding) = bytes.split_at_checked(len).ok_or(FrameError::Field(field))?;
-    if padding.iter().any(|b| *b != 0) {
-        return Err(FrameError::Field(field));
+fn volume(pod: &[u8; 36], name: &[u8; 64], id: &[u8; 129]) -> Result<Option<Volume>, FrameError> {
+    let ([name_len, name @ ..], [id_len, id @ ..]) = (name, id);
+    if *pod == [0; 36] {
+        return Ok(None);
     }
-    String::from_utf8(text.to_vec()).map_err(|_| FrameError::Field(field))
+    let parsed = Volume {
+        pod: text(36, pod, "pod UID")?.parse().map_err(FrameError::Name)?,
+        name: text((*name_len).into(), name, "volume name")?.parse().map_err(FrameError::Name)?,
+        id: text((*id_len).into(), id, "volume id")?.parse().map_err(FrameError::Name)?,
+    };
+    Ok(Some(parsed))
+}
+
+fn text(len: usize, bytes: &[u8], field: &'static str) -> Result<String, FrameError> {
+    let text = bytes.get(..len).and_then(|b| str::from_utf8(b).ok());
+    text.map(String::from).ok_or(FrameError::Field(field))
 }
 
 #[cfg(test)]

@@ -6,19 +6,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, accept_with, recvmsg, sendmsg,
-};
+use rustix::net::{self, RecvAncillaryMessage, SendAncillaryMessage, SocketFlags, SocketType};
 use seamount_mounter::protocol::{FRAME, Fault, Reply};
 
-use crate::failure::{Doing, Outcome, fail};
+use crate::failure::{Doing, Outcome};
 use crate::log::event;
-use crate::node::{Attached, Node};
+use crate::node::{Attached, Node, open_parent};
 use crate::socket;
 
 /// An agent that does not read its answers for this long is cut off; it blocks everybody.
@@ -26,24 +23,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Binds the agent's socket. Its mode lets everybody connect: who may speak is decided by the peer's uid.
 pub fn listen(path: &Path) -> Outcome<OwnedFd> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
-        return fail(Fault::Malformed, "--socket needs a directory and a name");
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = fs::openat(fs::CWD, parent, flags, Mode::empty())
-        .doing(format_args!("open {}, the directory of --socket", parent.display()))?;
-    socket::bind(&dir, name, SocketType::SEQPACKET, 0o666)
+    let (dir, name) = open_parent(path)?;
+    socket::bind(&dir, &name, SocketType::SEQPACKET, 0o666)
 }
 
 /// Serves one agent at a time, for ever.
 pub fn serve(listener: &OwnedFd, node: &mut Node) -> Outcome<()> {
     let mut agent: Option<OwnedFd> = None;
     loop {
-        let mut ready: Vec<PollFd> = [Some(listener), agent.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(|fd| PollFd::new(fd, PollFlags::IN))
-            .collect();
+        let fds = [Some(listener), agent.as_ref()].into_iter().flatten();
+        let mut ready: Vec<PollFd> = fds.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         match poll(&mut ready, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e).doing("wait for the agent"),
@@ -64,19 +53,16 @@ pub fn serve(listener: &OwnedFd, node: &mut Node) -> Outcome<()> {
 
 /// Takes the new connection, or refuses it and keeps the old one.
 fn greet(listener: &OwnedFd, agent: Option<OwnedFd>, uid: u32) -> Option<OwnedFd> {
-    let Ok(connection) = accept_with(listener, SocketFlags::CLOEXEC) else { return agent };
+    let Ok(connection) = net::accept_with(listener, SocketFlags::CLOEXEC) else { return agent };
     let _ = set_socket_timeout(&connection, Timeout::Send, Some(PATIENCE));
-    let (fault, refusal) = match socket_peercred(&connection) {
-        Err(e) => (Fault::System, format!("cannot tell who you are: {e}")),
-        Ok(peer) if peer.uid.as_raw() != uid => {
-            let peer = peer.uid.as_raw();
-            (Fault::System, format!("this socket is for uid {uid} (--agent-uid); you are {peer}"))
-        }
-        Ok(_) if agent.is_some() => (Fault::Busy, "another agent is connected; try again".to_owned()),
-        Ok(_) => {
-            event("info", "agent connected", &[]);
-            return Some(connection);
-        }
+    let peer = socket_peercred(&connection).map_or(u32::MAX, |peer| peer.uid.as_raw());
+    let (fault, refusal) = if peer != uid {
+        (Fault::System, format!("this socket is for uid {uid} (--agent-uid); you are {peer}"))
+    } else if agent.is_some() {
+        (Fault::Busy, "another agent is connected; try again".to_owned())
+    } else {
+        event("info", "agent connected", &[]);
+        return Some(connection);
     };
     event("warn", "connection refused", &[("reason", &refusal)]);
     let _ = send(&connection, &Reply::refusal(0, fault, refusal), &None);
@@ -86,27 +72,24 @@ fn greet(listener: &OwnedFd, agent: Option<OwnedFd>, uid: u32) -> Option<OwnedFd
 /// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends it.
 fn exchange(connection: &OwnedFd, node: &mut Node) -> Result<(), Errno> {
     let mut frame = [0; FRAME + 1];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        recvmsg(connection, &mut [IoSliceMut::new(&mut frame)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = net::RecvAncillaryBuffer::new(&mut space);
+    let into = &mut [IoSliceMut::new(&mut frame)];
+    let received = net::recvmsg(connection, into, &mut control, net::RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Err(Errno::PIPE);
+    }
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             fds.extend(rights);
         }
     }
-    if received.bytes == 0 {
-        return Err(Errno::PIPE);
-    }
     let refuse = |fault, text: &str| (Reply::refusal(0, fault, text.to_owned()), None);
     // Room for one descriptor is, by alignment, room for two: both checks are needed.
-    let (reply, attached) = if received.flags.contains(ReturnFlags::CTRUNC) {
-        refuse(
-            Fault::Exhausted,
-            "a descriptor was lost: too many in one frame, or the mounter has no room for it",
-        )
-    } else if received.flags.contains(ReturnFlags::TRUNC) || fds.len() > 1 {
+    let (reply, attached) = if received.flags.contains(net::ReturnFlags::CTRUNC) {
+        refuse(Fault::Exhausted, "a descriptor was lost: too many in one frame, or no room for it")
+    } else if received.flags.contains(net::ReturnFlags::TRUNC) || fds.len() > 1 {
         refuse(Fault::Malformed, "a frame too long, or with more than one descriptor")
     } else {
         node.handle(frame.get(..received.bytes).unwrap_or_default(), fds.pop())
@@ -115,11 +98,12 @@ fn exchange(connection: &OwnedFd, node: &mut Node) -> Result<(), Errno> {
 }
 
 fn send(connection: &OwnedFd, reply: &Reply, attached: &Attached) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = net::SendAncillaryBuffer::new(&mut space);
     let fds = attached.as_ref().map(|fd| [fd.as_fd()]);
     if let Some(fds) = &fds {
         control.push(SendAncillaryMessage::ScmRights(fds));
     }
-    sendmsg(connection, &[IoSlice::new(&reply.encode())], &mut control, SendFlags::NOSIGNAL).map(drop)
+    let frame = reply.encode();
+    net::sendmsg(connection, &[IoSlice::new(&frame)], &mut control, net::SendFlags::NOSIGNAL).map(drop)
 }

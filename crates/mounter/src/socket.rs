@@ -4,13 +4,12 @@
 //! temporary name is the time it was made, and its inode gets the same time: by getsockname(2) and one stat a listener
 //! is told from every other, also by a mounter that did not make it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::SystemTime;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use seamount_mounter::protocol::Fault;
 
 use crate::failure::{Doing, Outcome, fail};
 
@@ -80,14 +79,13 @@ pub fn is_alive(dir: &OwnedFd, name: &str) -> Outcome<bool> {
     }
 }
 
-/// The cookie of a listening Unix stream socket; anything else is refused.
-pub fn cookie(fd: impl AsFd) -> Outcome<u64> {
-    let fd = fd.as_fd();
+/// Refuses anything but a listening Unix stream socket with this cookie.
+pub fn check(fd: &OwnedFd, cookie: u64) -> Outcome<()> {
     let listens = sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
         && sockopt::socket_type(fd) == Ok(SocketType::STREAM)
         && sockopt::socket_acceptconn(fd) == Ok(true);
-    if !listens {
-        return fail(Fault::Malformed, "the descriptor is not a listening Unix stream socket");
+    if listens && sockopt::socket_cookie(fd) == Ok(cookie) {
+        return Ok(());
     }
-    sockopt::socket_cookie(fd).doing("read the socket's cookie")
+    fail!(Malformed, "the descriptor is not the listening Unix stream socket with that cookie")
 }

@@ -33,8 +33,12 @@ pub fn exit_on_signals() {
 /// descriptor. Call it while the process has one thread.
 ///
 /// # Errors
-/// `EPERM` without `CAP_SYS_ADMIN`, `CAP_SETUID`, `CAP_SETGID`; `ENOSPC` where user namespaces are switched off.
+/// `EPERM` without `CAP_SYS_ADMIN`, `CAP_SETUID`, `CAP_SETGID`; `ENOSPC` where user namespaces are switched off;
+/// `InvalidInput` for the ids 0, 1 and the last two.
 pub fn swap_namespace(uid: u32, gid: u32) -> io::Result<OwnedFd> {
+    if [uid, gid].iter().any(|id| !(2..u32::MAX - 1).contains(id)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
     // SAFETY: no new stack and no shared memory, so this is fork(2) into a new user namespace; the child calls only
     // async-signal-safe functions and never returns.
@@ -65,14 +69,8 @@ pub fn swap_namespace(uid: u32, gid: u32) -> io::Result<OwnedFd> {
 
 /// The map (user_namespaces(7)) that exchanges 0 and `id`.
 fn swap(id: u32) -> String {
-    match id {
-        0 => format!("0 0 {}\n", u32::MAX),
-        _ => {
-            let (below, above) = (id - 1, u32::MAX - id - 1);
-            let inner = if below > 0 { format!("1 1 {below}\n") } else { String::new() };
-            format!("0 {id} 1\n{id} 0 1\n{inner}{next} {next} {above}\n", next = id + 1)
-        }
-    }
+    let (below, next, above) = (id - 1, id + 1, u32::MAX - id - 1);
+    format!("0 {id} 1\n{id} 0 1\n1 1 {below}\n{next} {next} {above}\n")
 }
 
 /// Sets attributes (`MOUNT_ATTR_*`) of a detached mount, makes it private, and idmaps it where a namespace is given.
@@ -107,7 +105,7 @@ mod tests {
     #[test]
     fn the_map_exchanges_two_ids_and_keeps_the_rest() {
         assert_eq!(swap(3), "0 3 1\n3 0 1\n1 1 2\n4 4 4294967291\n");
-        assert_eq!(swap(1), "0 1 1\n1 0 1\n2 2 4294967293\n");
-        assert_eq!(swap(0), "0 0 4294967295\n");
+        assert_eq!(swap(2), "0 2 1\n2 0 1\n1 1 1\n3 3 4294967292\n");
+        assert!(swap_namespace(0, 5).is_err() && swap_namespace(5, 1).is_err());
     }
 }

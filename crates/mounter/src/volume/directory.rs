@@ -5,20 +5,20 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{self, OFlags, ResolveFlags, Stat};
 use rustix::mount::MountAttrFlags;
 use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Fault, Reply, flag};
+use seamount_mounter::protocol::{Reply, flag};
 use seamount_sys::mounter::set_attributes;
 
 use crate::failure::{Doing, Outcome, fail};
-use crate::log::event;
+use crate::log::done;
 use crate::node::{Attached, Node};
 use crate::path::{self, Target};
-use crate::volume::tmpfs::{self, Tmpfs};
+use crate::volume::tmpfs::{self, PLAIN};
 
 impl Node {
     /// The source as it is now: it may have been recreated since the last look.
     fn source(&self) -> Outcome<(OwnedFd, Stat)> {
         let Some((parent, name)) = &self.source else {
-            return fail(Fault::Unsupported, "the mounter was started without --source-directory");
+            return fail!(Unsupported, "the mounter was started without --source-directory");
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let fd = path::open(parent, name, flags, ResolveFlags::empty());
@@ -29,7 +29,7 @@ impl Node {
 
     /// What kind of mount is there, as [`flag`] bits.
     pub fn mounted(&self, target: &Target) -> u32 {
-        if Tmpfs::is_volume(&target.fd) {
+        if tmpfs::is_volume(&target.fd) {
             return flag::TMPFS;
         }
         let Ok(here) = fs::fstat(&target.fd) else { return flag::FOREIGN };
@@ -43,7 +43,7 @@ impl Node {
         }
     }
 
-    pub fn publish_directory(&mut self, volume: &Volume, reply: &mut Reply) -> Outcome<Attached> {
+    pub fn publish_directory(&self, volume: &Volume, reply: &mut Reply) -> Outcome<Attached> {
         let place = self.ours(volume)?;
         let before = place.target()?.filter(Target::is_mount).map(|t| self.mounted(&t));
         reply.flags |= before.unwrap_or(flag::DIRECTORY);
@@ -55,30 +55,15 @@ impl Node {
             source => source?,
         };
         let clone = tmpfs::clone(&source)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-            | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let attributes = PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY;
         set_attributes(&clone, attributes.bits().into(), None)
             .doing("make the clone private and read-only")?;
         if before.is_some() {
             // For containers that start later; running ones keep the dead directory until the pod restarts.
             place.unmount()?;
         }
-        let (target, created) = place.make_target()?;
-        let done = match path::names(&target.fd, 1).doing("read the target directory") {
-            Ok(names) if names.is_empty() => tmpfs::attach(&clone, &target.fd),
-            Ok(_) => fail(
-                Fault::NotOurs,
-                "the target directory is not empty: remove what is in it, or delete the pod",
-            ),
-            Err(e) => Err(e),
-        };
-        if done.is_err() {
-            place.undo(created);
-        }
-        done?;
-        event("info", "directory published", &[("pod", &volume.pod), ("volume", &volume.name)]);
+        place.mount(&clone)?;
+        done("directory published", volume);
         Ok(None)
     }
 }

@@ -6,36 +6,33 @@ use std::str::FromStr;
 
 use rustix::fs::{self, AtFlags, FileType, OFlags, ResolveFlags};
 use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
-use seamount_mounter::protocol::{Fault, Reply, flag};
+use seamount_mounter::protocol::{Reply, flag};
 
 use crate::failure::{Doing, Outcome, fail};
-use crate::node::{Attached, Node, Slot};
-use crate::path::{self, CSI, Owner, Place, Target};
+use crate::node::{Attached, Node, Slot, attach, slot};
+use crate::path::{self, CSI, Place, Target};
+use crate::volume::tmpfs;
 
 /// Volumes, pods and volumes per pod that a scan looks at.
 const MAX: usize = 65_536;
 /// Stands for the volume id where no `vol_data.json` gives one.
 const ORPHAN: &str = "orphan";
 
-/// One volume of a scan.
-pub struct Found {
-    volume: Volume,
-    flags: u32,
-    numbers: [u64; 3],
-}
+/// One volume of a scan, with the flags and numbers of its reply.
+pub type Found = (Volume, u32, [u64; 3]);
 
 impl Node {
     pub fn inspect(&mut self, volume: &Volume, reply: &mut Reply) -> Outcome<Attached> {
         let Some(place) = Place::open(&self.pods, &volume.pod, &volume.name)? else {
-            return fail(Fault::NotFound, "the kubelet has no directory for it");
+            return fail!(NotFound, "the kubelet has no directory for it");
         };
         if !place.is_ours(&self.config.driver, volume)? {
             reply.flags |= flag::ORPHAN;
         }
-        let Some(target) = place.target()? else { return fail(Fault::NotFound, "it is not published") };
+        let Some(target) = place.target()? else { return fail!(NotFound, "it is not published") };
         reply.flags |= self.flags(&target);
         reply.numbers = numbers(&target)?;
-        Ok(self.kept.get(&Slot::of(volume)).and_then(|kept| kept.attach(reply)))
+        Ok(self.kept.get(&slot(volume)).and_then(|kept| attach(kept, reply)))
     }
 
     pub fn list(&mut self, cursor: u64, reply: &mut Reply) -> Outcome<Attached> {
@@ -43,10 +40,12 @@ impl Node {
             self.listed = self.scan()?;
         }
         let Some(found) = usize::try_from(cursor).ok().and_then(|i| self.listed.get(i)) else {
-            return fail(Fault::NotFound, "the end of the list");
+            return fail!(NotFound, "the end of the list");
         };
-        (reply.volume, reply.flags, reply.numbers) = (Some(found.volume.clone()), found.flags, found.numbers);
-        Ok(self.kept.get(&Slot::of(&found.volume)).and_then(|kept| kept.attach(reply)))
+        let (volume, flags, numbers) = found.clone();
+        let kept = self.kept.get(&slot(&volume));
+        (reply.volume, reply.flags, reply.numbers) = (Some(volume), flags, numbers);
+        Ok(kept.and_then(|kept| attach(kept, reply)))
     }
 
     fn flags(&self, target: &Target) -> u32 {
@@ -78,11 +77,10 @@ impl Node {
                 }
             }
         }
-        let gone = |slot: &Slot| match slot {
-            Slot::Volume(pod, name) => matches!(Place::open(&self.pods, pod, name), Ok(None)),
-            _ => false,
+        let is_gone = |slot: &&Slot| {
+            slot.1.as_ref().is_some_and(|(pod, name)| matches!(Place::open(&self.pods, pod, name), Ok(None)))
         };
-        let gone: Vec<Slot> = self.kept.keys().filter(|slot| gone(slot)).cloned().collect();
+        let gone: Vec<Slot> = self.kept.keys().filter(is_gone).cloned().collect();
         gone.iter().for_each(|slot| self.forget(slot));
         Ok(all)
     }
@@ -90,9 +88,9 @@ impl Node {
     fn look(&self, pod: &PodUid, name: VolumeName, stacks: &HashMap<u64, u64>) -> Option<Found> {
         let place = Place::open(&self.pods, pod, &name).ok()??;
         let (id, orphan) = match place.owner().ok()? {
-            Owner::Known(driver, id) if driver == self.config.driver => (id.parse::<VolumeId>().ok()?, 0),
-            Owner::Nobody => (ORPHAN.parse().ok()?, flag::ORPHAN),
-            _ => return None,
+            Some((driver, id)) if driver == self.config.driver => (id.parse::<VolumeId>().ok()?, 0),
+            Some(_) => return None,
+            None => (ORPHAN.parse().ok()?, flag::ORPHAN),
         };
         let target = place.target().ok()??;
         let flags = self.flags(&target) | orphan;
@@ -104,7 +102,7 @@ impl Node {
         if let Some(stacked) = stacks.get(&target.stat.stx_mnt_id).filter(|_| target.is_mount()) {
             numbers[2] = *stacked;
         }
-        Some(Found { volume: Volume { pod: pod.clone(), name, id }, flags, numbers })
+        Some((Volume { pod: pod.clone(), name, id }, flags, numbers))
     }
 }
 
@@ -114,7 +112,7 @@ fn parse<T: FromStr>(name: &CStr) -> Option<T> {
 
 /// Bytes and inodes in use, and whether it is a mount: of a tmpfs all, else those of the directory itself.
 fn numbers(target: &Target) -> Outcome<[u64; 3]> {
-    if target.is_mount() && crate::volume::tmpfs::Tmpfs::is_volume(&target.fd) {
+    if target.is_mount() && tmpfs::is_volume(&target.fd) {
         let s = fs::fstatvfs(&target.fd).doing("look at the tmpfs")?;
         return Ok([(s.f_blocks - s.f_bfree) * s.f_frsize, s.f_files - s.f_ffree, 1]);
     }
