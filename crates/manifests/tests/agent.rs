@@ -1,0 +1,74 @@
+//! The agent takes the configuration that the ConfigMap carries, with the flags of the DaemonSet.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test may panic")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Parser as _;
+use seamount_agent::config::{Args, Config, Keys, Source as AgentSource};
+use seamount_manifests::{Object, Options, Source, objects};
+use serde_json::Value;
+
+fn find<'a>(list: &'a [Object], kind: &str) -> &'a Value {
+    list.iter().find(|o| o.kind() == kind).unwrap_or_else(|| panic!("no {kind}")).value()
+}
+
+/// What the agent makes of these options.
+fn started(options: &Options) -> Config {
+    let list = objects(options).unwrap();
+    let pod = &find(&list, "DaemonSet")["spec"]["template"]["spec"];
+    let agent = pod["containers"].as_array().unwrap().iter().find(|c| c["name"] == "agent").unwrap();
+    let flags: Vec<&str> = agent["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
+    let args = Args::try_parse_from([vec!["seamount-agent"], flags].concat()).unwrap();
+    assert_eq!(args.config.as_deref(), Some(Path::new("/etc/seamount/config/agent.yaml")));
+    let text = find(&list, "ConfigMap")["data"]["agent.yaml"].as_str().unwrap();
+    Config::parse(text, Path::new("agent.yaml"), &args, Some("node-1"))
+        .unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+#[test]
+fn the_agent_takes_its_configuration_for_an_authority() {
+    let options = Options {
+        trust_domain: "example.org".into(),
+        driver_name: "id.example.org".into(),
+        kubelet_root: "/data/kubelet".into(),
+        svid_ttl: Duration::from_secs(10),
+        ca_ttl: Duration::from_secs(40),
+        api_server: "https://10.96.0.1:6443".into(),
+        log_format: "json".into(),
+        ..Options::default()
+    };
+    let config = started(&options);
+    assert_eq!((config.driver_name.as_str(), config.node_name.as_str()), ("id.example.org", "node-1"));
+    assert_eq!(config.kubelet_root, Path::new("/data/kubelet"));
+    assert_eq!(config.mounter_socket, Path::new("/run/seamount/mounter.sock"));
+    assert_eq!(config.http.unwrap().to_string(), "0.0.0.0:9808");
+    let AgentSource::Authority(authority) = config.source else { panic!("not an authority") };
+    assert_eq!(authority.trust_domain.to_string(), "example.org");
+    assert_eq!(authority.embedded.directory.as_deref(), Some(Path::new("/etc/seamount/authority")));
+    assert_eq!((authority.embedded.svid_ttl, authority.embedded.ca_ttl), (options.svid_ttl, options.ca_ttl));
+    assert_eq!(authority.token.audience, "seamount.dev");
+    assert!(!authority.token.allow_volume_context);
+    let Keys::ApiServer(server) = authority.token.keys else { panic!("not the API server's keys") };
+    assert_eq!((server.host.as_str(), server.port), ("10.96.0.1", 6443));
+}
+
+#[test]
+fn the_agent_takes_its_configuration_for_a_directory() {
+    let source = Source::Directory { host_path: "/run/spire/agent-sockets".into() };
+    assert_eq!(started(&Options { source, ..Options::default() }).source, AgentSource::Directory);
+}
+
+#[test]
+fn the_limits_of_the_options_are_those_of_the_agent() {
+    // What the options let pass, the agent has to take.
+    for (svid, ca) in [(10, 40), (7 * 86_400, 4 * 7 * 86_400)] {
+        let options = Options {
+            trust_domain: "example.org".into(),
+            svid_ttl: Duration::from_secs(svid),
+            ca_ttl: Duration::from_secs(ca),
+            ..Options::default()
+        };
+        started(&options);
+    }
+}
