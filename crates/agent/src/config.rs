@@ -259,6 +259,16 @@ pub enum ConfigError {
     Invalid(Vec<Problem>),
 }
 
+/// One YAML document by the rules of YAML 1.2's core schema: a node named `n` or `no` is a text, not a boolean.
+/// Repeated keys are refused.
+pub(crate) fn yaml(text: &str) -> Result<serde_json::Value, String> {
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(serde_json::Value::Null);
+    }
+    let options = serde_saphyr::options! { strict_booleans: true };
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())
+}
+
 fn list(problems: &[Problem]) -> String {
     problems.iter().map(|p| format!("\n  - {p}")).collect()
 }
@@ -283,17 +293,11 @@ impl Config {
 
     /// As [`Config::load`], with the file's text; `path` only names it in errors.
     pub fn parse(text: &str, path: &Path, args: &Args, node_name: Option<&str>) -> Result<Self, ConfigError> {
-        let yaml = |reason: String| ConfigError::Yaml { path: path.to_owned(), reason };
-        let blank = text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'));
-        let value = if blank {
-            serde_json::Value::Null
-        } else {
-            serde_saphyr::from_str(text).map_err(|e| yaml(e.to_string()))?
-        };
-        let mapping = match value {
+        let fail = |reason: String| ConfigError::Yaml { path: path.to_owned(), reason };
+        let mapping = match yaml(text).map_err(fail)? {
             serde_json::Value::Object(mapping) => mapping,
             serde_json::Value::Null => serde_json::Map::new(),
-            _ => return Err(yaml("the document is not a mapping".to_owned())),
+            _ => return Err(fail("the document is not a mapping".to_owned())),
         };
         sections::read(mapping, args, node_name).map_err(ConfigError::Invalid)
     }

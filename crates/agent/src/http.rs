@@ -122,11 +122,7 @@ impl Progress {
 
     /// How long ago the last beat was.
     pub fn silence(&self) -> Duration {
-        self.silence_at(seconds())
-    }
-
-    fn silence_at(&self, now: u64) -> Duration {
-        Duration::from_secs(now.saturating_sub(self.last.load(Ordering::Relaxed)))
+        Duration::from_secs(seconds().saturating_sub(self.last.load(Ordering::Relaxed)))
     }
 }
 
@@ -160,7 +156,10 @@ pub async fn serve(listener: TcpListener, shown: Shown, cancel: CancellationToke
 }
 
 async fn livez(State(shown): State<Shown>) -> Response {
-    let silence = shown.progress.silence();
+    live(shown.progress.silence())
+}
+
+fn live(silence: Duration) -> Response {
     if silence < STUCK {
         return (StatusCode::OK, "ok\n").into_response();
     }

@@ -51,7 +51,7 @@ impl Basics {
                 kubelet_uid: config.kubelet_uid,
             };
         }
-        let file: serde_json::Value = serde_saphyr::from_str(text).unwrap_or_default();
+        let file = config::yaml(text).unwrap_or_default();
         let pick = |flag: Option<&String>, field: &str, default: &str| {
             let of_file = || file.get(field).and_then(|v| v.as_str()).map(str::to_owned);
             flag.cloned().or_else(of_file).filter(|v| !v.is_empty()).unwrap_or_else(|| default.to_owned())
@@ -185,13 +185,20 @@ impl Live {
             return self.set(Condition::Configuration, Standing::Ready(String::new()));
         }
         let mut remark = String::new();
-        if let Some(fields) = old.as_ref().map(|old| old.config.needs_restart(&config)).filter(|f| !f.is_empty()) {
+        if let Some(fields) =
+            old.as_ref().map(|old| old.config.needs_restart(&config)).filter(|f| !f.is_empty())
+        {
             remark = format!("restart the agent to apply {}", fields.join(", "));
         }
         let verifier = self.verifier(old.as_deref(), config.authority().map(|a| &a.token));
         let rules = Rules { kubelet_root: self.basics.kubelet_root.clone(), ..Rules::new(&config) };
         let node_name = config.node_name.clone();
-        self.settings.store(Some(Arc::new(Settings { config: Arc::clone(&config), rules, verifier, node_name })));
+        self.settings.store(Some(Arc::new(Settings {
+            config: Arc::clone(&config),
+            rules,
+            verifier,
+            node_name,
+        })));
         if let Some(handle) = &*self.log.lock().unwrap_or_else(PoisonError::into_inner)
             && let Err(e) = handle.set_level(config.log.level)
         {

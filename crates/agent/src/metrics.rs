@@ -119,13 +119,27 @@ impl Metrics {
         let durations: fn() -> Histogram = || Histogram::new(BUCKETS);
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         r.register("agent_build", "Release of the agent", version);
-        let publish = register(&mut r, "publish_duration_seconds", "NodePublishVolume", Durations::new_with_constructor(durations));
-        let unpublish =
-            register(&mut r, "unpublish_duration_seconds", "NodeUnpublishVolume", Durations::new_with_constructor(durations));
-        Self {
+        let publish = register(
+            &mut r,
+            "publish_duration_seconds",
+            "NodePublishVolume",
+            Durations::new_with_constructor(durations),
+        );
+        let unpublish = register(
+            &mut r,
+            "unpublish_duration_seconds",
+            "NodeUnpublishVolume",
+            Durations::new_with_constructor(durations),
+        );
+        let metrics = Self {
             publish,
             unpublish,
-            volumes: register(&mut r, "volumes", "Published volumes by identity source and state", Family::default()),
+            volumes: register(
+                &mut r,
+                "volumes",
+                "Published volumes by identity source and state",
+                Family::default(),
+            ),
             known: Mutex::default(),
             expiry: register(
                 &mut r,
@@ -133,29 +147,68 @@ impl Metrics {
                 "When the first of all SVIDs expires, in Unix time; 0: there is none",
                 Seconds::default(),
             ),
-            connections: register(&mut r, "workload_api_connections", "Open Workload API connections", Gauge::default()),
+            connections: register(
+                &mut r,
+                "workload_api_connections",
+                "Open Workload API connections",
+                Gauge::default(),
+            ),
             streams: register(&mut r, "workload_api_streams", "Open Workload API streams", Gauge::default()),
-            workload_refused: register(&mut r, "workload_api_refused", "Refused Workload API connections and calls", Family::default()),
+            workload_refused: register(
+                &mut r,
+                "workload_api_refused",
+                "Refused Workload API connections and calls",
+                Family::default(),
+            ),
             refused: register(&mut r, "csi_refused_requests", "Refused CSI requests", Family::default()),
             rotations: register(&mut r, "svid_rotations", "Attempts to get an SVID", Family::default()),
-            mounter_connected: register(&mut r, "mounter_connected", "1 while the mounter is connected", Gauge::default()),
-            mounter_reconnects: register(&mut r, "mounter_connections", "Connections made to the mounter", Counter::default()),
+            mounter_connected: register(
+                &mut r,
+                "mounter_connected",
+                "1 while the mounter is connected",
+                Gauge::default(),
+            ),
+            mounter_reconnects: register(
+                &mut r,
+                "mounter_connections",
+                "Connections made to the mounter",
+                Counter::default(),
+            ),
             registered: register(
                 &mut r,
                 "kubelet_registered",
                 "1 after the kubelet said that the plugin is registered, 0 before, -1 after it said that it failed",
                 Gauge::default(),
             ),
-            key_refreshes: register(&mut r, "token_key_refreshes", "Attempts to read the token issuer's keys", Family::default()),
+            key_refreshes: register(
+                &mut r,
+                "token_key_refreshes",
+                "Attempts to read the token issuer's keys",
+                Family::default(),
+            ),
             keys_refreshed: register(
                 &mut r,
                 "token_keys_timestamp_seconds",
                 "When the token issuer's keys were last read, in Unix time; 0: never",
                 Seconds::default(),
             ),
-            descriptors: register(&mut r, "descriptor_limit", "Descriptors that the agent may have open", Gauge::default()),
+            descriptors: register(
+                &mut r,
+                "descriptor_limit",
+                "Descriptors that the agent may have open",
+                Gauge::default(),
+            ),
             registry: r,
+        };
+        // Series that begin at 0, so that the first failure is a change and not a new series.
+        for result in [Outcome::success, Outcome::refused, Outcome::error] {
+            let label = ResultLabel { result };
+            let _ = metrics.publish.get_or_create(&label);
+            let _ = metrics.unpublish.get_or_create(&label);
+            let _ = metrics.rotations.get_or_create(&label);
+            let _ = metrics.key_refreshes.get_or_create(&label);
         }
+        metrics
     }
 
     /// The OpenMetrics text.
@@ -263,7 +316,12 @@ impl Observer for Metrics {
     }
 }
 
-fn register<M: Clone + prometheus_client::registry::Metric>(r: &mut Registry, name: &str, help: &str, metric: M) -> M {
+fn register<M: Clone + prometheus_client::registry::Metric>(
+    r: &mut Registry,
+    name: &str,
+    help: &str,
+    metric: M,
+) -> M {
     r.register(name, help, metric.clone());
     metric
 }

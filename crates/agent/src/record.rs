@@ -8,6 +8,7 @@ mod codec;
 
 pub use codec::{KIND_NODE, KIND_VOLUME, MAX_RECORD, RecordError, VERSION};
 
+use std::fmt;
 use std::time::SystemTime;
 
 use seamount_identity::authority::Workload;
@@ -27,8 +28,8 @@ pub enum VolumeSource {
     Directory,
 }
 
-/// All that the agent knows of one volume. Has no `Debug`: it holds a token and a key, both wiped on drop.
-#[derive(Clone, PartialEq, Eq)]
+/// All that the agent knows of one volume. It holds a token and a key: both are wiped on drop and hidden in `Debug`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// Raised with each write of this volume's record.
     pub generation: u64,
@@ -94,6 +95,17 @@ pub enum Registration {
     Failed(String),
 }
 
+impl fmt::Debug for StoredSvid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredSvid")
+            .field("spiffe_id", &self.spiffe_id)
+            .field("not_before", &self.not_before)
+            .field("not_after", &self.not_after)
+            .field("rotate_at", &self.rotate_at)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Record {
     /// The bytes for the state tmpfs; wiped on drop.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
@@ -143,7 +155,8 @@ impl Record {
         ];
         let facts: usize = facts.iter().map(|f| f.len() + 4).sum();
         let token = self.token.as_ref().map_or(0, |(t, _)| t.expose().len());
-        let svid = self.svid.as_ref().map_or(0, |s| s.spiffe_id.len() + s.key.len() + s.chain.len() + s.roots.len());
+        let svid =
+            self.svid.as_ref().map_or(0, |s| s.spiffe_id.len() + s.key.len() + s.chain.len() + s.roots.len());
         facts + token + svid + 256
     }
 
@@ -218,4 +231,4 @@ impl NodeRecord {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

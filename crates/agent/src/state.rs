@@ -24,7 +24,9 @@ const TEMPORARY: &str = ".new-";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The tmpfs is full.
-    #[error("state {name}: the state tmpfs is full: raise its size or its number of inodes in the mounter; nothing was changed")]
+    #[error(
+        "state {name}: the state tmpfs is full: raise its size or its number of inodes in the mounter; nothing was changed"
+    )]
     Full {
         /// The record's file name.
         name: String,
@@ -185,7 +187,8 @@ impl StateDir {
             Err(Errno::NOENT) => return Ok(None),
             Err(e) => return Err(fail("open", e)),
         };
-        let length = u64::try_from(rustix::fs::fstat(&file).map_err(|e| fail("stat", e))?.st_size).unwrap_or(0);
+        let length =
+            u64::try_from(rustix::fs::fstat(&file).map_err(|e| fail("stat", e))?.st_size).unwrap_or(0);
         let size = usize::try_from(length).unwrap_or(usize::MAX);
         if size > MAX_RECORD {
             return Err(StateError::TooLong { name: name.to_owned(), length });

@@ -10,9 +10,11 @@ pub use check::{Claims, LEEWAY, MAX_TOKEN, TokenError};
 pub use keys::{KeySet, KeySetError, MAX_JWKS};
 pub use verifier::{KEYS_REFRESH, TokenVerifier, UNKNOWN_KEY_PAUSE};
 
+use std::fmt;
+
 use zeroize::Zeroizing;
 
-/// A token as it came, not verified. Has no `Debug` or `Display`; wiped on drop.
+/// A token as it came, not verified. Has no `Display`, and a `Debug` that hides it; wiped on drop.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Zeroizing<String>);
 
@@ -28,5 +30,13 @@ impl Token {
     }
 }
 
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod verifier_tests;

@@ -66,7 +66,9 @@ mod tests {
 
     #[test]
     fn reads_the_usual_forms() {
-        for (text, seconds) in [("1h30m", 5400), ("45s", 45), ("2d", 172_800), ("0s", 0), ("24h", 86_400), ("90m", 5400)] {
+        for (text, seconds) in
+            [("1h30m", 5400), ("45s", 45), ("2d", 172_800), ("0s", 0), ("24h", 86_400), ("90m", 5400)]
+        {
             assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         assert_eq!(parse_duration("1s250ms"), Ok(Duration::from_millis(1250)));

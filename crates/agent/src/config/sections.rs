@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 
 use super::reader::{Problems, Section, absolute, word};
 use super::{
-    API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, Args, AuthoritySource, CA_TTL, CONNECTIONS,
-    Config, DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, ISSUER, KUBELET_ROOT, Keys, Log, LogFormat, LogLevel,
-    MAX_CONNECTIONS, MAX_SVID_TTL, MIN_SVID_TTL, MOUNTER_SOCKET, Problem, SVID_TTL, SVIDS_PER_CA, Source,
-    TokenConfig, WorkloadApi, format_duration,
+    API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, Args, AuthoritySource, CA_TTL,
+    CONNECTIONS, Config, DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, ISSUER, KUBELET_ROOT, Keys, Log,
+    LogFormat, LogLevel, MAX_CONNECTIONS, MAX_SVID_TTL, MIN_SVID_TTL, MOUNTER_SOCKET, Problem, SVID_TTL,
+    SVIDS_PER_CA, Source, TokenConfig, WorkloadApi, format_duration,
 };
 
 const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -43,7 +43,8 @@ pub(super) fn read(
 
     let (field, text) = chosen(&mut root, "driverName", ("--driver-name", &args.driver_name), DRIVER_NAME, p);
     let driver_name = driver(&field, text, p);
-    let (field, text) = chosen(&mut root, "kubeletRoot", ("--kubelet-root", &args.kubelet_root), KUBELET_ROOT, p);
+    let (field, text) =
+        chosen(&mut root, "kubeletRoot", ("--kubelet-root", &args.kubelet_root), KUBELET_ROOT, p);
     let kubelet_root = absolute(&field, &text, p);
     if kubelet_root.as_ref().is_some_and(|root| root.as_os_str() == "/") {
         p.add(&field, "is \"/\"", format!("write the kubelet's --root-dir, mostly {KUBELET_ROOT}"));
@@ -55,7 +56,11 @@ pub(super) fn read(
     if let Some(path) = &mounter_socket
         && path.as_os_str().len() > 107
     {
-        p.add(&field, "is longer than the 107 bytes of a Unix socket's address (unix(7))", "write a shorter path");
+        p.add(
+            &field,
+            "is longer than the 107 bytes of a Unix socket's address (unix(7))",
+            "write a shorter path",
+        );
     }
     let kubelet_uid = root.number("kubeletUid", 0, (0, u32::MAX - 1), p);
     let source = source(&mut root, p);
@@ -150,7 +155,11 @@ fn source(root: &mut Section, p: &mut Problems) -> Option<Source> {
     if kind == Kind::Directory {
         for name in AUTHORITY_ONLY {
             if root.has(name) {
-                p.add(name, "has no meaning with identity.source directory", "remove it, or write identity.source: authority");
+                p.add(
+                    name,
+                    "has no meaning with identity.source directory",
+                    "remove it, or write identity.source: authority",
+                );
             }
             root.ignore(name);
         }
@@ -162,13 +171,21 @@ fn source(root: &mut Section, p: &mut Problems) -> Option<Source> {
 
     let trust_domain = match root.string("trustDomain", p) {
         None => {
-            p.add("trustDomain", "is missing", "write the trust domain of your SPIFFE IDs, for instance example.org");
+            p.add(
+                "trustDomain",
+                "is missing",
+                "write the trust domain of your SPIFFE IDs, for instance example.org",
+            );
             None
         }
         Some(text) => match text.parse::<TrustDomain>() {
             Ok(domain) => Some(domain),
             Err(why) => {
-                p.add("trustDomain", format!("{text:?}: {why}"), "write a name such as example.org, without spiffe://");
+                p.add(
+                    "trustDomain",
+                    format!("{text:?}: {why}"),
+                    "write a name such as example.org, without spiffe://",
+                );
                 None
             }
         },
@@ -177,7 +194,11 @@ fn source(root: &mut Section, p: &mut Problems) -> Option<Source> {
     if let Some(domain) = &trust_domain
         && let Err(why) = IdTemplate::parse(&id_template, domain)
     {
-        p.add("identity.idTemplate", format!("{id_template:?}: {why}"), format!("write for instance {ID_TEMPLATE}"));
+        p.add(
+            "identity.idTemplate",
+            format!("{id_template:?}: {why}"),
+            format!("write for instance {ID_TEMPLATE}"),
+        );
     }
     let embedded = embedded(root, p);
     let token = token(root, p);
@@ -216,7 +237,11 @@ fn embedded(root: &mut Section, p: &mut Problems) -> Embedded {
 fn key_kind(section: &mut Section, name: &'static str, p: &mut Problems) -> KeyType {
     let Some(text) = section.string(name, p) else { return KeyType::EcP256 };
     text.parse().unwrap_or_else(|_| {
-        p.add(&section.path(name), format!("is {text:?}"), "write one of ec-p256, ec-p384, rsa-2048, rsa-4096");
+        p.add(
+            &section.path(name),
+            format!("is {text:?}"),
+            "write one of ec-p256, ec-p384, rsa-2048, rsa-4096",
+        );
         KeyType::EcP256
     })
 }
@@ -282,7 +307,8 @@ fn path_or(section: &mut Section, name: &'static str, default: &str, p: &mut Pro
 fn parse_url(url: &str) -> Option<(String, u16, String)> {
     let uri: http::Uri = url.parse().ok()?;
     let authority = uri.authority()?;
-    let plain = uri.scheme_str() == Some("https") && uri.query().is_none() && !authority.as_str().contains('@');
+    let plain =
+        uri.scheme_str() == Some("https") && uri.query().is_none() && !authority.as_str().contains('@');
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     // `port_u16` is none both without a port and with one that is no number.
     let port = match authority.port() {

@@ -11,7 +11,6 @@ pub use publish::{bind, publish};
 pub use refusal::Refusal;
 
 use std::collections::HashMap;
-use std::fmt;
 
 use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_proto::csi::{
@@ -68,7 +67,7 @@ impl Rules {
 }
 
 /// A publish request that has the right form. Nothing in it is proved before [`bind`].
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishRequest {
     /// Which volume.
     pub volume: Volume,
@@ -82,19 +81,6 @@ pub struct PublishRequest {
     pub token: Option<Token>,
     /// Digest of all that may not change between two publishes of one volume.
     pub parameters: Parameters,
-}
-
-impl fmt::Debug for PublishRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PublishRequest")
-            .field("volume", &self.volume)
-            .field("pod_name", &self.pod_name)
-            .field("namespace", &self.namespace)
-            .field("service_account", &self.service_account)
-            .field("token", &self.token.as_ref().map(|_| "…"))
-            .field("parameters", &self.parameters)
-            .finish()
-    }
 }
 
 /// SHA-256 over a publish request's lasting parameters: volume id, access mode, pod name, namespace and service
@@ -138,19 +124,27 @@ pub fn health(request: &NodeGetVolumeHealthRequest, rules: &Rules) -> Result<Hea
 
 fn find(field: &'static str, path: &str, id: VolumeId, rules: &Rules) -> Result<Volume, Refusal> {
     if path.is_empty() {
-        return Err(Refusal::Missing { field: field.to_owned(), remedy: "send the path that the volume is published at" });
+        return Err(Refusal::Missing {
+            field: field.to_owned(),
+            remedy: "send the path that the volume is published at",
+        });
     }
     let volume = id.to_string();
     match target_path(field, path, &rules.kubelet_root) {
         Ok((pod, name)) => Ok(Volume { pod, name, id }),
         Err(why @ (Refusal::TooLong { .. } | Refusal::Nul { .. })) => Err(why),
-        Err(_) => Err(Refusal::NotFound { field: field.to_owned(), path: quote(path), volume: quote(&volume) }),
+        Err(_) => {
+            Err(Refusal::NotFound { field: field.to_owned(), path: quote(path), volume: quote(&volume) })
+        }
     }
 }
 
 fn volume_id(id: &str) -> Result<VolumeId, Refusal> {
     if id.is_empty() {
-        return Err(Refusal::Missing { field: "volume_id".to_owned(), remedy: "send the id that the kubelet made" });
+        return Err(Refusal::Missing {
+            field: "volume_id".to_owned(),
+            remedy: "send the id that the kubelet made",
+        });
     }
     text("volume_id", id, MAX_STRING)?;
     if id.contains("..") || id.contains('/') {
@@ -167,7 +161,10 @@ fn volume_id(id: &str) -> Result<VolumeId, Refusal> {
 /// not the kubelet's.
 fn target_path(field: &'static str, path: &str, root: &str) -> Result<(PodUid, VolumeName), Refusal> {
     if path.is_empty() {
-        return Err(Refusal::Missing { field: field.to_owned(), remedy: "send the path that the kubelet made" });
+        return Err(Refusal::Missing {
+            field: field.to_owned(),
+            remedy: "send the path that the kubelet made",
+        });
     }
     text(field, path, MAX_PATH)?;
     if path.split('/').any(|part| part == "..") {

@@ -1,0 +1,107 @@
+use axum::body::Body;
+use axum::http::Request;
+use http_body_util::BodyExt as _;
+use tower::ServiceExt as _;
+
+use super::*;
+
+async fn get(shown: &Shown, path: &str) -> (StatusCode, String, String) {
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    let response = router(shown.clone()).oneshot(request).await.unwrap();
+    let kind = response.headers().get(header::CONTENT_TYPE).map(|v| v.to_str().unwrap().to_owned());
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, kind.unwrap_or_default(), String::from_utf8(body.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn alive_whatever_the_conditions_are() {
+    let shown = Shown::default();
+    for condition in Condition::ALL {
+        shown.readiness.set(condition, Standing::NotReady("broken".into()));
+    }
+    assert_eq!(get(&shown, "/livez").await.0, StatusCode::OK);
+    assert_eq!(get(&shown, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[test]
+fn not_alive_without_progress() {
+    assert_eq!(live(Duration::ZERO).status(), StatusCode::OK);
+    assert_eq!(live(STUCK - Duration::from_secs(1)).status(), StatusCode::OK);
+    assert_eq!(live(STUCK).status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[test]
+fn a_beat_ends_the_silence() {
+    let progress = Progress { last: AtomicU64::new(0) };
+    // Since boot, then.
+    assert!(progress.silence() >= Duration::from_secs(seconds().saturating_sub(5)));
+    progress.beat();
+    assert!(progress.silence() < STUCK);
+}
+
+#[tokio::test]
+async fn readiness_lists_each_condition_with_its_reason() {
+    let shown = Shown::default();
+    let (status, _, text) = get(&shown, "/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(text.lines().filter(|l| l.starts_with("[-] ")).count(), 5, "{text}");
+
+    shown.readiness.set(Condition::Configuration, Standing::Ready(String::new()));
+    shown.readiness.set(Condition::Mounter, Standing::Ready("2 ms ago".into()));
+    shown.readiness.set(Condition::Registration, Standing::NotReady("the kubelet has not come yet".into()));
+    shown.readiness.set(Condition::Authority, Standing::NotNeeded);
+    shown.readiness.set(Condition::TokenKeys, Standing::NotNeeded);
+    let (status, _, text) = get(&shown, "/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        text,
+        "[+] configuration\n[+] mounter: 2 ms ago\n[-] registration: the kubelet has not come yet\n\
+         [ ] authority: not needed\n[ ] token keys: not needed\nnot ready\n"
+    );
+    assert!(!shown.readiness.is_ready());
+
+    assert!(shown.readiness.set(Condition::Registration, Standing::Ready(String::new())));
+    assert!(!shown.readiness.set(Condition::Registration, Standing::Ready(String::new())));
+    let (status, _, text) = get(&shown, "/readyz").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(text.ends_with("\nready\n"), "{text}");
+    assert!(shown.readiness.is_ready());
+}
+
+#[tokio::test]
+async fn metrics_are_open_metrics() {
+    let shown = Shown::default();
+    let (status, kind, text) = get(&shown, "/metrics").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn nothing_else_is_served() {
+    let shown = Shown::default();
+    assert_eq!(get(&shown, "/").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(get(&shown, "/debug").await.0, StatusCode::NOT_FOUND);
+    let post = Request::post("/livez").body(Body::empty()).unwrap();
+    let response = router(shown).oneshot(post).await.unwrap();
+    assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn serves_until_cancelled() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let cancel = CancellationToken::new();
+    let task = tokio::spawn(serve(listener, Shown::default(), cancel.clone()));
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let mut answer = String::new();
+    {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        stream.read_to_string(&mut answer).await.unwrap();
+    }
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok\n"), "{answer}");
+    cancel.cancel();
+    task.await.unwrap().unwrap();
+}

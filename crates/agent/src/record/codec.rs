@@ -23,7 +23,9 @@ const HEADER: usize = 4 + 2 + 2 + 8 + 4;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// Whole, but of another release. The file stays.
-    #[error("record of version {found}, this release knows {VERSION}: it is kept for the release that wrote it")]
+    #[error(
+        "record of version {found}, this release knows {VERSION}: it is kept for the release that wrote it"
+    )]
     Version {
         /// The record's version.
         found: u16,
@@ -46,6 +48,11 @@ impl Writer {
         w.u64(generation);
         w.raw(&[0; 4]);
         w
+    }
+
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
     }
 
     pub fn raw(&mut self, bytes: &[u8]) {
@@ -177,7 +184,9 @@ impl<'a> Reader<'a> {
         if nanos >= 1_000_000_000 {
             return Err(RecordError::Corrupt("a time"));
         }
-        SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos)).ok_or(RecordError::Corrupt("a time"))
+        SystemTime::UNIX_EPOCH
+            .checked_add(Duration::new(seconds, nanos))
+            .ok_or(RecordError::Corrupt("a time"))
     }
 
     pub fn end(self) -> Result<(), RecordError> {

@@ -46,7 +46,9 @@ pub enum TokenError {
     #[error("token is malformed: {0}: not a service-account token")]
     Malformed(&'static str),
     /// An algorithm that is not allowed: `none`, HMAC, anything unknown.
-    #[error("token is signed with an algorithm that is not allowed: only RS256/384/512, PS256/384/512 and ES256/384 are")]
+    #[error(
+        "token is signed with an algorithm that is not allowed: only RS256/384/512, PS256/384/512 and ES256/384 are"
+    )]
     Algorithm,
     /// A header that changes what the signature means.
     #[error("token has the header `{0}`, which is not supported")]
@@ -60,19 +62,25 @@ pub enum TokenError {
     #[error("token's signature is wrong: it is forged or damaged")]
     Signature,
     /// Another issuer.
-    #[error("token is of another issuer than `token.issuer` = {expected:?}: compare with the API server's --service-account-issuer")]
+    #[error(
+        "token is of another issuer than `token.issuer` = {expected:?}: compare with the API server's --service-account-issuer"
+    )]
     Issuer {
         /// What the configuration says.
         expected: String,
     },
     /// Not made for us.
-    #[error("token is for another audience than {expected:?}: compare `token.audience` with the CSIDriver's tokenRequests")]
+    #[error(
+        "token is for another audience than {expected:?}: compare `token.audience` with the CSIDriver's tokenRequests"
+    )]
     Audience {
         /// What the configuration says.
         expected: String,
     },
     /// Too old.
-    #[error("token expired {0} s ago: the kubelet sends a new one with the next republish; compare the clocks")]
+    #[error(
+        "token expired {0} s ago: the kubelet sends a new one with the next republish; compare the clocks"
+    )]
     Expired(u64),
     /// From the future.
     #[error("token is not valid before {0} s from now: compare the clocks of node and API server")]
@@ -220,9 +228,8 @@ fn claims(payload: Payload, issuer: &str, audience: &str, now: SystemTime) -> Re
     {
         return Err(TokenError::NotYetValid(nbf.saturating_sub(now)));
     }
-    let expires = SystemTime::UNIX_EPOCH
-        .checked_add(Duration::from_secs(exp))
-        .ok_or(TokenError::Claim("exp"))?;
+    let expires =
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(exp)).ok_or(TokenError::Claim("exp"))?;
 
     let kubernetes = payload.kubernetes.ok_or(TokenError::Claim("kubernetes.io"))?;
     let namespace = required(kubernetes.namespace, "kubernetes.io.namespace")?;

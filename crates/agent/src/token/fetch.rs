@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::keys::{KeySet, KeySetError, MAX_JWKS};
 use super::MAX_TOKEN;
+use super::keys::{KeySet, KeySetError, MAX_JWKS};
 use crate::config::ApiServer;
 
 /// For the whole exchange.
@@ -69,7 +69,11 @@ pub enum FetchError {
 
 /// Reads a key set from a file.
 pub(super) fn from_file(path: &Path) -> Result<KeySet, FetchError> {
-    let fail = |reason: String| FetchError::File { field: "token.keys.file", path: path.display().to_string(), reason };
+    let fail = |reason: String| FetchError::File {
+        field: "token.keys.file",
+        path: path.display().to_string(),
+        reason,
+    };
     let bytes = read(path, MAX_JWKS).map_err(fail)?;
     KeySet::parse(&bytes).map_err(|source| FetchError::Keys { origin: path.display().to_string(), source })
 }
@@ -141,8 +145,11 @@ async fn exchange(
 }
 
 fn tls(ca: &Path) -> Result<Arc<ClientConfig>, FetchError> {
-    let fail =
-        |reason: String| FetchError::File { field: "token.keys.apiServer.caFile", path: ca.display().to_string(), reason };
+    let fail = |reason: String| FetchError::File {
+        field: "token.keys.apiServer.caFile",
+        path: ca.display().to_string(),
+        reason,
+    };
     let pem = read(ca, 1024 * 1024).map_err(fail)?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {

@@ -9,10 +9,10 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Token;
 use super::check::{Claims, TokenError, check};
 use super::fetch::{self, FetchError};
 use super::keys::KeySet;
-use super::Token;
 use crate::config::{ApiServer, Keys, TokenConfig};
 use crate::http::{Condition, Readiness, Standing};
 use crate::metrics::{Metrics, Outcome};
@@ -124,7 +124,8 @@ impl TokenVerifier {
     /// The reason of a failure, also of the one that made this reading be left out.
     async fn refresh(&self, pause: Duration, seen: Option<&Arc<KeySet>>) -> Option<String> {
         let mut reading = self.reading.lock().await;
-        let replaced = seen.is_some_and(|seen| self.keys.load().as_ref().is_some_and(|now| !Arc::ptr_eq(now, seen)));
+        let replaced =
+            seen.is_some_and(|seen| self.keys.load().as_ref().is_some_and(|now| !Arc::ptr_eq(now, seen)));
         if replaced || reading.last.is_some_and(|last| last.elapsed() < pause) {
             return reading.error.clone();
         }

@@ -10,8 +10,9 @@ use zeroize::Zeroize as _;
 
 use super::refusal::{Refusal, quote};
 use super::{
-    EPHEMERAL, KUBELET_PREFIX, MAX_MAP, MAX_PATH, MAX_STRING, Map, POD_NAME, POD_NAMESPACE, POD_UID, Parameters,
-    PublishRequest, Rules, SERVICE_ACCOUNT, TOKENS, entry, map, target_path, text, token, volume_id,
+    EPHEMERAL, KUBELET_PREFIX, MAX_MAP, MAX_PATH, MAX_STRING, Map, POD_NAME, POD_NAMESPACE, POD_UID,
+    Parameters, PublishRequest, Rules, SERVICE_ACCOUNT, TOKENS, entry, map, target_path, text, token,
+    volume_id,
 };
 use crate::token::Claims;
 

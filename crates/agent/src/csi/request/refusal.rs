@@ -134,7 +134,9 @@ pub enum Refusal {
         path: String,
     },
     /// What the kubelet was made to say is not what the token proves.
-    #[error("{field} is {value}, the pod's token says {claim}: the pod's author forged it, or the CSIDriver object was changed (podInfoOnMount: true)")]
+    #[error(
+        "{field} is {value}, the pod's token says {claim}: the pod's author forged it, or the CSIDriver object was changed (podInfoOnMount: true)"
+    )]
     Mismatch {
         /// The field.
         field: &'static str,
@@ -144,7 +146,9 @@ pub enum Refusal {
         claim: String,
     },
     /// The volume is published already, with other parameters.
-    #[error("volume {0} is published with other parameters (volume_id, access mode, pod, namespace or service account): delete the pod")]
+    #[error(
+        "volume {0} is published with other parameters (volume_id, access mode, pod, namespace or service account): delete the pod"
+    )]
     OtherParameters(String),
     /// Nothing of that name is here.
     #[error("{field} {path} is not a volume of {volume} on this node: nothing is published there")]
