@@ -5,9 +5,7 @@
 //! liveness never depends on it (node core §5).
 
 use seamount_proto::registration::registration_server;
-use seamount_proto::registration::{
-    InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
-};
+use seamount_proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
@@ -68,7 +66,10 @@ mod tests {
         let service = Service::new("csi.spiffe.io".to_owned(), "/k/csi.sock".to_owned(), registered);
         let info = service.get_info(Request::new(InfoRequest {})).await.unwrap().into_inner();
         assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "csi.spiffe.io"));
-        assert_eq!((info.endpoint.as_str(), info.supported_versions), ("/k/csi.sock", vec!["1.0.0".to_owned()]));
+        assert_eq!(
+            (info.endpoint.as_str(), info.supported_versions),
+            ("/k/csi.sock", vec!["1.0.0".to_owned()])
+        );
         let status = RegistrationStatus { plugin_registered: false, error: "taken\n".to_owned() };
         service.notify_registration_status(Request::new(status)).await.unwrap();
         assert_eq!(*seen.borrow(), Registration::Failed("taken".to_owned()));

@@ -80,13 +80,13 @@ async fn live_on(
     let cancel = CancellationToken::new();
     let shown = Shown::default();
     shown.metrics.descriptor_limit(limits::raise_descriptors());
-    let bounds = loaded.as_ref().map_or(
-        Limits { connections: CONNECTIONS as usize, streams: CONNECTIONS },
-        |c| Limits {
-            connections: c.workload_api.connections_per_volume as usize,
-            streams: c.workload_api.streams_per_connection,
-        },
-    );
+    let bounds =
+        loaded.as_ref().map_or(Limits { connections: CONNECTIONS as usize, streams: CONNECTIONS }, |c| {
+            Limits {
+                connections: c.workload_api.connections_per_volume as usize,
+                streams: c.workload_api.streams_per_connection,
+            }
+        });
     let address = loaded.as_ref().map_or_else(|_| HTTP_ADDRESS.parse().ok(), |c| c.http);
     let mounter = Client::start(basics.mounter_socket.clone().into(), cancel.clone());
     let live = Live::new(basics, shown.clone(), Some(log), cancel.clone());
@@ -399,7 +399,8 @@ impl House {
             self.registered.clone(),
         );
         if let Some(door) = &mut self.csi {
-            let routes = Routes::new(IdentityServer::new(service.clone())).add_service(NodeServer::new(service));
+            let routes =
+                Routes::new(IdentityServer::new(service.clone())).add_service(NodeServer::new(service));
             door.open(routes, self.live.uid());
         }
         if let Some(door) = &mut self.registration {

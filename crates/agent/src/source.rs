@@ -154,7 +154,10 @@ fn fingerprint(directory: Option<&Path>) -> Result<[u8; 32], String> {
     for name in ["tls.crt", "tls.key"] {
         let path = directory.join(name);
         let bytes = std::fs::read(&path).map(zeroize::Zeroizing::new).map_err(|e| {
-            format!("authority.embedded.directory: {}: {e}; mount the Secret with the root there", path.display())
+            format!(
+                "authority.embedded.directory: {}: {e}; mount the Secret with the root there",
+                path.display()
+            )
         })?;
         all.extend_from_slice(digest(&SHA256, &bytes).as_ref());
     }

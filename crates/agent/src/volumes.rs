@@ -60,7 +60,9 @@ pub enum VolumeError {
         volume: Volume,
     },
     /// The listener could not be served.
-    #[error("the socket of the volume {volume} cannot be served: {why}; check the agent's file descriptor limit")]
+    #[error(
+        "the socket of the volume {volume} cannot be served: {why}; check the agent's file descriptor limit"
+    )]
     Serve {
         /// Which volume.
         volume: Volume,
@@ -377,7 +379,9 @@ impl Volumes {
                 self.count(&entry);
                 if first && flags & flag::FOREIGN != 0 {
                     entry.span().in_scope(|| {
-                        tracing::warn!("another driver's mount is there already; left alone until the pod is restarted");
+                        tracing::warn!(
+                            "another driver's mount is there already; left alone until the pod is restarted"
+                        );
                     });
                 } else if first {
                     entry.span().in_scope(|| tracing::info!("published, source directory"));
@@ -417,7 +421,9 @@ impl Volumes {
                 }
             }
             None => span.in_scope(|| {
-                tracing::warn!("no state directory: a record, if there is one, is wiped when the directory is back");
+                tracing::warn!(
+                    "no state directory: a record, if there is one, is wiped when the directory is back"
+                );
             }),
         }
         self.mounter.unpublish(volume).await?;
@@ -456,7 +462,9 @@ impl Volumes {
         let view = entry.view();
         let (source, state, not_after) = match view.status.identity {
             Identity::Elsewhere => (SourceLabel::directory, VolumeState::ready, None),
-            Identity::Unknown | Identity::Pending { .. } => (SourceLabel::authority, VolumeState::pending, None),
+            Identity::Unknown | Identity::Pending { .. } => {
+                (SourceLabel::authority, VolumeState::pending, None)
+            }
             Identity::Ready { not_after } if view.expired => {
                 (SourceLabel::authority, VolumeState::unavailable, Some(not_after))
             }

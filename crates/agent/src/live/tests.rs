@@ -47,7 +47,8 @@ async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
 
 #[tokio::test]
 async fn the_directory_source_verifies_no_tokens() {
-    let live = Live::new(Basics::new(&args(), None, None, ""), Shown::default(), None, CancellationToken::new());
+    let live =
+        Live::new(Basics::new(&args(), None, None, ""), Shown::default(), None, CancellationToken::new());
     live.take(parse("identity: {source: directory}\n"));
     assert!(live.settings().unwrap().verifier.is_none());
     assert_eq!(live.shown().readiness.all().remove(&Condition::TokenKeys), Some(Standing::NotNeeded));

@@ -139,8 +139,7 @@ fn identity(status: &Status, now: SystemTime, found: &mut Vec<Condition>) {
         Some(why) => format!(": {why}"),
         None => String::new(),
     };
-    let mut add =
-        |severity, reason, message: String| found.push(Condition { severity, reason, message });
+    let mut add = |severity, reason, message: String| found.push(Condition { severity, reason, message });
     match &status.identity {
         Identity::Elsewhere => return,
         Identity::Unknown => add(

@@ -58,7 +58,9 @@ impl Volumes {
         for found in state.list()? {
             match found.record {
                 Ok(record) => records.push(record),
-                Err(e) => tracing::error!(error = %e, "a record cannot be used; its volume waits for a republish"),
+                Err(e) => {
+                    tracing::error!(error = %e, "a record cannot be used; its volume waits for a republish")
+                }
             }
         }
         for found in self.mounter.list().await? {
@@ -160,12 +162,15 @@ impl Volumes {
     pub async fn reattach(&self) {
         for entry in self.all() {
             let mut slot = entry.slot.lock().await;
-            let Some((cookie, kept)) = slot.serving.as_ref().map(|s| (s.cookie(), s.kept())) else { continue };
-            let result = match self.mounter.store(Some(entry.volume.clone()), keep::VOLUME, kept, cookie).await {
-                Ok(true) => Ok(()),
-                Ok(false) => self.compare(&entry, &mut slot, cookie).await,
-                Err(e) => Err(e.into()),
+            let Some((cookie, kept)) = slot.serving.as_ref().map(|s| (s.cookie(), s.kept())) else {
+                continue;
             };
+            let result =
+                match self.mounter.store(Some(entry.volume.clone()), keep::VOLUME, kept, cookie).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => self.compare(&entry, &mut slot, cookie).await,
+                    Err(e) => Err(e.into()),
+                };
             if let Err(e) = result {
                 entry.span().in_scope(|| {
                     tracing::warn!(error = %e, "the mounter did not take the volume's listener; its pods go on");

@@ -125,7 +125,9 @@ impl Volumes {
         entry.view().expired = true;
         self.count(entry);
         entry.span().in_scope(|| {
-            tracing::error!("the SVID has expired and could not be renewed; the Workload API answers Unavailable");
+            tracing::error!(
+                "the SVID has expired and could not be renewed; the Workload API answers Unavailable"
+            );
         });
     }
 

@@ -14,15 +14,19 @@ fn another_uid_is_refused_on_the_kubelets_sockets() {
     on_node("another_uid_is_refused_on_the_kubelets_sockets", async |node| {
         node.start().await;
         let root = node.kubelet.root().to_owned();
-        let sockets =
-            [root.join("plugins").join(DRIVER).join("csi.sock"), root.join("plugins_registry").join(format!("{DRIVER}-reg.sock"))];
+        let sockets = [
+            root.join("plugins").join(DRIVER).join("csi.sock"),
+            root.join("plugins_registry").join(format!("{DRIVER}-reg.sock")),
+        ];
         for socket in &sockets {
             let mode = std::fs::metadata(socket).unwrap().permissions().mode() & 0o777;
             assert_eq!(mode, 0o600, "{}", socket.display());
             // Somebody got at it in spite of its mode.
             open(socket, 0o666);
         }
-        for directory in [&root, &root.join("plugins"), &root.join("plugins").join(DRIVER), &root.join("plugins_registry")] {
+        for directory in
+            [&root, &root.join("plugins"), &root.join("plugins").join(DRIVER), &root.join("plugins_registry")]
+        {
             open(directory, 0o755);
         }
         let tried = sockets.clone();
@@ -37,7 +41,9 @@ fn another_uid_is_refused_on_the_kubelets_sockets() {
                     let mut stream = UnixStream::connect(&socket).await.unwrap();
                     let _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
                     let mut answer = Vec::new();
-                    let read = tokio::time::timeout(LONG, stream.read_to_end(&mut answer)).await.expect("not closed");
+                    let read = tokio::time::timeout(LONG, stream.read_to_end(&mut answer))
+                        .await
+                        .expect("not closed");
                     drop(read);
                     assert!(answer.is_empty(), "{} answered", socket.display());
                 }
@@ -81,7 +87,8 @@ fn a_second_agent_waits() {
 fn a_flood_hurts_only_its_own_volume() {
     on_node("a_flood_hurts_only_its_own_volume", async |node| {
         node.start().await;
-        let (victim, neighbour) = (node.volume("shop", "frontend", "web-1"), node.volume("shop", "database", "db-1"));
+        let (victim, neighbour) =
+            (node.volume("shop", "frontend", "web-1"), node.volume("shop", "database", "db-1"));
         node.publish(&victim).await;
         node.publish(&neighbour).await;
         let (flooded, quiet) = (node.view(&victim), node.view(&neighbour));
@@ -90,7 +97,8 @@ fn a_flood_hurts_only_its_own_volume() {
         for i in 0..200 {
             let connect = UnixStream::connect(flooded.join("spire-agent.sock"));
             if let Ok(Ok(mut stream)) = tokio::time::timeout(Duration::from_secs(1), connect).await {
-                let garbage: &[u8] = if i % 2 == 0 { &[0xff; 4096] } else { b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" };
+                let garbage: &[u8] =
+                    if i % 2 == 0 { &[0xff; 4096] } else { b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" };
                 let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(garbage)).await;
                 open.push(stream);
             }

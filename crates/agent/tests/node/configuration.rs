@@ -18,7 +18,8 @@ fn without_authority_a_pod_starts_and_its_identity_comes_with_the_repair() {
         assert!(text.contains("tls.crt"), "{text}");
         assert_eq!(node.get("/livez").await.unwrap().0, 200);
 
-        let (volume, doomed) = (node.volume("shop", "frontend", "web-1"), node.volume("shop", "frontend", "web-2"));
+        let (volume, doomed) =
+            (node.volume("shop", "frontend", "web-1"), node.volume("shop", "frontend", "web-2"));
         node.publish(&volume).await;
         node.publish(&doomed).await;
         let view = node.view(&volume);
@@ -56,7 +57,8 @@ fn without_authority_a_pod_starts_and_its_identity_comes_with_the_repair() {
 fn pods_are_deleted_under_a_broken_configuration() {
     on_node("pods_are_deleted_under_a_broken_configuration", async |node| {
         node.start().await;
-        let (volume, other) = (node.volume("shop", "frontend", "web-1"), node.volume("shop", "frontend", "web-2"));
+        let (volume, other) =
+            (node.volume("shop", "frontend", "web-1"), node.volume("shop", "frontend", "web-2"));
         node.publish(&volume).await;
         node.publish(&other).await;
 
@@ -91,7 +93,10 @@ fn pods_are_deleted_under_a_broken_configuration() {
 
         // The repair needs no restart.
         node.configure(&node.yaml());
-        node.until("a publish", async || node.kubelet.publish(&third, Some(&node.tokens(&third))).await.is_ok()).await;
+        node.until("a publish", async || {
+            node.kubelet.publish(&third, Some(&node.tokens(&third))).await.is_ok()
+        })
+        .await;
         let view = node.view(&third);
         fetch(&view).await;
     });
@@ -111,7 +116,9 @@ fn without_the_issuers_keys_publish_waits_and_unpublish_does_not() {
         assert_eq!(status.code(), Code::Unavailable, "{}", status.message());
         node.kubelet.unpublish(&volume).await.unwrap();
         std::fs::rename(&away, &jwks).unwrap();
-        node.until("a publish", async || node.kubelet.publish(&volume, Some(&node.tokens(&volume))).await.is_ok())
-            .await;
+        node.until("a publish", async || {
+            node.kubelet.publish(&volume, Some(&node.tokens(&volume))).await.is_ok()
+        })
+        .await;
     });
 }

@@ -118,7 +118,8 @@ fn a_volume_without_record_waits_for_the_republish() {
         let before = published(node).await;
         node.agent.take().unwrap().crash().unwrap();
         let state = node.kubelet.root().join("plugins").join(DRIVER).join("state");
-        std::fs::remove_file(state.join(format!("{}.{}", before.volume.pod_uid, before.volume.volume_name))).unwrap();
+        std::fs::remove_file(state.join(format!("{}.{}", before.volume.pod_uid, before.volume.volume_name)))
+            .unwrap();
         node.start_agent();
         node.agent().wait_for_log(LONG, "volumes restored").unwrap();
         let condition = node.kubelet.stats(&before.volume).await.unwrap().volume_condition.unwrap();
@@ -133,5 +134,74 @@ fn a_volume_without_record_waits_for_the_republish() {
             Err(e) => panic!("the stream was not held: {e}"),
         }
         assert_eq!(inode(&node.kubelet.target_path(&before.volume)), before.directory);
+    });
+}
+
+#[test]
+fn an_expired_identity_is_taken_back() {
+    on_node("an_expired_identity_is_taken_back", async |node| {
+        node.configure(&node.yaml_with("12s", &node.path("root")));
+        let before = published(node).await;
+        // The agent comes back and its authority does not: what is recorded is served until it expires.
+        node.agent.take().unwrap().crash().unwrap();
+        node.configure(&node.yaml_with("12s", &node.path("away")));
+        node.start_agent();
+        let recorded = fetch(&before.view).await;
+        assert_eq!(recorded.spiffe_id().to_string(), "spiffe://example.org/ns/shop/sa/frontend");
+        node.until("the end of the identity", async || {
+            try_fetch(&before.view)
+                .await
+                .is_err_and(|e| e.contains("Unavailable") || e.contains("unavailable"))
+        })
+        .await;
+        node.until("an abnormal volume", async || {
+            let condition = node.kubelet.stats(&before.volume).await.unwrap().volume_condition.unwrap();
+            condition.abnormal && condition.message.contains("IdentityExpired")
+        })
+        .await;
+        // The authority is back: so is the identity, and the volume.
+        std::fs::rename(node.path("root"), node.path("away")).unwrap();
+        node.until("a new identity", async || try_fetch(&before.view).await.is_ok()).await;
+        assert_eq!(inode(&node.kubelet.target_path(&before.volume)), before.directory);
+    });
+}
+
+#[test]
+fn a_mounter_of_another_version_is_named_and_pods_go_on() {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, recv, send, socket_with,
+    };
+    use seamount_mounter::protocol::{FRAME, Reply, Request, VERSION};
+
+    on_node("a_mounter_of_another_version_is_named_and_pods_go_on", async |node| {
+        let before = published(node).await;
+        node.mounter.take().unwrap().crash().unwrap();
+        let path = node.path("run/mounter.sock");
+        std::fs::remove_file(&path).unwrap();
+        let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&fd, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        open(&path, 0o666);
+        listen(&fd, 4).unwrap();
+        let played = std::thread::spawn(move || {
+            let connection = accept(&fd).unwrap();
+            let mut frame = [0; FRAME];
+            recv(&connection, &mut frame, rustix::net::RecvFlags::empty()).unwrap();
+            let (id, request) = Request::decode(&frame).unwrap();
+            let mut reply = Reply::to(id, &request).encode();
+            reply[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
+            send(&connection, &reply, rustix::net::SendFlags::empty()).unwrap();
+        });
+        node.until("the remedy", async || {
+            node.get("/readyz")
+                .await
+                .is_some_and(|(code, text)| code == 503 && text.contains("roll the DaemonSet"))
+        })
+        .await;
+        played.join().unwrap();
+        assert_eq!(node.get("/livez").await.unwrap().0, 200);
+        assert_eq!(leaf(&fetch(&before.view).await), before.leaf);
+        std::fs::remove_file(&path).unwrap();
+        node.start_mounter();
+        all_is_well(node, &before).await;
     });
 }

@@ -85,9 +85,11 @@ fn tokens_that_do_not_hold_are_refused() {
         let same_name = TokenIssuer::new(ISSUER);
         refused(node, &volume, set(wrap(&same_name.token(&good))), denied, &[]).await;
 
-        refused(node, &volume, set(wrap(&node.issuer.forged_with_other_key(&good))), denied, &["signature"]).await;
+        refused(node, &volume, set(wrap(&node.issuer.forged_with_other_key(&good))), denied, &["signature"])
+            .await;
         refused(node, &volume, set(wrap(&node.issuer.forged_without_signature(&good))), denied, &[]).await;
-        refused(node, &volume, set(wrap(&node.issuer.forged_with_public_key_as_secret(&good))), denied, &[]).await;
+        refused(node, &volume, set(wrap(&node.issuer.forged_with_public_key_as_secret(&good))), denied, &[])
+            .await;
         let changed = node.issuer.forged_with_changed_claims(&good, |claims| {
             claims["kubernetes.io"]["namespace"] = "kube-system".into();
         });
@@ -112,7 +114,14 @@ fn what_a_pods_author_can_write_proves_nothing() {
         // volumeAttributes with the token's key, beside the real one, and alone.
         let mine = node.tokens(&volume);
         let beside = mine.clone();
-        refused(node, &volume, |r| drop(r.volume_context.insert(TOKENS.into(), beside)), invalid, &["forged"]).await;
+        refused(
+            node,
+            &volume,
+            |r| drop(r.volume_context.insert(TOKENS.into(), beside)),
+            invalid,
+            &["forged"],
+        )
+        .await;
         let alone = |r: &mut NodePublishVolumeRequest| {
             r.secrets.clear();
             r.volume_context.insert(TOKENS.into(), mine);
@@ -126,19 +135,22 @@ fn what_a_pods_author_can_write_proves_nothing() {
             ("csi.storage.k8s.io/pod.namespace", "bank"),
             ("csi.storage.k8s.io/serviceAccount.name", "admin"),
         ] {
-            let change = |r: &mut NodePublishVolumeRequest| drop(r.volume_context.insert(key.into(), value.into()));
+            let change =
+                |r: &mut NodePublishVolumeRequest| drop(r.volume_context.insert(key.into(), value.into()));
             refused(node, &volume, change, Code::PermissionDenied, &[key, value]).await;
         }
         let other = uuid_of("other");
-        let change =
-            |r: &mut NodePublishVolumeRequest| drop(r.volume_context.insert("csi.storage.k8s.io/pod.uid".into(), other));
+        let change = |r: &mut NodePublishVolumeRequest| {
+            drop(r.volume_context.insert("csi.storage.k8s.io/pod.uid".into(), other))
+        };
         refused(node, &volume, change, Code::PermissionDenied, &["pod.uid"]).await;
 
         for (key, words) in [
             ("spiffeId", ["spiffeId", "not known"]),
             ("csi.storage.k8s.io/node.name", ["node.name", "reserved"]),
         ] {
-            let change = |r: &mut NodePublishVolumeRequest| drop(r.volume_context.insert(key.into(), "x".into()));
+            let change =
+                |r: &mut NodePublishVolumeRequest| drop(r.volume_context.insert(key.into(), "x".into()));
             refused(node, &volume, change, invalid, &words).await;
         }
         let change = |r: &mut NodePublishVolumeRequest| drop(r.secrets.insert("password".into(), "x".into()));

@@ -50,7 +50,8 @@ impl Node {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         let root = dir.path().join("kubelet");
-        rustix::mount::mount("tmpfs", &root, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"mode=750")).unwrap();
+        rustix::mount::mount("tmpfs", &root, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"mode=750"))
+            .unwrap();
         let issuer = TokenIssuer::new(ISSUER);
         std::fs::write(dir.path().join("etc/jwks.json"), issuer.jwks_json()).unwrap();
         let http = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
@@ -119,13 +120,24 @@ impl Node {
         let socket = self.path("run/mounter.sock").display().to_string();
         let mut args = vec!["--kubelet-root", &root, "--driver", DRIVER, "--socket", &socket];
         args.extend(more);
+        self.set_log_aside("mounter");
         self.mounter = Some(mounter(&self.path("logs"), args).unwrap());
     }
 
     pub fn start_agent(&mut self) {
         let config = self.path("etc/agent.yaml").display().to_string();
         let args = ["--config", &config, "--log-level", "debug"];
+        self.set_log_aside("agent");
         self.agent = Some(agent(&self.path("logs"), args, Some((UID, UID))).unwrap());
+    }
+
+    /// The next process begins a log of its own: what is awaited in it was not said by the one before.
+    fn set_log_aside(&self, name: &str) {
+        let log = self.path("logs").join(format!("{name}.log"));
+        if log.exists() {
+            let count = std::fs::read_dir(self.path("logs")).unwrap().count();
+            std::fs::rename(&log, self.path("logs").join(format!("{name}.{count}"))).unwrap();
+        }
     }
 
     /// Mounter, agent, registration.
@@ -183,7 +195,8 @@ impl Node {
 
     /// Waits until the agent says that it is ready.
     pub async fn ready(&self) {
-        self.until("readiness", async || self.get("/readyz").await.is_some_and(|(code, _)| code == 200)).await;
+        self.until("readiness", async || self.get("/readyz").await.is_some_and(|(code, _)| code == 200))
+            .await;
     }
 
     pub async fn until(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {

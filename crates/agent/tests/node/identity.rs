@@ -18,7 +18,11 @@ fn two_pods_of_two_service_accounts_have_two_identities() {
         let (web_svid, db_svid) = (fetch(&web_view).await, fetch(&db_view).await);
         assert_eq!(web_svid.spiffe_id().to_string(), "spiffe://example.org/ns/shop/sa/frontend");
         assert_eq!(db_svid.spiffe_id().to_string(), "spiffe://example.org/ns/shop/sa/database");
-        assert_ne!(web_svid.private_key().as_bytes(), db_svid.private_key().as_bytes(), "a key for each volume");
+        assert_ne!(
+            web_svid.private_key().as_bytes(),
+            db_svid.private_key().as_bytes(),
+            "a key for each volume"
+        );
 
         // The bundle that comes along is the one that verifies both.
         let client = WorkloadApiClient::connect_to(endpoint(&web_view)).await.unwrap();
@@ -88,7 +92,8 @@ fn a_rotation_is_pushed_to_an_open_stream() {
         let mut stream = client.stream_x509_svids().await.unwrap();
         let mut seen: Vec<Vec<u8>> = Vec::new();
         while seen.len() < 3 {
-            let svid = tokio::time::timeout(LONG, stream.next()).await.expect("no rotation came").unwrap().unwrap();
+            let svid =
+                tokio::time::timeout(LONG, stream.next()).await.expect("no rotation came").unwrap().unwrap();
             assert_eq!(svid.spiffe_id().to_string(), "spiffe://example.org/ns/shop/sa/frontend");
             let leaf = leaf(&svid);
             assert!(!seen.contains(&leaf), "each message is a new SVID");
