@@ -19,7 +19,15 @@ use crate::{
 /// Reads one certificate that fills `der` completely.
 pub(crate) fn parse(der: &[u8], position: usize) -> Result<X509Certificate<'_>, SvidError> {
     let malformed = |reason: String| SvidError::Malformed { position, reason };
+    // The parser takes other tags for a sequence's, and these bytes are outside the signature.
+    if der.first() != Some(&0x30) {
+        return Err(malformed("it is no DER sequence".to_owned()));
+    }
     match X509Certificate::from_der(der) {
+        Ok(([], certificate)) if certificate.signature_algorithm != certificate.tbs_certificate.signature => {
+            // RFC 5280 §4.1.1.2.
+            Err(malformed("it names two signature algorithms".to_owned()))
+        }
         Ok(([], certificate)) => Ok(certificate),
         Ok((rest, _)) => Err(malformed(format!("{} bytes follow it", rest.len()))),
         Err(error) => Err(malformed(error.to_string())),
