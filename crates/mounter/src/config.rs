@@ -20,7 +20,7 @@ pub struct Config {
     /// The socket's name, then the symlinks to it.
     pub socket_names: Vec<String>,
     pub source_directory: Option<PathBuf>,
-    pub lock_timeout: Option<u64>,
+    pub no_wait: bool,
     pub rootless: bool,
     pub no_idmap: bool,
 }
@@ -46,6 +46,11 @@ impl Config {
         Ok(config)
     }
 
+    /// The socket's name in a volume.
+    pub fn socket_name(&self) -> &str {
+        self.socket_names.first().map_or("", String::as_str)
+    }
+
     fn read(mut args: lexopt::Parser) -> Result<Self, lexopt::Error> {
         let mut config = Self { agent_uid: 64203, agent_gid: 64203, ..Self::default() };
         (config.kubelet_root, config.driver) = ("/var/lib/kubelet".into(), "csi.spiffe.io".into());
@@ -59,7 +64,7 @@ impl Config {
                 Long("agent-gid") => config.agent_gid = args.value()?.parse()?,
                 Long("socket-name") => config.socket_names.push(args.value()?.string()?),
                 Long("source-directory") => config.source_directory = Some(args.value()?.into()),
-                Long("lock-timeout") => config.lock_timeout = Some(args.value()?.parse()?),
+                Long("no-wait") => config.no_wait = true,
                 Long("rootless") => config.rootless = true,
                 Long("no-idmap") => config.no_idmap = true,
                 other => return Err(other.unexpected()),

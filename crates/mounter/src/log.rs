@@ -18,7 +18,10 @@ pub fn event(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) {
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
-/// Something was done with a volume.
-pub fn done(msg: &str, volume: &Volume) {
-    event("info", msg, &[("pod", &volume.pod), ("volume", &volume.name)]);
+/// Something was done, with a volume or for the node.
+pub fn done<'a>(msg: &str, volume: impl Into<Option<&'a Volume>>) {
+    match volume.into() {
+        Some(volume) => event("info", msg, &[("pod", &volume.pod), ("volume", &volume.name)]),
+        None => event("info", msg, &[]),
+    }
 }

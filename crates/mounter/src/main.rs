@@ -16,41 +16,36 @@ use std::process::ExitCode;
 use config::Config;
 use failure::{Doing, Outcome, fail};
 use log::event;
-use node::{Abilities, Node, RESERVED};
+use node::Node;
 use seamount_sys::mounter as sys;
 use volume::tmpfs;
 
 fn main() -> ExitCode {
-    match Config::parse(std::env::args_os().skip(1)).and_then(run) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            event("error", "the mounter stops", &[("reason", &e.text)]);
-            ExitCode::FAILURE
-        }
-    }
+    let Err(e) = Config::parse(std::env::args_os().skip(1)).and_then(run) else { return ExitCode::SUCCESS };
+    event("error", "the mounter stops", &[("reason", &e.text)]);
+    ExitCode::FAILURE
 }
 
 fn run(config: Config) -> Outcome<()> {
     if !rustix::process::geteuid().is_root() {
         return fail!(Unsupported, "the mounter needs root, or --rootless in a user namespace");
     }
-    sys::exit_on_signals();
+    sys::exit_on_sigterm();
     // Modes are given in full everywhere.
     rustix::process::umask(rustix::fs::Mode::empty());
-    match sys::leave_network() {
-        Err(e) if !config.rootless => return Err(e).doing("leave the network namespace (is it privileged?)"),
-        left => drop(left),
-    }
-    let swap = (!config.no_idmap && config.agent_uid != 0)
-        .then(|| sys::swap_namespace(config.agent_uid, config.agent_gid).ok().filter(tmpfs::can_idmap))
-        .flatten();
+    let left = sys::leave_network().or_else(|e| if config.rootless { Ok(()) } else { Err(e) });
+    left.doing("leave the network namespace (is it privileged?)")?;
+    let probe = |noswap| tmpfs::make(0, 0, "", 1, noswap);
+    let swap = sys::swap_namespace(config.agent_uid, config.agent_gid).ok().filter(|swap| {
+        // Idmapped tmpfs came with Linux 6.3, noswap (in the initial user namespace) with 6.4.
+        !config.no_idmap && probe(false).is_ok_and(|mount| sys::set_attributes(mount, 0, Some(swap)).is_ok())
+    });
+    let noswap = probe(true).is_ok();
     let descriptors = privileges::raise_descriptor_limit();
-    let abilities = Abilities { swap, noswap: !config.rootless && tmpfs::can_noswap(), descriptors };
     privileges::drop_the_rest()?;
-    let mut node = Node::open(config, abilities)?;
+    let mut node = Node::open(config, swap, noswap, descriptors)?;
     let listener = server::listen(&node.config.socket)?;
-    let volumes = descriptors.saturating_sub(RESERVED);
-    let Abilities { swap, noswap, .. } = &node.abilities;
-    event("info", "ready", &[("volumes", &volumes), ("idmap", &swap.is_some()), ("noswap", noswap)]);
+    let idmap = node.swap.is_some();
+    event("info", "ready", &[("volumes", &node.limit()), ("idmap", &idmap), ("noswap", &noswap)]);
     server::serve(&listener, &mut node)
 }

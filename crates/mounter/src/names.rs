@@ -27,9 +27,6 @@ macro_rules! name {
         pub struct $type(String);
 
         impl $type {
-            /// The longest value in bytes.
-            pub const MAX: usize = $max;
-
             /// The name as text.
             pub fn as_str(&self) -> &str {
                 &self.0

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag, keep};
 
 use crate::config::Config;
 use crate::failure::{Doing, Failure, Outcome, fail};
-use crate::log::event;
+use crate::log::{done, event};
 use crate::path::{self, Place, Target};
 use crate::socket;
 use crate::volume::scan::Found;
@@ -29,6 +29,10 @@ const STATE_INODES: u64 = 65_536;
 /// The descriptor that goes along with a reply.
 pub type Attached = Option<Rc<OwnedFd>>;
 
+/// Directory and name of a socket.
+pub type At<'a> = (&'a OwnedFd, &'a str);
+/// How it is bound.
+pub type Make<'a> = &'a dyn Fn(&Node) -> Outcome<OwnedFd>;
 /// Which kept listener: [`keep`], and the volume where it is one's.
 pub type Slot = (u32, Option<(PodUid, VolumeName)>);
 
@@ -42,27 +46,22 @@ pub fn attach(fd: &Rc<OwnedFd>, reply: &mut Reply) -> Attached {
     Some(Rc::clone(fd))
 }
 
-/// What works here, found out at start.
-pub struct Abilities {
+/// The node.
+pub struct Node {
+    pub config: Config,
     /// For idmapped mounts; none where the kernel, the caller or a one-id namespace rules them out.
     pub swap: Option<OwnedFd>,
     pub noswap: bool,
     /// Limit of open files.
-    pub descriptors: u64,
-}
-
-/// The node.
-pub struct Node {
-    pub config: Config,
-    pub abilities: Abilities,
+    descriptors: u64,
     pub kept: BTreeMap<Slot, Rc<OwnedFd>>,
     /// The scan that `List` pages through.
     pub listed: Vec<Found>,
     pub pods: OwnedFd,
     /// Parent and name of the `directory` source: the directory itself may be recreated at any time.
     pub source: Option<(OwnedFd, String)>,
-    plugin: OwnedFd,
-    registry: OwnedFd,
+    plugin: Rc<OwnedFd>,
+    registry: Rc<OwnedFd>,
     /// Held for as long as this process lives.
     _lock: OwnedFd,
     started: Instant,
@@ -70,17 +69,13 @@ pub struct Node {
 
 impl Node {
     /// Opens the kubelet's directories and waits for the node's lock.
-    pub fn open(config: Config, abilities: Abilities) -> Outcome<Self> {
+    pub fn open(config: Config, swap: Option<OwnedFd>, noswap: bool, descriptors: u64) -> Outcome<Self> {
         let root = config.kubelet_root.display();
         let parts = ["pods", "plugins", "plugins_registry"];
         let at = fs::openat(fs::CWD, &config.kubelet_root, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        let at =
-            at.doing(format_args!("open {root}, which should be the kubelet's --root-dir (--kubelet-root)"))?;
+        let at = at.doing(format_args!("open {root}, the kubelet's --root-dir"))?;
         if parts.iter().all(|p| fs::statat(&at, *p, AtFlags::empty()).is_err()) {
-            return fail!(
-                NotFound,
-                "no {parts:?} in {root}: give the kubelet's --root-dir as --kubelet-root"
-            );
+            return fail!(NotFound, "{root} has none of {parts:?}: is it the kubelet's --root-dir?");
         }
         let [pods, plugins, registry] = parts.map(|part| make_directory(&at, part, 0o750));
         let plugin = make_directory(&plugins?, &config.driver, 0o750)?;
@@ -88,15 +83,17 @@ impl Node {
         let lock = lock(&plugin, &config)?;
         Ok(Self {
             pods: pods?,
-            registry: registry?,
+            registry: Rc::new(registry?),
             kept: BTreeMap::new(),
             listed: Vec::new(),
             started: Instant::now(),
             _lock: lock,
             config,
-            abilities,
+            swap,
+            noswap,
+            descriptors,
             source,
-            plugin,
+            plugin: Rc::new(plugin),
         })
     }
 
@@ -128,9 +125,9 @@ impl Node {
         match request {
             Request::Hello => {
                 reply.flags |= if self.owner() == 0 { flag::IDMAP } else { 0 };
-                reply.flags |= if self.abilities.noswap { flag::NOSWAP } else { 0 };
+                reply.flags |= if self.noswap { flag::NOSWAP } else { 0 };
                 let age = self.started.elapsed().as_micros() as u64;
-                reply.numbers = [self.abilities.descriptors, age, 0];
+                reply.numbers = [self.descriptors, age, 0];
                 reply.text = concat!("seamount-mounter ", env!("CARGO_PKG_VERSION")).into();
                 Ok(None)
             }
@@ -148,9 +145,9 @@ impl Node {
                 volume.as_ref().map_or(Ok(()), |v| self.ours(v).map(drop))?;
                 self.store(volume.as_ref().map_or((*number, None), slot), *cookie, fd)
             }
-            Request::Fetch(volume) => match self.kept.get(&slot(volume)) {
-                Some(kept) => Ok(attach(kept, reply)),
+            Request::Fetch(volume) => match self.kept(volume, reply) {
                 None => fail!(NotFound, "no listener is kept"),
+                kept => Ok(kept),
             },
         }
     }
@@ -164,44 +161,44 @@ impl Node {
         }
     }
 
-    /// Keeps a listener and attaches it to the reply.
-    pub fn keep(&mut self, slot: Slot, fd: OwnedFd, reply: &mut Reply) -> Attached {
-        let fd = Rc::new(fd);
-        let attached = attach(&fd, reply);
-        self.kept.insert(slot, fd);
-        attached
+    /// How many listeners are kept at most.
+    pub fn limit(&self) -> u64 {
+        self.descriptors.saturating_sub(RESERVED)
     }
 
     /// Refuses, before anything is done, if there is no room for one more listener.
     pub fn room(&self, slot: &Slot) -> Outcome<()> {
-        let limit = self.abilities.descriptors.saturating_sub(RESERVED);
-        if self.kept.contains_key(slot) || (self.kept.len() as u64) < limit {
+        if self.kept.contains_key(slot) || (self.kept.len() as u64) < self.limit() {
             return Ok(());
         }
-        fail!(Exhausted, "{limit} listeners are kept: raise the mounter's limit of open files")
+        fail!(Exhausted, "{} listeners are kept: raise the mounter's limit of open files", self.limit())
+    }
+
+    /// The kept listener, if it has that name still; else a new one, which is then kept.
+    pub fn listener(&mut self, slot: Slot, at: At, reply: &mut Reply, make: Make) -> Outcome<Attached> {
+        if let Some(kept) = self.kept.get(&slot).filter(|fd| socket::leads_to(at.0, at.1, fd)) {
+            reply.flags |= flag::EXISTING;
+            return Ok(attach(kept, reply));
+        }
+        self.room(&slot)?;
+        let fd = Rc::new(make(self)?);
+        done("listening", reply.volume.as_ref());
+        let attached = attach(&fd, reply);
+        self.kept.insert(slot, fd);
+        Ok(attached)
     }
 
     fn node_listener(&mut self, number: u32, reply: &mut Reply) -> Outcome<Attached> {
-        let (driver, slot) = (&self.config.driver, (number, None));
         let (dir, name) = match number {
-            keep::CSI => (&self.plugin, "csi.sock".to_owned()),
-            _ => (&self.registry, format!("{driver}-reg.sock")),
+            keep::CSI => (Rc::clone(&self.plugin), "csi.sock".to_owned()),
+            _ => (Rc::clone(&self.registry), format!("{}-reg.sock", self.config.driver)),
         };
-        if let Some(kept) = self.kept.get(&slot) {
-            if socket::leads_to(dir, &name, kept) {
-                reply.flags |= flag::EXISTING;
-                return Ok(attach(kept, reply));
+        self.listener((number, None), (&dir, &name), reply, &|node| {
+            if !node.kept.contains_key(&(number, None)) && socket::is_alive(&dir, &name)? {
+                return fail!(Busy, "another process serves {name}: use another --driver");
             }
-        } else if socket::is_alive(dir, &name)? {
-            return fail!(
-                Busy,
-                "another process serves {name}: remove that {driver}, or use another --driver"
-            );
-        }
-        self.room(&slot)?;
-        let fd = socket::bind(dir, &name, SocketType::STREAM, 0o600)?;
-        event("info", "listening", &[("socket", &name)]);
-        Ok(self.keep(slot, fd, reply))
+            socket::bind(&dir, &name, SocketType::STREAM, 0o600)
+        })
     }
 
     /// The state tmpfs, mounted once per node; it outlives this process.
@@ -209,13 +206,13 @@ impl Node {
         let open = || Target::of(make_directory(&self.plugin, "state", 0o700)?);
         let mut held = open()?;
         if !held.is_mount() {
-            let state = tmpfs::make(self.owner(), 0, STATE, STATE_INODES, self.abilities.noswap)?;
+            let state = tmpfs::make(self.owner(), 0, STATE, STATE_INODES, self.noswap)?;
             path::attach(&state, &held.fd)?;
-            event("info", "state mounted", &[]);
+            done("state mounted", None);
             held = open()?;
         }
         let owned = [0, self.config.agent_uid].contains(&held.stat.stx_uid);
-        if !owned || !tmpfs::is_tmpfs(&held.fd, STATE_INODES) {
+        if !owned || !tmpfs::is_one(&held.fd, STATE_INODES) {
             return fail!(NotOurs, "a mount that is not ours is on the state directory: unmount it");
         }
         Ok(Some(Rc::new(self.hand_out(&held)?)))
@@ -235,10 +232,7 @@ impl Node {
 
 /// Makes a directory if it is missing, and opens it.
 fn make_directory(at: &OwnedFd, name: &str, mode: u32) -> Outcome<OwnedFd> {
-    match fs::mkdirat(at, name, Mode::from_raw_mode(mode)) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(e) => return Err(e).doing(format_args!("make the kubelet's directory {name}")),
-    }
+    path::make(at, name, mode)?;
     path::open(at, name, DIRECTORY, ResolveFlags::empty()).doing(format_args!("open the kubelet's {name}"))
 }
 
@@ -256,18 +250,14 @@ pub fn open_parent(path: &Path) -> Outcome<(OwnedFd, String)> {
 fn lock(plugin: &OwnedFd, config: &Config) -> Outcome<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = fs::openat(plugin, "lock", flags, Mode::from_raw_mode(0o600)).doing("open the lock")?;
-    for tenths in 0.. {
-        match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            taken => return taken.doing("take the lock").map(|()| file),
+    match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::AGAIN) if config.no_wait => {
+            fail!(Busy, "another mounter serves {} on this node: stop it first", config.driver)
         }
-        if config.lock_timeout.is_some_and(|s| tenths >= s.saturating_mul(10)) {
-            break;
+        Err(Errno::AGAIN) => {
+            done("waiting: another mounter holds the lock", None);
+            fs::flock(&file, FlockOperation::LockExclusive).doing("wait for the lock").map(|()| file)
         }
-        if tenths == 0 {
-            event("info", "another mounter holds the lock; waiting for its end", &[]);
-        }
-        std::thread::sleep(Duration::from_millis(100));
+        taken => taken.doing("take the lock").map(|()| file),
     }
-    fail!(Busy, "another mounter serves {} on this node: stop it first", config.driver)
 }

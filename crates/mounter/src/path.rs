@@ -1,6 +1,7 @@
 //! The way to a volume: beneath the held descriptor of `<root>/pods`, and only to volumes of our driver.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -29,24 +30,21 @@ pub fn open(dir: impl AsFd, path: impl Arg, flags: OFlags, more: ResolveFlags) -
 
 /// `None` instead of "does not exist".
 pub fn found<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(e) => Err(e),
-    }
+    result.map(Some).or_else(|e| if e == Errno::NOENT { Ok(None) } else { Err(e) })
+}
+
+/// Makes a directory; false where it is there already.
+pub fn make(at: &OwnedFd, name: &str, mode: u32) -> Outcome<bool> {
+    let made = fs::mkdirat(at, name, Mode::from_raw_mode(mode)).map(|()| true);
+    let made = made.or_else(|e| if e == Errno::EXIST { Ok(false) } else { Err(e) });
+    made.doing(format_args!("make the directory {name}"))
 }
 
 /// The names in a directory, at most `max` of them.
 pub fn names(dir: impl AsFd, max: usize) -> Result<Vec<CString>, Errno> {
-    let mut all = Vec::new();
     let readable = open(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::NO_XDEV)?;
-    for entry in Dir::new(readable)?.take(max + 2) {
-        let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            all.push(entry.file_name().to_owned());
-        }
-    }
-    Ok(all)
+    let all = Dir::new(readable)?.take(max + 2).map(|entry| entry.map(|e| e.file_name().to_owned()));
+    all.filter(|name| !name.as_ref().is_ok_and(|n| matches!(n.to_bytes(), b"." | b".."))).collect()
 }
 
 /// Attaches a detached mount.
@@ -56,7 +54,7 @@ pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> Outcome<()> {
 }
 
 /// `<pods>/<uid>/volumes/kubernetes.io~csi/<name>`, held.
-pub struct Place(OwnedFd);
+pub struct Place(pub OwnedFd);
 
 impl Place {
     /// `None` where the kubelet has no such directory.
@@ -66,20 +64,14 @@ impl Place {
         Ok(found(fd).doing("open the volume's directory")?.map(Self))
     }
 
-    /// The directory.
-    pub fn dir(&self) -> &OwnedFd {
-        &self.0
-    }
-
     /// Driver and volume id by the kubelet's own record; none where there is none.
     pub fn owner(&self) -> Outcome<Option<(String, String)>> {
         let unclear =
             |why| fail!(NotOurs, "vol_data.json {why}: the kubelet did not write it; restart the pod");
         // NONBLOCK: a FIFO in its place must not stop us.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let opened =
-            found(open(&self.0, VOL_DATA, flags, ResolveFlags::NO_XDEV)).doing("open vol_data.json")?;
-        let Some(file) = opened.map(std::fs::File::from) else { return Ok(None) };
+        let opened = found(open(&self.0, VOL_DATA, flags, ResolveFlags::NO_XDEV));
+        let Some(file) = opened.doing("open vol_data.json")?.map(File::from) else { return Ok(None) };
         let stat = fs::fstat(&file).doing("look at vol_data.json")?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_uid != 0 {
             return unclear("is not a plain file of root");
@@ -115,17 +107,12 @@ impl Place {
 
     /// The target directory, and whether it was made now.
     pub fn make_target(&self) -> Outcome<(Target, bool)> {
-        let created = match fs::mkdirat(&self.0, TARGET, Mode::from_raw_mode(0o755)) {
-            Ok(()) => true,
-            Err(Errno::EXIST) => false,
-            Err(e) => return Err(e).doing("make the target directory"),
-        };
+        let created = make(&self.0, TARGET, 0o755)?;
         match self.target() {
             Ok(Some(target)) if target.is_directory() => Ok((target, created)),
-            Ok(_) => fail!(NotOurs, "the target path is not a directory: remove it or delete the pod"),
-            Err(e) => {
+            other => {
                 self.undo(created);
-                Err(e)
+                other.and_then(|_| fail!(NotOurs, "the target path is no directory: remove it"))
             }
         }
     }
@@ -133,11 +120,10 @@ impl Place {
     /// Mounts on the target directory, which must be new or empty.
     pub fn mount(&self, mount: &OwnedFd) -> Outcome<()> {
         let (target, created) = self.make_target()?;
-        let done = match names(&target.fd, 1).doing("read the target directory") {
-            Ok(names) if names.is_empty() => attach(mount, &target.fd),
-            Ok(other) => fail!(NotOurs, "{other:?} is in the target directory: remove it or delete the pod"),
-            Err(e) => Err(e),
-        };
+        let done = names(&target.fd, 1).doing("read the target directory").and_then(|n| match n.first() {
+            Some(n) => fail!(NotOurs, "{n:?} is in the target directory: remove it or delete the pod"),
+            None => attach(mount, &target.fd),
+        });
         self.undo(created && done.is_err());
         done
     }

@@ -50,11 +50,11 @@ pub fn drop_the_rest() -> Outcome<()> {
     // Root without the privileges of root, now and after anything that might be executed.
     let bits = CapabilitiesSecureBits::from_bits_retain(0xff) - CapabilitiesSecureBits::KEEP_CAPS;
     thread::set_capabilities_secure_bits(bits).doing("set the secure bits")?;
-    thread::clear_ambient_capability_set().doing("clear the ambient capabilities")?;
+    // Nothing inheritable, so nothing ambient either.
     let sets = CapabilitySets { effective: USED, permitted: USED, inheritable: CapabilitySet::empty() };
     thread::set_capabilities(None, sets).doing("drop capabilities")?;
-    thread::set_no_new_privs(true).doing("set no_new_privs")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("forbid core dumps")?;
+    // Sets no_new_privs first.
     let installed = filter().map_err(|e| e.to_string());
     let installed = installed.and_then(|f| seccompiler::apply_filter(&f).map_err(|e| e.to_string()));
     installed.or_else(|e| fail!(System, "cannot install the seccomp filter: {e}"))

@@ -181,37 +181,29 @@ pub struct Reply {
 /// A frame that cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FrameError {
-    /// Not [`FRAME`] bytes.
-    Length(usize),
-    /// Not the magic number: something else speaks on this socket.
-    Magic,
     /// The other side is of another release.
     Version(u16),
-    /// A field has no meaning, is missing, or is set where it must not be.
-    Field(&'static str),
-    /// A name with a character or length that is not allowed.
-    Name(NameError),
+    /// Anything else: what.
+    Malformed(String),
 }
 
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ours = VERSION;
+        let (ours, remedy) = (VERSION, "run mounter and agent of one release");
         match self {
-            Self::Length(bytes) => write!(f, "frame of {bytes} bytes, expected {FRAME}"),
-            Self::Magic => f.write_str("not a Seamount frame"),
-            Self::Version(v) => {
-                write!(
-                    f,
-                    "protocol version {v}, this side speaks {ours}: run mounter and agent of one release"
-                )
-            }
-            Self::Field(field) => write!(f, "{field} is unknown, missing, or not allowed here"),
-            Self::Name(e) => e.fmt(f),
+            Self::Version(other) => write!(f, "protocol version {other}, this side speaks {ours}: {remedy}"),
+            Self::Malformed(why) => write!(f, "malformed frame: {why}"),
         }
     }
 }
 
 impl std::error::Error for FrameError {}
+
+impl FrameError {
+    fn field(name: &str) -> Self {
+        Self::Malformed(format!("{name} is unknown, missing, or not allowed here"))
+    }
+}
 
 impl Request {
     fn parts(&self) -> (u16, Option<&Volume>) {
@@ -261,16 +253,14 @@ impl Request {
         let id = raw.id;
         let request = Self::from_raw(raw).map_err(|e| (id, e))?;
         // What a request does not use is zero in its encoding.
-        match request.encode(id) == frame {
-            true => Ok((id, request)),
-            false => Err((id, FrameError::Field("a field that this operation does not use"))),
-        }
+        let canonical = request.encode(id) == frame;
+        if canonical { Ok((id, request)) } else { Err((id, FrameError::field("an unused field"))) }
     }
 
     fn from_raw(Reply { op, volume, flags, cookie, numbers, text, .. }: Reply) -> Result<Self, FrameError> {
         let [first, second, _] = numbers;
         let right_slot = flags <= keep::REGISTRATION && (flags == keep::VOLUME) == volume.is_some();
-        let given = volume.clone().ok_or(FrameError::Field("volume"));
+        let given = volume.clone().ok_or_else(|| FrameError::field("volume"));
         Ok(match op {
             1 => Self::Hello,
             2 => Self::CsiListener,
@@ -284,9 +274,9 @@ impl Request {
             10 => Self::Inspect(given?),
             11 => Self::List { cursor: first },
             12 if right_slot => Self::Store { volume, slot: flags, cookie },
-            12 => return Err(FrameError::Field("slot")),
+            12 => return Err(FrameError::field("slot")),
             13 => Self::Fetch(given?),
-            _ => return Err(FrameError::Field("operation")),
+            _ => return Err(FrameError::field("operation")),
         })
     }
 }
@@ -332,19 +322,18 @@ impl Reply {
         out.extend((text.len() as u16).to_le_bytes());
         out.extend(text);
         out.resize(FRAME, 0);
-        let mut frame = [0; FRAME];
-        frame.copy_from_slice(&out);
-        frame
+        // Its length is FRAME, by the line above.
+        out.try_into().unwrap_or([0; FRAME])
     }
 
     /// Reads a reply.
     pub fn decode(frame: &[u8]) -> Result<Self, FrameError> {
         if frame.len() != FRAME {
-            return Err(FrameError::Length(frame.len()));
+            return Err(FrameError::Malformed(format!("{} bytes, not {FRAME}", frame.len())));
         }
         let rest = &mut &*frame;
         if take(rest)? != MAGIC {
-            return Err(FrameError::Magic);
+            return Err(FrameError::Malformed("something else speaks on this socket".to_owned()));
         }
         let version = u16::from_le_bytes(take(rest)?);
         if version != VERSION {
@@ -361,22 +350,21 @@ impl Reply {
             text: text(u16::from_le_bytes(take(rest)?).into(), rest, "text")?,
         };
         // One encoding only: what is not used is zero.
-        if reply.encode() == frame { Ok(reply) } else { Err(FrameError::Field("padding")) }
+        if reply.encode() == frame { Ok(reply) } else { Err(FrameError::field("padding")) }
     }
 }
 
 impl Fault {
     fn from_number(n: u32) -> Result<Option<Self>, FrameError> {
         use Fault::*;
-        let all = [Malformed, Version, Busy, NotOurs, NotFound, Exhausted, Storage, Unsupported, System]
-            .into_iter();
-        let known = all.map(Some).find(|f| f.is_some_and(|f| f as u32 == n));
-        if n == 0 { Ok(None) } else { known.ok_or(FrameError::Field("fault")) }
+        let all = [Malformed, Version, Busy, NotOurs, NotFound, Exhausted, Storage, Unsupported, System];
+        let known = all.into_iter().find(|fault| *fault as u32 == n);
+        if n == 0 { Ok(None) } else { known.map(Some).ok_or_else(|| FrameError::field("fault")) }
     }
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], FrameError> {
-    let (head, tail) = rest.split_first_chunk::<N>().ok_or(FrameError::Length(rest.len()))?;
+    let (head, tail) = rest.split_first_chunk::<N>().ok_or_else(|| FrameError::field("length"))?;
     *rest = tail;
     Ok(*head)
 }
@@ -386,17 +374,16 @@ fn volume(pod: &[u8; 36], name: &[u8; 64], id: &[u8; 129]) -> Result<Option<Volu
     if *pod == [0; 36] {
         return Ok(None);
     }
-    let parsed = Volume {
-        pod: text(36, pod, "pod UID")?.parse().map_err(FrameError::Name)?,
-        name: text((*name_len).into(), name, "volume name")?.parse().map_err(FrameError::Name)?,
-        id: text((*id_len).into(), id, "volume id")?.parse().map_err(FrameError::Name)?,
-    };
-    Ok(Some(parsed))
+    let bad = |e: NameError| FrameError::Malformed(e.to_string());
+    let pod = text(36, pod, "pod UID")?.parse().map_err(bad)?;
+    let name = text((*name_len).into(), name, "volume name")?.parse().map_err(bad)?;
+    let id = text((*id_len).into(), id, "volume id")?.parse().map_err(bad)?;
+    Ok(Some(Volume { pod, name, id }))
 }
 
 fn text(len: usize, bytes: &[u8], field: &'static str) -> Result<String, FrameError> {
     let text = bytes.get(..len).and_then(|b| str::from_utf8(b).ok());
-    text.map(String::from).ok_or(FrameError::Field(field))
+    text.map(String::from).ok_or_else(|| FrameError::field(field))
 }
 
 #[cfg(test)]

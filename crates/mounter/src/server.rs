@@ -29,44 +29,42 @@ pub fn listen(path: &Path) -> Outcome<OwnedFd> {
 
 /// Serves one agent at a time, for ever.
 pub fn serve(listener: &OwnedFd, node: &mut Node) -> Outcome<()> {
-    let mut agent: Option<OwnedFd> = None;
+    let uid = node.config.agent_uid;
     loop {
-        let fds = [Some(listener), agent.as_ref()].into_iter().flatten();
-        let mut ready: Vec<PollFd> = fds.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-        match poll(&mut ready, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(e).doing("wait for the agent"),
-        }
-        let [new, old] = [0, 1].map(|i| ready.get(i).is_some_and(|r| !r.revents().is_empty()));
-        // The old connection first: an agent that died makes room for its successor.
-        if let Some(connection) = agent.as_ref().filter(|_| old)
-            && let Err(e) = exchange(connection, node)
-        {
-            event("info", "agent gone", &[("reason", &e)]);
-            agent = None;
-        }
-        if new {
-            agent = greet(listener, agent, node.config.agent_uid);
+        let Some(agent) = greet(listener, uid, false) else { continue };
+        loop {
+            let mut ready = [&agent, listener].map(|fd| PollFd::new(fd, PollFlags::IN));
+            let polled = poll(&mut ready, None);
+            polled.or_else(|e| if e == Errno::INTR { Ok(0) } else { Err(e) }).doing("wait for the agent")?;
+            let [old, new] = ready.map(|fd| !fd.revents().is_empty());
+            // The old connection first: an agent that died makes room for its successor.
+            if old && let Err(e) = exchange(&agent, node) {
+                event("info", "agent gone", &[("reason", &e)]);
+                break;
+            }
+            if new {
+                greet(listener, uid, true);
+            }
         }
     }
 }
 
-/// Takes the new connection, or refuses it and keeps the old one.
-fn greet(listener: &OwnedFd, agent: Option<OwnedFd>, uid: u32) -> Option<OwnedFd> {
-    let Ok(connection) = net::accept_with(listener, SocketFlags::CLOEXEC) else { return agent };
+/// Takes a connection of the agent; refuses everybody else, and a second one.
+fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<OwnedFd> {
+    let connection = net::accept_with(listener, SocketFlags::CLOEXEC).ok()?;
     let _ = set_socket_timeout(&connection, Timeout::Send, Some(PATIENCE));
     let peer = socket_peercred(&connection).map_or(u32::MAX, |peer| peer.uid.as_raw());
-    let (fault, refusal) = if peer != uid {
-        (Fault::System, format!("this socket is for uid {uid} (--agent-uid); you are {peer}"))
-    } else if agent.is_some() {
-        (Fault::Busy, "another agent is connected; try again".to_owned())
-    } else {
-        event("info", "agent connected", &[]);
-        return Some(connection);
+    let (fault, refusal) = match peer == uid {
+        true if busy => (Fault::Busy, "another agent is connected; try again".to_owned()),
+        true => {
+            event("info", "agent connected", &[]);
+            return Some(connection);
+        }
+        false => (Fault::System, format!("this socket is for uid {uid} (--agent-uid); you are {peer}")),
     };
     event("warn", "connection refused", &[("reason", &refusal)]);
     let _ = send(&connection, &Reply::refusal(0, fault, refusal), &None);
-    agent
+    None
 }
 
 /// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends it.
@@ -79,12 +77,11 @@ fn exchange(connection: &OwnedFd, node: &mut Node) -> Result<(), Errno> {
     if received.bytes == 0 {
         return Err(Errno::PIPE);
     }
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let mut fds: Vec<OwnedFd> = rights.flatten().collect();
     let refuse = |fault, text: &str| (Reply::refusal(0, fault, text.to_owned()), None);
     // Room for one descriptor is, by alignment, room for two: both checks are needed.
     let (reply, attached) = if received.flags.contains(net::ReturnFlags::CTRUNC) {

@@ -15,12 +15,8 @@ use crate::failure::{Doing, Outcome, fail};
 
 const BACKLOG: i32 = 1024;
 
-/// Whether a name is one under which sockets are bound before they get their own.
-pub fn is_temporary(name: &[u8]) -> bool {
-    made_at(name).is_some()
-}
-
-fn made_at(name: &[u8]) -> Option<(i64, i64)> {
+/// The time in a name under which a socket is bound before it gets its own; none in other names.
+pub fn made_at(name: &[u8]) -> Option<(i64, i64)> {
     let name = str::from_utf8(name).ok()?;
     let (sec, nsec) = name.strip_prefix('.')?.strip_suffix(".sock")?.split_once('.')?;
     Some((sec.parse().ok()?, nsec.parse().ok()?))

@@ -15,17 +15,14 @@ pub fn leave_network() -> io::Result<()> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
-/// Makes SIGTERM and SIGINT end the process. Without a handler the first process of a container ignores them
-/// (pid_namespaces(7)).
-pub fn exit_on_signals() {
+/// Makes SIGTERM end the process. Without a handler the first process of a container ignores it (pid_namespaces(7)).
+pub fn exit_on_sigterm() {
     extern "C" fn exit(_: libc::c_int) {
         // SAFETY: _exit is async-signal-safe.
         unsafe { libc::_exit(0) }
     }
-    for signal in [libc::SIGTERM, libc::SIGINT] {
-        // SAFETY: the handler touches nothing but _exit.
-        unsafe { libc::signal(signal, exit as extern "C" fn(libc::c_int) as libc::sighandler_t) };
-    }
+    // SAFETY: the handler touches nothing but _exit.
+    unsafe { libc::signal(libc::SIGTERM, exit as extern "C" fn(libc::c_int) as libc::sighandler_t) };
 }
 
 /// A user namespace that exchanges id 0 with `uid` (and gid 0 with `gid`) and leaves every other id as it is. On an

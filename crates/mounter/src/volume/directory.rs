@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{self, OFlags, ResolveFlags, Stat};
+use rustix::fs::{self, OFlags, ResolveFlags};
 use rustix::mount::MountAttrFlags;
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Reply, flag};
@@ -12,31 +12,28 @@ use crate::failure::{Doing, Outcome, fail};
 use crate::log::done;
 use crate::node::{Attached, Node};
 use crate::path::{self, Target};
-use crate::volume::tmpfs::{self, PLAIN};
+use crate::volume::tmpfs::{self, INODES, PLAIN};
 
 impl Node {
     /// The source as it is now: it may have been recreated since the last look.
-    fn source(&self) -> Outcome<(OwnedFd, Stat)> {
+    fn source(&self) -> Outcome<OwnedFd> {
         let Some((parent, name)) = &self.source else {
             return fail!(Unsupported, "the mounter was started without --source-directory");
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let fd = path::open(parent, name, flags, ResolveFlags::empty());
-        let fd = fd.doing(format_args!("open the source directory {name:?} (is its owner running?)"))?;
-        let stat = fs::fstat(&fd).doing("look at the source directory")?;
-        Ok((fd, stat))
+        fd.doing(format_args!("open the source directory {name:?} (is its owner running?)"))
     }
 
     /// What kind of mount is there, as [`flag`] bits.
     pub fn mounted(&self, target: &Target) -> u32 {
-        if tmpfs::is_volume(&target.fd) {
+        if tmpfs::is_one(&target.fd, INODES) {
             return flag::TMPFS;
         }
         let Ok(here) = fs::fstat(&target.fd) else { return flag::FOREIGN };
-        match self.source() {
-            Ok((_, source)) if (source.st_dev, source.st_ino) == (here.st_dev, here.st_ino) => {
-                flag::DIRECTORY
-            }
+        let source = self.source().and_then(|fd| fs::fstat(fd).doing("look at the source directory"));
+        match source {
+            Ok(source) if (source.st_dev, source.st_ino) == (here.st_dev, here.st_ino) => flag::DIRECTORY,
             // Removed, but alive as long as it is mounted: a former incarnation of the source.
             _ if self.source.is_some() && here.st_nlink == 0 => flag::DIRECTORY | flag::STALE,
             _ => flag::FOREIGN,
@@ -47,7 +44,7 @@ impl Node {
         let place = self.ours(volume)?;
         let before = place.target()?.filter(Target::is_mount).map(|t| self.mounted(&t));
         reply.flags |= before.unwrap_or(flag::DIRECTORY);
-        let (source, _) = match self.source() {
+        let source = match self.source() {
             // Another's mount is left alone; a good one is what was asked for.
             _ if before.is_some_and(|b| b & flag::STALE == 0) => return Ok(None),
             // Nothing to bind anew: the pod keeps what it has, and the flag says so.
@@ -56,8 +53,7 @@ impl Node {
         };
         let clone = tmpfs::clone(&source)?;
         let attributes = PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY;
-        set_attributes(&clone, attributes.bits().into(), None)
-            .doing("make the clone private and read-only")?;
+        set_attributes(&clone, attributes.bits().into(), None).doing("make the clone read-only")?;
         if before.is_some() {
             // For containers that start later; running ones keep the dead directory until the pod restarts.
             place.unmount()?;

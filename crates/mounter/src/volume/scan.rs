@@ -11,7 +11,7 @@ use seamount_mounter::protocol::{Reply, flag};
 use crate::failure::{Doing, Outcome, fail};
 use crate::node::{Attached, Node, Slot, attach, slot};
 use crate::path::{self, CSI, Place, Target};
-use crate::volume::tmpfs;
+use crate::volume::tmpfs::{self, INODES};
 
 /// Volumes, pods and volumes per pod that a scan looks at.
 const MAX: usize = 65_536;
@@ -32,20 +32,23 @@ impl Node {
         let Some(target) = place.target()? else { return fail!(NotFound, "it is not published") };
         reply.flags |= self.flags(&target);
         reply.numbers = numbers(&target)?;
-        Ok(self.kept.get(&slot(volume)).and_then(|kept| attach(kept, reply)))
+        Ok(self.kept(volume, reply))
+    }
+
+    /// Sends the volume's kept listener along, if there is one.
+    pub fn kept(&self, volume: &Volume, reply: &mut Reply) -> Attached {
+        self.kept.get(&slot(volume)).and_then(|kept| attach(kept, reply))
     }
 
     pub fn list(&mut self, cursor: u64, reply: &mut Reply) -> Outcome<Attached> {
         if cursor == 0 {
             self.listed = self.scan()?;
         }
-        let Some(found) = usize::try_from(cursor).ok().and_then(|i| self.listed.get(i)) else {
+        let Some((volume, flags, numbers)) = self.listed.get(cursor as usize) else {
             return fail!(NotFound, "the end of the list");
         };
-        let (volume, flags, numbers) = found.clone();
-        let kept = self.kept.get(&slot(&volume));
-        (reply.volume, reply.flags, reply.numbers) = (Some(volume), flags, numbers);
-        Ok(kept.and_then(|kept| attach(kept, reply)))
+        (reply.volume, reply.flags, reply.numbers) = (Some(volume.clone()), *flags, *numbers);
+        Ok(self.kept(volume, reply))
     }
 
     fn flags(&self, target: &Target) -> u32 {
@@ -55,8 +58,7 @@ impl Node {
         if !target.is_directory() {
             return flag::FOREIGN;
         }
-        let first = self.config.socket_names.first().map_or("", String::as_str);
-        let stat = fs::statat(&target.fd, first, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = fs::statat(&target.fd, self.config.socket_name(), AtFlags::SYMLINK_NOFOLLOW);
         let socket = stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Socket);
         flag::IDENTITY | if socket { flag::SOCKET } else { 0 }
     }
@@ -112,13 +114,12 @@ fn parse<T: FromStr>(name: &CStr) -> Option<T> {
 
 /// Bytes and inodes in use, and whether it is a mount: of a tmpfs all, else those of the directory itself.
 fn numbers(target: &Target) -> Outcome<[u64; 3]> {
-    if target.is_mount() && tmpfs::is_volume(&target.fd) {
+    if target.is_mount() && tmpfs::is_one(&target.fd, INODES) {
         let s = fs::fstatvfs(&target.fd).doing("look at the tmpfs")?;
         return Ok([(s.f_blocks - s.f_bfree) * s.f_frsize, s.f_files - s.f_ffree, 1]);
     }
-    let names =
-        if target.is_directory() { path::names(&target.fd, MAX).unwrap_or_default() } else { Vec::new() };
-    Ok([target.stat.stx_blocks * 512, 1 + names.len() as u64, target.is_mount().into()])
+    let names = path::names(&target.fd, MAX).unwrap_or_default().len() as u64;
+    Ok([target.stat.stx_blocks * 512, 1 + names, target.is_mount().into()])
 }
 
 /// By mount id, how many mounts lie on the same path up to this one. One look at the mount table per scan: a single
@@ -128,13 +129,11 @@ fn stacks() -> HashMap<u64, u64> {
     let mut at: HashMap<&str, u64> = HashMap::new();
     let mut by_id = HashMap::new();
     // proc_pid_mountinfo(5): id, parent, major:minor, root, mount point …; a mount comes after the one below it.
-    for line in table.lines() {
-        let mut fields = line.split(' ');
-        if let (Some(Ok(id)), Some(point)) = (fields.next().map(str::parse), fields.nth(3)) {
-            let below = at.entry(point).or_default();
-            *below += 1;
-            by_id.insert(id, *below);
-        }
+    for mut fields in table.lines().map(|line| line.split(' ')) {
+        let (Some(Ok(id)), Some(point)) = (fields.next().map(str::parse), fields.nth(3)) else { continue };
+        let below = at.entry(point).or_default();
+        *below += 1;
+        by_id.insert(id, *below);
     }
     by_id
 }

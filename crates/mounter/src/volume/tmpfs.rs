@@ -22,7 +22,7 @@ use crate::path::{self, Target};
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// Bounds the kernel memory that inodes take. An unusual number, because it also tells our tmpfs from another driver's:
 /// statfs is all that can be asked of a mount in O(1) before Linux 6.8.
-const INODES: u64 = 10_007;
+pub const INODES: u64 = 10_007;
 /// The largest volume.
 const MAX_SIZE: u64 = 1 << 30;
 /// Bounds of what [`Node::settle`] walks.
@@ -51,23 +51,8 @@ pub fn make(uid: u32, gid: u32, options: &str, inodes: u64, noswap: bool) -> Out
 }
 
 /// Whether this is on a tmpfs with that many inodes.
-pub fn is_tmpfs(fd: &OwnedFd, inodes: u64) -> bool {
+pub fn is_one(fd: &OwnedFd, inodes: u64) -> bool {
     fs::fstatfs(fd).is_ok_and(|s| s.f_type as u64 == TMPFS_MAGIC && s.f_files == inodes)
-}
-
-/// Whether this is on a tmpfs that was made for a volume.
-pub fn is_volume(fd: &OwnedFd) -> bool {
-    is_tmpfs(fd, INODES)
-}
-
-/// Whether the kernel can idmap a tmpfs (Linux 6.3) with this namespace.
-pub fn can_idmap(swap: &OwnedFd) -> bool {
-    make(0, 0, "", 1, false).is_ok_and(|mount| set_attributes(mount, 0, Some(swap)).is_ok())
-}
-
-/// Whether the kernel has `noswap` (Linux 6.4, the initial user namespace).
-pub fn can_noswap() -> bool {
-    make(0, 0, "", 1, true).is_ok()
 }
 
 /// A detached clone of the mount that `root` is the root of: from it nobody climbs into the host's tree.
@@ -80,43 +65,34 @@ pub fn clone(root: &OwnedFd) -> Outcome<OwnedFd> {
 impl Node {
     /// Owner of a new tmpfs: root where what the agent writes becomes root's, else the agent.
     pub fn owner(&self) -> u32 {
-        if self.abilities.swap.is_some() { 0 } else { self.config.agent_uid }
+        if self.swap.is_some() { 0 } else { self.config.agent_uid }
     }
 
     /// A directory descriptor for the agent, on a detached clone.
     pub fn hand_out(&self, root: &Target) -> Outcome<OwnedFd> {
         let mapped = root.stat.stx_uid != self.config.agent_uid;
-        if mapped && self.abilities.swap.is_none() {
-            return fail!(
-                Unsupported,
-                "it needs idmapped mounts, as before: start the mounter without --no-idmap"
-            );
+        if mapped && self.swap.is_none() {
+            return fail!(Unsupported, "it was made with idmapping: start the mounter without --no-idmap");
         }
         let clone = clone(&root.fd)?;
-        set_attributes(&clone, 0, self.abilities.swap.as_ref().filter(|_| mapped))
-            .doing("idmap the clone")?;
+        set_attributes(&clone, 0, self.swap.as_ref().filter(|_| mapped)).doing("idmap the clone")?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         fs::openat(&clone, ".", flags, Mode::empty()).doing("open the clone")
     }
 
     pub fn publish_tmpfs(&self, v: &Volume, gid: u32, size: u64, reply: &mut Reply) -> Outcome<Attached> {
         if size == 0 || size > MAX_SIZE || gid == u32::MAX {
-            return fail!(
-                Malformed,
-                "size {size} is not within 1 and {MAX_SIZE} bytes, or group {gid} is invalid"
-            );
+            return fail!(Malformed, "size {size} is 0 or above {MAX_SIZE}, or group {gid} is invalid");
         }
         let place = self.ours(v)?;
-        let mut target = place.target()?.filter(Target::is_mount);
-        let new = target.is_none();
+        let new = !place.target()?.is_some_and(|target| target.is_mount());
         if new {
             // The set-group-ID directory passes its group on to what is made in it.
             let options = format!("mode=2755,size={size}");
-            place.mount(&make(self.owner(), gid, &options, INODES, self.abilities.noswap)?)?;
+            place.mount(&make(self.owner(), gid, &options, INODES, self.noswap)?)?;
             done("tmpfs published", v);
-            target = place.target()?;
         }
-        let Some(target) = target else { return fail!(System, "the mount went away at once") };
+        let (target, _) = place.make_target()?;
         let handed = matches(&target, gid, size).and_then(|()| self.hand_out(&target));
         if handed.is_err() && new {
             let _ = place.unmount();
@@ -134,7 +110,7 @@ impl Node {
             return fail!(Malformed, "the version is not one file name");
         }
         let target = match self.ours(volume)?.target()? {
-            Some(target) if target.is_mount() && is_volume(&target.fd) => target,
+            Some(target) if target.is_mount() && is_one(&target.fd, INODES) => target,
             _ => return fail!(NotFound, "no tmpfs is published there"),
         };
         if target.stat.stx_uid != 0 {
@@ -161,7 +137,7 @@ fn give_to_root(dir: &OwnedFd, name: &CStr, gid: u32, depth: u32) -> Outcome<()>
 
 /// Refuses another's mount, and a volume that was published with other parameters.
 fn matches(target: &Target, gid: u32, size: u64) -> Outcome<()> {
-    if !is_volume(&target.fd) {
+    if !is_one(&target.fd, INODES) {
         return fail!(NotOurs, "another's mount is on the target directory: delete the pod");
     }
     let limit = fs::fstatvfs(&target.fd).doing("look at the tmpfs")?;

@@ -29,10 +29,7 @@ impl Node {
             let Some(target) = place.target()? else { return Ok(None) };
             let directory = target.is_directory();
             if !ours && (target.is_mount() || !directory) {
-                return fail!(
-                    NotOurs,
-                    "without vol_data.json a mount or file is not ours to remove: remove it"
-                );
+                return fail!(NotOurs, "a mount or file is there, and no vol_data.json: remove it");
             }
             if target.is_mount() {
                 place.unmount()?;
@@ -42,17 +39,14 @@ impl Node {
                 self.empty(&place, ours)?;
             }
             let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-            match fs::unlinkat(place.dir(), TARGET, flags) {
-                Ok(()) => {
+            match fs::unlinkat(&place.0, TARGET, flags) {
+                // Somebody mounted there in between: once more.
+                Err(Errno::BUSY) => {}
+                removed => {
+                    let left = path::names(&target.fd, 4).unwrap_or_default();
+                    removed.doing(format_args!("remove the target directory (in it: {left:?})"))?;
                     done("unpublished", volume);
                     return Ok(None);
-                }
-                // Somebody mounted there in between: once more.
-                Err(Errno::NOENT | Errno::BUSY) => {}
-                Err(e) => {
-                    let left = path::names(&target.fd, 4).unwrap_or_default();
-                    return Err(e)
-                        .doing(format_args!("remove the target directory, which still has {left:?}"));
                 }
             }
         }
@@ -74,10 +68,10 @@ impl Node {
     /// Removes what is in the target directory: by name, one level, never a directory, never across a mount. What
     /// cannot be proved ours loses only the names that we make.
     pub fn empty(&self, place: &Place, ours: bool) -> Outcome<()> {
-        let dir = path::open(place.dir(), TARGET, OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::NO_XDEV)
+        let dir = path::open(&place.0, TARGET, OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::NO_XDEV)
             .doing("open the target directory")?;
         for name in path::names(&dir, MAX_FILES).doing("read the target directory")? {
-            if ours || socket::is_temporary(name.to_bytes()) || self.is_socket_name(&name) {
+            if ours || socket::made_at(name.to_bytes()).is_some() || self.is_socket_name(&name) {
                 match fs::unlinkat(&dir, &name, AtFlags::empty()) {
                     Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
                     Err(e) => return Err(e).doing(format_args!("remove the leftover {name:?}")),
