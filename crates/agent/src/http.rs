@@ -3,7 +3,7 @@
 //! Liveness is the process's own progress and nothing else: a check that asked for the mounter or for the kubelet's
 //! registration would restart a healthy agent for somebody else's trouble, for ever. Those are conditions of readiness.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,12 +12,17 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tower::ServiceExt as _;
 
 use crate::metrics::Metrics;
 
@@ -150,9 +155,50 @@ pub fn router(shown: Shown) -> Router {
         .with_state(shown)
 }
 
-/// Serves until cancelled.
+/// Open connections at a time. The kubelet and Prometheus need two; the port is open to every pod, and each connection
+/// is a descriptor that a volume then lacks.
+pub const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take for a request's head.
+const HEAD: Duration = Duration::from_secs(10);
+
+/// Serves until cancelled. Where one connection too many comes, the oldest is closed: a probe lasts a millisecond, so
+/// that idle connections of others cannot keep the kubelet's probes out.
 pub async fn serve(listener: TcpListener, shown: Shown, cancel: CancellationToken) -> io::Result<()> {
-    axum::serve(listener, router(shown)).with_graceful_shutdown(cancel.cancelled_owned()).await
+    let router = router(shown);
+    let mut open: VecDeque<AbortOnDropHandle<()>> = VecDeque::new();
+    loop {
+        let accepted = tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            // Out of descriptors, or the client is gone already; a pause, because the former lasts.
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        open.retain(|task| !task.is_finished());
+        while open.len() >= MAX_CONNECTIONS {
+            open.pop_front();
+        }
+        open.push_back(AbortOnDropHandle::new(tokio::spawn(connection(stream, router.clone()))));
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router) {
+    let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request));
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    // Whatever a client does wrong is its own business.
+    if let Err(why) = served {
+        tracing::debug!(error = %why, "HTTP connection");
+    }
 }
 
 async fn livez(State(shown): State<Shown>) -> Response {

@@ -84,8 +84,8 @@ pub struct PublishRequest {
 }
 
 /// SHA-256 over a publish request's lasting parameters: volume id, access mode, pod name, namespace and service
-/// account. CSI 1.13, "NodePublishVolume Errors": the same volume at the same path with others is `AlreadyExists`;
-/// see [`Refusal::OtherParameters`].
+/// account. CSI 1.13, "NodePublishVolume Errors": the same volume at the same path with others is `AlreadyExists`,
+/// which the runtime answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters(pub [u8; 32]);
 

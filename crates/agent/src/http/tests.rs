@@ -1,6 +1,7 @@
 use axum::body::Body;
 use axum::http::Request;
 use http_body_util::BodyExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tower::ServiceExt as _;
 
 use super::*;
@@ -88,20 +89,67 @@ async fn nothing_else_is_served() {
     assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
 }
 
-#[tokio::test]
-async fn serves_until_cancelled() {
+struct Served {
+    address: std::net::SocketAddr,
+    cancel: CancellationToken,
+    task: tokio::task::JoinHandle<io::Result<()>>,
+}
+
+async fn start() -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let cancel = CancellationToken::new();
     let task = tokio::spawn(serve(listener, Shown::default(), cancel.clone()));
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let mut answer = String::new();
-    {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-        stream.read_to_string(&mut answer).await.unwrap();
-    }
+    Served { address, cancel, task }
+}
+
+async fn ask(address: std::net::SocketAddr, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let _ = stream.write_all(request).await;
+    let mut answer = Vec::new();
+    // A server that closes with bytes unread resets the connection after its answer.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
+}
+
+const LIVEZ: &[u8] = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
+#[tokio::test]
+async fn serves_until_cancelled() {
+    let served = start().await;
+    let answer = ask(served.address, LIVEZ).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok\n"), "{answer}");
-    cancel.cancel();
-    task.await.unwrap().unwrap();
+    let mut idle = TcpStream::connect(served.address).await.unwrap();
+    served.cancel.cancel();
+    served.task.await.unwrap().unwrap();
+    assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "open connections are closed");
+    assert!(TcpStream::connect(served.address).await.is_err());
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_keep_a_probe_out() {
+    let served = start().await;
+    let mut idle = Vec::new();
+    for _ in 0..MAX_CONNECTIONS + 10 {
+        idle.push(TcpStream::connect(served.address).await.unwrap());
+    }
+    assert!(ask(served.address, LIVEZ).await.starts_with("HTTP/1.1 200 OK\r\n"));
+    // The oldest were closed for the younger ones, and no more than needed.
+    for oldest in &mut idle[..11] {
+        assert_eq!(oldest.read(&mut [0]).await.unwrap(), 0);
+    }
+    let youngest = idle.last_mut().unwrap();
+    youngest.write_all(LIVEZ).await.unwrap();
+    let mut answer = String::new();
+    youngest.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("ok\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn garbage_and_oversized_heads_are_refused() {
+    let served = start().await;
+    assert!(ask(served.address, b"\x16\x03\x01 hello\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    let long = format!("GET /livez HTTP/1.1\r\nx: {}", "a".repeat(16 * 1024));
+    assert!(ask(served.address, long.as_bytes()).await.starts_with("HTTP/1.1 431"));
+    assert!(ask(served.address, LIVEZ).await.starts_with("HTTP/1.1 200"));
 }

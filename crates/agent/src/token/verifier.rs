@@ -109,8 +109,13 @@ impl TokenVerifier {
     /// Reads the keys at start, then every [`KEYS_REFRESH`], sooner after a failure. Returns when cancelled.
     pub async fn run(&self, cancel: CancellationToken) {
         let mut pause = RETRY.0;
-        while !cancel.is_cancelled() {
-            let failed = self.refresh(Duration::ZERO, None).await.is_some();
+        loop {
+            // Also a reading under way ends: a successor may have stated its own readiness by then.
+            let failed = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                error = self.refresh(Duration::ZERO, None) => error.is_some(),
+            };
             let wait = if failed { pause } else { KEYS_REFRESH };
             pause = if failed { (pause * 2).min(RETRY.1) } else { RETRY.0 };
             tokio::select! {

@@ -145,11 +145,6 @@ pub enum Refusal {
         /// What the token says, quoted.
         claim: String,
     },
-    /// The volume is published already, with other parameters.
-    #[error(
-        "volume {0} is published with other parameters (volume_id, access mode, pod, namespace or service account): delete the pod"
-    )]
-    OtherParameters(String),
     /// Nothing of that name is here.
     #[error("{field} {path} is not a volume of {volume} on this node: nothing is published there")]
     NotFound {
@@ -171,13 +166,12 @@ impl Refusal {
         match self {
             Self::Token(TokenError::KeysUnavailable(_)) => Code::Unavailable,
             Self::Token(_) | Self::Mismatch { .. } | Self::PodUid { .. } => Code::PermissionDenied,
-            Self::OtherParameters(_) => Code::AlreadyExists,
             Self::NotFound { .. } => Code::NotFound,
             _ => Code::InvalidArgument,
         }
     }
 
-    /// One word for metrics: `form`, `token`, `mismatch`, `keys`, `parameters` or `unknown`.
+    /// One word for metrics: `form`, `token`, `mismatch`, `keys` or `unknown`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Token(TokenError::KeysUnavailable(_)) => "keys",
@@ -188,7 +182,6 @@ impl Refusal {
             | Self::TokenJson { .. }
             | Self::Audience { .. } => "token",
             Self::Mismatch { .. } | Self::PodUid { .. } => "mismatch",
-            Self::OtherParameters(_) => "parameters",
             Self::NotFound { .. } => "unknown",
             _ => "form",
         }
