@@ -5,17 +5,17 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The development profile: it builds in half the time, `make test` uses it too, and here nothing depends on speed.
-cargo build --quiet --bins -p seamount -p seamount-mounter -p seamount-agent -p seamount-examples
+cargo build --locked --bins -p seamount -p seamount-mounter -p seamount-agent -p seamount-examples
 bin="$(cargo metadata --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debug"
 
 as_root=()
 if [ "$(id -u)" != 0 ] && ! command -v newuidmap >/dev/null; then
   # The pods run as three users, so play needs more ids than ours.
-  if sudo -n true 2>/dev/null; then
-    as_root=(sudo -n)
+  if command -v sudo >/dev/null && { [ -t 0 ] || sudo -n true 2>/dev/null; }; then
+    echo "demo: the pods run as three users; that takes root, so seamount play runs under sudo" >&2
+    as_root=(sudo)
   else
-    echo "demo: the pods run as three different users: run this as root (sudo make demo)," >&2
-    echo "demo: or install newuidmap (Debian, Ubuntu: apt install uidmap) and try again" >&2
+    echo "demo: the pods run as three users: run this as root, or install newuidmap (apt install uidmap)" >&2
     exit 1
   fi
 fi

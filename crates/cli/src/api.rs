@@ -115,7 +115,7 @@ impl Common {
         let text = shown.render(self.output, self.include_key, one_line)?;
         // Not print!: a reader that has gone away is no reason to panic.
         let mut stdout = std::io::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")?;
+        stdout.write_all(&text).and_then(|()| stdout.flush()).context("cannot write to stdout")?;
         match &self.write {
             Some(directory) => write::write(directory, shown),
             None => Ok(()),

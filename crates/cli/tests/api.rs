@@ -12,7 +12,7 @@ use seamount_identity::authority::{
     Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr,
 };
 use seamount_identity::workload_api::{self, Limits, Response, Served, Unobserved};
-use seamount_identity::{TrustDomain, X509Svid};
+use seamount_identity::{BundleSet, TrustDomain, X509Bundle, X509Svid};
 use seamount_testkit::processes::Spawn;
 use serde_json::Value;
 use tokio::net::UnixListener;
@@ -21,6 +21,22 @@ use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const ID: &str = "spiffe://example.org/ns/shop/sa/web";
+
+fn authority(trust_domain: &str) -> Embedded {
+    let trust_domain: TrustDomain = trust_domain.parse().unwrap();
+    let template =
+        IdTemplate::parse("spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}", &trust_domain)
+            .unwrap();
+    Embedded::new(EmbeddedConfig {
+        trust_domain,
+        template,
+        key_type: KeyType::EcP256,
+        ca_ttl: Duration::from_secs(86_400),
+        svid_ttl: Duration::from_secs(3_600),
+        directory: None,
+    })
+    .unwrap()
+}
 
 /// A socket, and what it serves.
 struct Server {
@@ -40,19 +56,7 @@ impl Drop for Server {
 impl Server {
     /// Serves; streams wait for an identity no longer than `pending`.
     fn new(served: Served, pending: Duration) -> Self {
-        let trust_domain: TrustDomain = "example.org".parse().unwrap();
-        let template =
-            IdTemplate::parse("spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}", &trust_domain)
-                .unwrap();
-        let authority = Embedded::new(EmbeddedConfig {
-            trust_domain,
-            template,
-            key_type: KeyType::EcP256,
-            ca_ttl: Duration::from_secs(86_400),
-            svid_ttl: Duration::from_secs(3_600),
-            directory: None,
-        })
-        .unwrap();
+        let authority = authority("example.org");
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("spire-agent.sock");
         let (sender, receiver) = watch::channel(served);
@@ -86,7 +90,8 @@ impl Server {
     async fn ready(&self) -> Arc<X509Svid> {
         let svid = self.issue().await;
         let bundles = self.authority.bundles().borrow().clone();
-        self.served.send_replace(Served::Ready(Arc::new(Response::new(&[svid.clone()], &bundles))));
+        self.served
+            .send_replace(Served::Ready(Arc::new(Response::new(std::slice::from_ref(&svid), &bundles))));
         svid
     }
 
@@ -199,6 +204,32 @@ async fn written_files_are_whole_and_keys_are_the_callers_alone() {
     assert!(answer.code == Some(1) && answer.err.contains("/proc/no/such"), "{answer:?}");
     let answer = server.run(&["bundles", "--write", &path]).await;
     assert!(answer.code == Some(1) && answer.err.contains("fetch x509"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn federated_bundles_are_shown_and_written_apart() {
+    let server = Server::new(Served::Pending, PATIENCE);
+    let svid = server.issue().await;
+    let own = server.authority.bundles().borrow().clone();
+    let foreign = ["b.example", "a.example"].map(|name| {
+        let bundles = authority(name).bundles().borrow().clone();
+        bundles.own().clone()
+    });
+    let mut bundles = BundleSet::new(own.own().clone());
+    for bundle in &foreign {
+        bundles = bundles.with_federated(bundle.clone()).unwrap();
+    }
+    server.served.send_replace(Served::Ready(Arc::new(Response::new(&[svid], &bundles))));
+    let directory = server.directory.path().join("out");
+    let answer = server.run(&["fetch", "--write", directory.to_str().unwrap()]).await;
+    let shown: Vec<_> = answer.out.lines().filter(|line| line.starts_with("Bundle")).collect();
+    assert_eq!(shown.len(), 3, "{answer:?}");
+    let read = |name: &str| blocks(&fs::read_to_string(directory.join(name)).unwrap());
+    let der = |bundle: &X509Bundle| vec![("CERTIFICATE".to_owned(), bundle.der())];
+    assert_eq!(read("bundle.0.pem"), der(own.own()));
+    // By name: a.example is the first.
+    assert_eq!(read("federated_bundle.0.0.pem"), der(&foreign[1]));
+    assert_eq!(read("federated_bundle.0.1.pem"), der(&foreign[0]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 use spiffe::{Certificate, PrivateKey, X509BundleSet, X509Context};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -23,6 +24,24 @@ pub enum Format {
     Json,
     /// Certificates as PEM blocks: each SVID's chain, leaf first, then the bundles.
     Pem,
+}
+
+/// Room for an answer that holds keys, so that growing leaves no copies behind: more than a usual one takes.
+const ROOM: usize = 256 * 1024;
+
+/// The answer as JSON. Keys are only borrowed: a [`Value`] would keep copies that nobody wipes.
+#[derive(Serialize)]
+struct Object<'a> {
+    svids: Vec<SvidObject<'a>>,
+    bundles: Map<String, Value>,
+}
+
+#[derive(Serialize)]
+struct SvidObject<'a> {
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
 }
 
 /// One certificate, as far as it is shown.
@@ -147,22 +166,13 @@ impl Shown {
         format: Format,
         include_key: bool,
         one_line: bool,
-    ) -> anyhow::Result<Zeroizing<String>> {
-        Ok(match format {
-            Format::Text if one_line => Zeroizing::new(self.lines()),
-            Format::Text => Zeroizing::new(self.text()),
-            Format::Pem => self.pem(include_key),
-            Format::Json => {
-                let value = self.json(include_key);
-                let mut text = Zeroizing::new(if one_line {
-                    serde_json::to_string(&value)?
-                } else {
-                    serde_json::to_string_pretty(&value)?
-                });
-                text.push('\n');
-                text
-            }
-        })
+    ) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+        Ok(Zeroizing::new(match format {
+            Format::Text if one_line => self.lines().into_bytes(),
+            Format::Text => self.text().into_bytes(),
+            Format::Pem => return Ok(self.pem(include_key)),
+            Format::Json => return self.json(include_key, one_line),
+        }))
     }
 
     fn text(&self) -> String {
@@ -180,11 +190,11 @@ impl Shown {
                 row(&mut out, "Valid", &format!("{} to {}", utc(leaf.not_before), utc(leaf.not_after)));
                 row(&mut out, "Remaining", &self.remaining(leaf));
                 row(&mut out, "Key", &leaf.key_type);
-                row(&mut out, "Issued by", &leaf.issuer);
-                for issuer in issuers {
-                    row(&mut out, "  which is", &self.authority(issuer));
-                    row(&mut out, "  issued by", &issuer.issuer);
+                for (i, issuer) in issuers.iter().enumerate() {
+                    row(&mut out, if i == 0 { "Issued by" } else { "" }, &self.authority(issuer));
                 }
+                let root = issuers.last().unwrap_or(leaf);
+                row(&mut out, if issuers.is_empty() { "Issued by" } else { "" }, &root.issuer);
             }
         }
         if !self.svids.is_empty() {
@@ -208,7 +218,7 @@ impl Shown {
             if let Some(leaf) = svid.chain.first() {
                 let _ = writeln!(
                     out,
-                    "{} {} serial {} until {} ({}), bundles {} with {authorities} authorities",
+                    "{} {} serial {} until {} ({}), trust domains: {}, authorities: {authorities}",
                     utc(self.now),
                     svid.id,
                     leaf.serial,
@@ -221,52 +231,58 @@ impl Shown {
         out
     }
 
-    fn pem(&self, include_key: bool) -> Zeroizing<String> {
-        let mut out = Zeroizing::new(String::with_capacity(64 * 1024));
+    fn pem(&self, include_key: bool) -> Zeroizing<Vec<u8>> {
+        let mut out = Zeroizing::new(Vec::with_capacity(ROOM));
         for svid in &self.svids {
-            out.push_str(&svid.chain_pem);
+            out.extend_from_slice(svid.chain_pem.as_bytes());
             if include_key {
-                out.push_str(&svid.key_pem());
+                out.extend_from_slice(svid.key_pem().as_bytes());
             }
         }
         for bundle in &self.bundles {
-            out.push_str(&concat(&bundle.authorities));
+            out.extend_from_slice(concat(&bundle.authorities).as_bytes());
         }
         out
     }
 
-    fn json(&self, include_key: bool) -> Value {
-        let svids: Vec<_> = self.svids.iter().map(|svid| self.svid_json(svid, include_key)).collect();
-        let bundles: serde_json::Map<_, _> = self
-            .bundles
-            .iter()
-            .map(|bundle| {
-                let authorities: Vec<_> = bundle.authorities.iter().map(Shape::json).collect();
-                (bundle.trust_domain.clone(), json!({"authorities": authorities}))
-            })
-            .collect();
-        json!({"svids": svids, "bundles": bundles})
+    fn json(&self, include_key: bool, one_line: bool) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+        let keys: Vec<_> = self.svids.iter().map(|svid| include_key.then(|| svid.key_pem())).collect();
+        let svids = self.svids.iter().zip(&keys).map(|(svid, key)| SvidObject {
+            rest: self.svid_json(svid),
+            key: key.as_ref().map(|key| key.as_str()),
+        });
+        let bundles = self.bundles.iter().map(|bundle| {
+            let authorities: Vec<_> = bundle.authorities.iter().map(Shape::json).collect();
+            (bundle.trust_domain.clone(), json!({"authorities": authorities}))
+        });
+        let object = Object { svids: svids.collect(), bundles: bundles.collect() };
+        let mut out = Zeroizing::new(Vec::with_capacity(ROOM));
+        if one_line {
+            serde_json::to_writer(&mut *out, &object)?;
+        } else {
+            serde_json::to_writer_pretty(&mut *out, &object)?;
+        }
+        out.push(b'\n');
+        Ok(out)
     }
 
-    fn svid_json(&self, svid: &Svid, include_key: bool) -> Value {
+    fn svid_json(&self, svid: &Svid) -> Map<String, Value> {
         let chain: Vec<_> = svid.chain.iter().map(Shape::json).collect();
         let remaining =
             svid.chain.first().map_or(0, |leaf| (leaf.not_after - self.now).whole_seconds().max(0));
-        let mut value = json!({
-            "spiffeId": svid.id,
-            "trustDomain": svid.trust_domain,
-            "remainingSeconds": remaining,
-            "chain": chain,
-        });
-        if let Some(object) = value.as_object_mut() {
-            if let Some(hint) = &svid.hint {
-                object.insert("hint".to_owned(), json!(hint));
-            }
-            if include_key {
-                object.insert("key".to_owned(), json!(svid.key_pem().as_str()));
-            }
+        let mut object = Map::new();
+        for (name, value) in [
+            ("spiffeId", json!(svid.id)),
+            ("trustDomain", json!(svid.trust_domain)),
+            ("remainingSeconds", json!(remaining)),
+            ("chain", json!(chain)),
+        ] {
+            object.insert(name.to_owned(), value);
         }
-        value
+        if let Some(hint) = &svid.hint {
+            object.insert("hint".to_owned(), json!(hint));
+        }
+        object
     }
 
     fn authority(&self, shape: &Shape) -> String {
