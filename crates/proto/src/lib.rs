@@ -2,6 +2,9 @@
 //!
 //! The definitions under `proto/` are our own words with the names and numbers of the contracts; they hold
 //! only what is used. `bytes` fields are [`bytes::Bytes`], so that large values are shared, not copied.
+//! `Debug` of messages that carry keys or tokens shows neither.
+
+mod redacted;
 
 /// Container Storage Interface v1 (`csi.v1`): Identity and Node as of specification 1.13 with the volume
 /// condition of 1.12, and the three Controller calls that the test shim plays.

@@ -63,3 +63,35 @@ fn descriptors_name_the_service() {
     assert!(set.file.iter().flat_map(|f| &f.service).any(|s| s.name() == "SpiffeWorkloadAPI"));
     assert!(prost_types::FileDescriptorSet::decode(seamount_proto::CSI_DESCRIPTORS).is_ok());
 }
+
+/// Nothing that prints a request, on purpose or by accident, prints a token or a key.
+#[test]
+fn debug_shows_no_secret() {
+    let map = |key: &str| std::collections::HashMap::from([(key.to_owned(), "S3CRET".to_owned())]);
+    let publish = csi::NodePublishVolumeRequest {
+        volume_id: "v".into(),
+        secrets: map("csi.storage.k8s.io/serviceAccount.tokens"),
+        volume_context: map("in-context"),
+        publish_context: map("in-publish"),
+        ..Default::default()
+    };
+    let svid = workload::X509svid {
+        spiffe_id: "spiffe://a/b".into(),
+        x509_svid_key: "S3CRET".into(),
+        ..Default::default()
+    };
+    let shown = format!(
+        "{publish:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+        workload::X509svidResponse { svids: vec![svid], ..Default::default() },
+        csi::CreateVolumeRequest { secrets: map("a"), parameters: map("b"), ..Default::default() },
+        csi::DeleteVolumeRequest { secrets: map("a"), ..Default::default() },
+        csi::NodeGetStorageHealthRequest { secrets: map("a") },
+        workload::Jwtsvid { svid: "S3CRET".into(), ..Default::default() },
+        workload::ValidateJwtsvidRequest { svid: "S3CRET".into(), ..Default::default() },
+        workload::ValidateJwtsvidResponse::default(),
+    );
+    assert!(!shown.contains("S3CRET"), "{shown}");
+    for expected in ["serviceAccount.tokens", "in-context", "spiffe://a/b"] {
+        assert!(shown.contains(expected), "{shown}");
+    }
+}

@@ -164,7 +164,9 @@ where
     }
 }
 
-/// One open request of a connection; counts while it lives.
+/// One open request of a connection; counts while it lives. The default is a new connection's own handle, which
+/// does not count.
+#[derive(Default)]
 pub(super) struct Request {
     counters: Arc<Counters>,
     counted: bool,
@@ -174,12 +176,6 @@ pub(super) struct Request {
 struct Counters {
     active: AtomicUsize,
     begun: AtomicU64,
-}
-
-impl Default for Request {
-    fn default() -> Self {
-        Self { counters: Arc::default(), counted: false }
-    }
 }
 
 impl Clone for Request {

@@ -78,22 +78,22 @@ async fn security_header_exactly_once_and_exactly_true() {
     let count = requests.len();
     for request in requests {
         let shown = format!("{:?}", request.metadata());
-        let status = soon(client.fetch_x509svid(request)).await.err().expect("refused");
+        let status = soon(client.fetch_x509svid(request)).await.expect_err("refused");
         // HTTP strips the space at the end of a value in some libraries, not in this one.
         assert_eq!(status.code(), Code::InvalidArgument, "{shown}");
         assert_eq!(status.message(), "security header missing from request");
     }
     assert_eq!(server.seen.refused("security header"), count);
-    let status = soon(client.fetch_x509_bundles(X509BundlesRequest {})).await.err().expect("refused");
+    let status = soon(client.fetch_x509_bundles(X509BundlesRequest {})).await.expect_err("refused");
     assert_eq!(status.code(), Code::InvalidArgument);
-    let status = soon(client.fetch_jwtsvid(JwtsvidRequest::default())).await.err().expect("refused");
+    let status = soon(client.fetch_jwtsvid(JwtsvidRequest::default())).await.expect_err("refused");
     assert_eq!(status.code(), Code::InvalidArgument);
 }
 
 #[tokio::test]
 async fn denied_before_and_in_the_middle() {
     let server = Server::start(Served::Denied);
-    let status = fetch(&server).await.err().expect("refused");
+    let status = fetch(&server).await.expect_err("refused");
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "no identity issued"));
 
     server.served.send_replace(ready(&svid("a")));
@@ -104,7 +104,7 @@ async fn denied_before_and_in_the_middle() {
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "no identity issued"));
     let empty = Response::new(&[], &bundles());
     server.served.send_replace(Served::Ready(Arc::new(empty)));
-    let status = fetch(&server).await.err().expect("refused");
+    let status = fetch(&server).await.expect_err("refused");
     assert_eq!(status.code(), Code::PermissionDenied, "no SVID is no identity");
 }
 
@@ -126,7 +126,7 @@ async fn pending_streams_wait_and_are_then_served() {
 #[tokio::test]
 async fn pending_ends_with_unavailable() {
     let server = Server::start_with(Served::Pending, Limits::default(), Duration::from_millis(50));
-    let status = fetch(&server).await.err().expect("refused");
+    let status = fetch(&server).await.expect_err("refused");
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("not ready yet"));
     assert_eq!(server.seen.refused("pending"), 1);
@@ -146,7 +146,7 @@ async fn unavailable_refuses_new_streams_and_leaves_old_ones() {
     let mut stream = fetch(&server).await.unwrap();
     soon(stream.message()).await.unwrap().unwrap();
     server.served.send_replace(Served::Unavailable("the authority does not answer: 5 % lost".into()));
-    let status = fetch(&server).await.err().expect("refused");
+    let status = fetch(&server).await.expect_err("refused");
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(status.message(), "the authority does not answer: 5 % lost");
     server.served.send_replace(Served::Pending);
@@ -177,7 +177,7 @@ async fn jwt_and_unknown_methods_are_unimplemented() {
     }
     // A service that is not there at all.
     let mut csi = seamount_proto::csi::identity_client::IdentityClient::new(server.channel().await);
-    let status = soon(csi.probe(seamount_proto::csi::ProbeRequest {})).await.err().expect("refused");
+    let status = soon(csi.probe(seamount_proto::csi::ProbeRequest {})).await.expect_err("refused");
     assert_eq!(status.code(), Code::Unimplemented);
     assert_eq!(server.seen.refused("method"), 4);
 }
