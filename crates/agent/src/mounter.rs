@@ -47,7 +47,9 @@ pub enum MounterError {
     )]
     Version(String),
     /// No answer in time. It may still come and is then thrown away.
-    #[error("the mounter did not answer {operation} within {seconds} s; look at its log and at the node's load")]
+    #[error(
+        "the mounter did not answer {operation} within {seconds} s; look at its log and at the node's load"
+    )]
     Timeout {
         /// Which operation.
         operation: &'static str,
@@ -295,9 +297,14 @@ impl Client {
         self.call(Request::State).await?.fd.ok_or_else(|| missing("State"))
     }
 
-    /// Makes the volume's directory and socket, or finds them.
-    pub async fn publish_identity(&self, volume: &Volume) -> Result<Listener, MounterError> {
-        listener(self.call(Request::PublishIdentity(volume.clone())).await?, "PublishIdentity")
+    /// Makes the volume's directory and socket, or finds them; `None` where another driver's mount is there, which is
+    /// left alone.
+    pub async fn publish_identity(&self, volume: &Volume) -> Result<Option<Listener>, MounterError> {
+        let answer = self.call(Request::PublishIdentity(volume.clone())).await?;
+        if answer.fd.is_none() {
+            return Ok(None);
+        }
+        listener(answer, "PublishIdentity").map(Some)
     }
 
     /// The listener that the mounter keeps for this volume.

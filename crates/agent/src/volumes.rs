@@ -266,7 +266,8 @@ impl Volumes {
         let volume = &request.volume;
         let (entry, mut slot) = self.locked(volume).await;
         let result = self.publish_locked(&entry, &mut slot, request, workload, token).await;
-        if result.is_err() && slot.facts.is_none() && slot.serving.is_none() {
+        let nothing = slot.facts.is_none() && slot.serving.is_none();
+        if result.is_err() && nothing && entry.view().status.identity == Identity::Unknown {
             slot.gone = true;
             self.forget(&entry);
         }
@@ -289,7 +290,10 @@ impl Volumes {
         if !self.restored.load(Ordering::Acquire) {
             return Err(VolumeError::NoState("the records have not been read".to_owned()));
         }
-        let listener = self.mounter.publish_identity(volume).await?;
+        let Some(listener) = self.mounter.publish_identity(volume).await? else {
+            self.foreign(entry, request);
+            return Ok(());
+        };
         let same_socket = slot.serving.as_ref().is_some_and(|s| s.cookie() == listener.cookie && s.alive());
         let same_token = slot.facts.as_ref().is_some_and(|f| f.token == token);
         if same_socket && same_token {
@@ -360,42 +364,50 @@ impl Volumes {
     pub async fn publish_directory(&self, request: &PublishRequest) -> Result<(), VolumeError> {
         let volume = &request.volume;
         let (entry, mut slot) = self.locked(volume).await;
-        let result = match conflict_id(&entry, volume) {
-            Some(field) => Err(VolumeError::Conflict { field, volume: volume.clone() }),
-            None => self.mounter.publish_directory(volume).await.map_err(VolumeError::from),
-        };
-        let first = {
-            let mut view = entry.view();
-            view.pod = request.pod_name.as_str().into();
-            view.namespace = request.namespace.as_str().into();
-            let first = view.status.identity != Identity::Elsewhere;
-            if result.is_ok() {
-                view.status = Status { identity: Identity::Elsewhere, failure: None, serving: false };
-            }
-            first
-        };
-        match result {
-            Ok(flags) => {
-                self.count(&entry);
-                if first && flags & flag::FOREIGN != 0 {
-                    entry.span().in_scope(|| {
-                        tracing::warn!(
-                            "another driver's mount is there already; left alone until the pod is restarted"
-                        );
-                    });
-                } else if first {
+        if let Some(field) = conflict_id(&entry, volume) {
+            return Err(VolumeError::Conflict { field, volume: volume.clone() });
+        }
+        if slot.facts.is_some() || slot.serving.is_some() {
+            // Of the time when the source was `authority`: it goes on as it is (see `IdentityError::OtherSource`).
+            return Ok(());
+        }
+        match self.mounter.publish_directory(volume).await {
+            Ok(flags) if flags & flag::FOREIGN != 0 => self.foreign(&entry, request),
+            Ok(_) => {
+                if self.elsewhere(&entry, request) {
                     entry.span().in_scope(|| tracing::info!("published, source directory"));
                 }
-                Ok(())
             }
             Err(e) => {
-                if first && slot.serving.is_none() && slot.facts.is_none() {
+                if entry.view().status.identity != Identity::Elsewhere {
                     slot.gone = true;
                     self.forget(&entry);
                 }
-                Err(e)
+                return Err(e.into());
             }
         }
+        Ok(())
+    }
+
+    /// A publish over another driver's mount succeeds, changes nothing, and is reported (node core §7).
+    fn foreign(&self, entry: &Entry, request: &PublishRequest) {
+        if self.elsewhere(entry, request) {
+            entry.span().in_scope(|| {
+                tracing::warn!("another driver's mount is there; left alone until the pod is restarted");
+            });
+        }
+    }
+
+    /// The volume has no identity of ours; whether that is news.
+    fn elsewhere(&self, entry: &Entry, request: &PublishRequest) -> bool {
+        let mut view = entry.view();
+        view.pod = request.pod_name.as_str().into();
+        view.namespace = request.namespace.as_str().into();
+        let news = view.status.identity != Identity::Elsewhere;
+        view.status = Status { identity: Identity::Elsewhere, failure: None, serving: false };
+        drop(view);
+        self.count(entry);
+        news
     }
 
     /// Takes a volume away: cuts every connection, wipes the record, removes what is on disk. Works for unknown
@@ -426,9 +438,11 @@ impl Volumes {
                 );
             }),
         }
-        self.mounter.unpublish(volume).await?;
+        let removed = self.mounter.unpublish(volume).await;
+        // Where the mounter failed too: nothing is left here, and the kubelet comes again.
         slot.gone = true;
         self.forget(&entry);
+        removed?;
         span.in_scope(|| tracing::info!("unpublished"));
         Ok(())
     }

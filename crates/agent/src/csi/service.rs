@@ -66,7 +66,8 @@ impl Service {
             .await
             .map_err(Refusal::from)
             .inspect_err(|e| self.refused(e))?;
-        let workload = request::bind(&request, &claims, &settings.node_name).inspect_err(|e| self.refused(e))?;
+        let workload =
+            request::bind(&request, &claims, &settings.node_name).inspect_err(|e| self.refused(e))?;
         Ok(self.volumes.publish(&request, workload, (token, claims.expires)).await?)
     }
 
@@ -77,7 +78,9 @@ impl Service {
 
 /// Runs an operation to its end also where the kubelet gives up on the call.
 async fn to_its_end(work: impl Future<Output = Result<(), Status>> + Send + 'static) -> Result<(), Status> {
-    tokio::spawn(work).await.unwrap_or_else(|e| Err(Status::internal(format!("the operation broke off: {e}"))))
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|e| Err(Status::internal(format!("the operation broke off: {e}"))))
 }
 
 fn outcome(result: &Result<(), Status>) -> Outcome {
@@ -208,7 +211,10 @@ impl Node for Service {
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let volume = request::stats(request.get_ref(), &self.basic_rules())?;
         let Some(look) = self.volumes.look(&volume).await else {
-            return Err(Status::not_found(format!("volume_path: no volume {volume} of {} is here", volume.id)));
+            return Err(Status::not_found(format!(
+                "volume_path: no volume {volume} of {} is here",
+                volume.id
+            )));
         };
         Ok(Response::new(stats(&look)))
     }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
-use seamount_mounter::protocol::{Fault, Reply, Request};
+use seamount_mounter::protocol::{Fault, Reply, Request, flag};
 
 use super::{Answer, MounterError, operation};
 use crate::mounter::socket::Received;
@@ -12,6 +12,8 @@ use crate::mounter::socket::Received;
 enum Wanted {
     Nothing,
     Listener,
+    /// A listener, or none where another driver's mount is there.
+    ListenerOrForeign,
     /// A listener where the reply has a cookie.
     ListenerByCookie,
     Directory,
@@ -19,10 +21,8 @@ enum Wanted {
 
 fn wanted(request: &Request) -> Wanted {
     match request {
-        Request::CsiListener
-        | Request::RegistrationListener
-        | Request::PublishIdentity(_)
-        | Request::Fetch(_) => Wanted::Listener,
+        Request::CsiListener | Request::RegistrationListener | Request::Fetch(_) => Wanted::Listener,
+        Request::PublishIdentity(_) => Wanted::ListenerOrForeign,
         Request::Inspect(_) | Request::List { .. } => Wanted::ListenerByCookie,
         Request::State | Request::PublishTmpfs { .. } => Wanted::Directory,
         Request::Hello
@@ -63,7 +63,8 @@ pub(super) fn answer(
     let fd = received.fd;
     match (wanted(request), &fd, reply.cookie) {
         (Wanted::Nothing, None, _) | (Wanted::ListenerByCookie, None, 0) => {}
-        (Wanted::Listener, Some(fd), cookie) | (Wanted::ListenerByCookie, Some(fd), cookie) => {
+        (Wanted::ListenerOrForeign, None, 0) if reply.flags & flag::FOREIGN != 0 => {}
+        (Wanted::Listener | Wanted::ListenerOrForeign | Wanted::ListenerByCookie, Some(fd), cookie) => {
             if let Err(why) = listener(fd, cookie) {
                 return untrusted(&why);
             }

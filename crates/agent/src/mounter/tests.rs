@@ -100,7 +100,7 @@ async fn a_listener_arrives_with_its_cookie() {
         let reply = Reply { cookie, flags: flag::EXISTING, ..Reply::to(id, &request) };
         socket.send(&reply.encode(), Some(&fd)).await.unwrap();
     });
-    let listener = listener.unwrap();
+    let listener = listener.unwrap().unwrap();
     assert_eq!((listener.cookie, listener.existing), (cookie, true));
     let flags = rustix::io::fcntl_getfd(&listener.fd).unwrap();
     assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
@@ -132,7 +132,11 @@ async fn a_late_reply_is_thrown_away_with_its_descriptor() {
         let reply = Reply { cookie, ..Reply::to(id, &request) };
         socket.send(&reply.encode(), Some(&fd)).await.unwrap();
     });
-    assert_eq!(listener.unwrap().cookie, cookie, "the late listener was taken for the other volume's");
+    assert_eq!(
+        listener.unwrap().unwrap().cookie,
+        cookie,
+        "the late listener was taken for the other volume's"
+    );
     drop(late_fd);
     closed(&late_path).await;
 }
@@ -164,7 +168,7 @@ async fn an_answer_for_another_volume_is_refused_and_ends_the_connection() {
 }
 
 /// What a bad mounter sends to `PublishIdentity`: the reply's cookie and the descriptor.
-async fn publish_answered_with(cookie: u64, fd: Option<OwnedFd>) -> Result<Listener, MounterError> {
+async fn publish_answered_with(cookie: u64, fd: Option<OwnedFd>) -> Result<Option<Listener>, MounterError> {
     let fake = Fake::new();
     let client = fake.client();
     let socket = fake.connection().await;
@@ -177,7 +181,7 @@ async fn publish_answered_with(cookie: u64, fd: Option<OwnedFd>) -> Result<Liste
     result
 }
 
-fn untrusted(result: Result<Listener, MounterError>, words: &str) {
+fn untrusted(result: Result<Option<Listener>, MounterError>, words: &str) {
     match result {
         Err(MounterError::Untrusted { why, .. }) => assert!(why.contains(words), "{why}"),
         other => panic!("{other:?}"),
@@ -405,4 +409,18 @@ async fn a_refused_agent_says_why() {
         .await
         .unwrap_err();
     assert!(matches!(error, MounterError::Down { .. } | MounterError::Timeout { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn another_drivers_mount_has_no_listener() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let socket = fake.connection().await;
+    let volume = volume("a");
+    let (result, ()) = tokio::join!(client.publish_identity(&volume), async {
+        let (id, request) = next(&socket).await;
+        let reply = Reply { flags: flag::FOREIGN, ..Reply::to(id, &request) };
+        socket.send(&reply.encode(), None).await.unwrap();
+    });
+    assert!(result.unwrap().is_none());
 }

@@ -118,7 +118,8 @@ impl Volumes {
             Some(listener) => listener,
             // Bound anew in the same directory, which running pods see.
             None => match self.mounter.publish_identity(&volume).await {
-                Ok(listener) => listener,
+                Ok(Some(listener)) => listener,
+                Ok(None) => return Ok(false),
                 Err(e) => return Err((volume, e.into())),
             },
         };

@@ -47,7 +47,7 @@ impl Serving {
         let task = tokio::spawn(workload_api::serve(
             listener,
             seen,
-            terms.limits.clone(),
+            terms.limits,
             terms.pending,
             Arc::clone(&terms.observer),
             cancel.clone(),

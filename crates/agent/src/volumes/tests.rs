@@ -1,1 +1,340 @@
+//! Against a played mounter and a played authority, which answers when the test lets it.
 
+use super::*;
+use crate::mounter::Socket;
+use crate::source::Signer;
+use crate::token::Claims;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
+};
+use seamount_identity::authority::{
+    Authority, AuthorityError, BoxFuture, Embedded, EmbeddedConfig, IdTemplate, KeyType, new_key_and_csr,
+};
+use seamount_identity::{TrustDomain, workload_api};
+use seamount_mounter::protocol::{Fault, Reply, Request};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use tokio_util::sync::CancellationToken;
+
+const POD: &str = "3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6";
+const LONG: Duration = Duration::from_secs(60);
+
+/// What the authority does with its next request.
+enum Answer {
+    Sign,
+    /// A certificate for somebody else's service account.
+    OtherId,
+    /// A certificate for another key.
+    OtherKey,
+}
+
+/// Signs when it is told to.
+struct Played {
+    inner: Embedded,
+    answers: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<Answer>>,
+}
+
+impl Authority for Played {
+    fn trust_domain(&self) -> &TrustDomain {
+        self.inner.trust_domain()
+    }
+
+    fn sign<'a>(
+        &'a self,
+        csr: &'a [u8],
+        workload: &'a Workload,
+        token: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<rustls_pki_types::CertificateDer<'static>>, AuthorityError>> {
+        Box::pin(async move {
+            let answer = self.answers.lock().await.recv().await;
+            match answer {
+                None => Err(AuthorityError::Unavailable("closed".to_owned())),
+                Some(Answer::Sign) => self.inner.sign(csr, workload, token).await,
+                Some(Answer::OtherId) => {
+                    let other = Workload { service_account: "admin".to_owned(), ..workload.clone() };
+                    self.inner.sign(csr, &other, token).await
+                }
+                Some(Answer::OtherKey) => {
+                    let (_, csr) = new_key_and_csr(KeyType::EcP256)?;
+                    self.inner.sign(&csr, workload, token).await
+                }
+            }
+        })
+    }
+
+    fn bundles(&self) -> watch::Receiver<Arc<BundleSet>> {
+        self.inner.bundles()
+    }
+}
+
+struct Silent;
+
+impl workload_api::Observer for Silent {
+    fn connection(&self, _: i64) {}
+    fn stream(&self, _: i64) {}
+    fn refused(&self, _: &'static str) {}
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    volumes: Arc<Volumes>,
+    answers: tokio::sync::mpsc::UnboundedSender<Answer>,
+    cancel: CancellationToken,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let cancel = CancellationToken::new();
+        tokio::spawn(mounter(dir.path().to_owned()));
+        let path = dir.path().join("m");
+        while !path.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let client = Client::start(path, cancel.clone());
+        let domain: TrustDomain = "example.org".parse().unwrap();
+        let template = IdTemplate::parse(crate::config::ID_TEMPLATE, &domain).unwrap();
+        let inner = Embedded::new(EmbeddedConfig {
+            trust_domain: domain,
+            template: template.clone(),
+            key_type: KeyType::EcP256,
+            ca_ttl: Duration::from_secs(24 * 3600),
+            svid_ttl: Duration::from_secs(3600),
+            directory: None,
+        })
+        .unwrap();
+        let (answers, receiver) = tokio::sync::mpsc::unbounded_channel();
+        let authority = Arc::new(Played { inner, answers: tokio::sync::Mutex::new(receiver) });
+        let signer = Signer { authority, template: Arc::new(template), key_type: KeyType::EcP256 };
+        let (sender, source) = watch::channel(Source::Authority(signer));
+        let terms = Terms {
+            limits: workload_api::Limits { connections: 8, streams: 8 },
+            pending: LONG,
+            observer: Arc::new(Silent),
+        };
+        let volumes = Volumes::new(client, source, terms, Arc::default());
+        std::fs::create_dir(dir.path().join("state")).unwrap();
+        let state: OwnedFd = std::fs::File::open(dir.path().join("state")).unwrap().into();
+        volumes.set_state(Ok(Arc::new(StateDir::new(state))));
+        volumes.restore().await.unwrap();
+        tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
+        // The sender lives as long as the test.
+        tokio::spawn({
+            let cancel = cancel.clone();
+            async move {
+                cancel.cancelled().await;
+                drop(sender);
+            }
+        });
+        Self { dir, volumes, answers, cancel }
+    }
+
+    async fn publish(&self, account: &str) -> Result<(), VolumeError> {
+        let (request, claims) = request(account);
+        let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
+        let token = (Token::new(format!("token of {account}")), claims.expires);
+        self.volumes.publish(&request, workload, token).await
+    }
+
+    fn identity(&self) -> Option<String> {
+        let entry = self.volumes.get(&volume())?;
+        let slot = entry.slot.try_lock().ok()?;
+        slot.held.as_ref().map(|h| h.svid.id().to_string())
+    }
+
+    fn failure(&self) -> String {
+        let entry = self.volumes.get(&volume()).unwrap();
+        let view = entry.view();
+        view.status.failure.as_deref().unwrap_or_default().to_owned()
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn() -> bool) {
+        let start = std::time::Instant::now();
+        while !condition() {
+            assert!(
+                start.elapsed() < LONG,
+                "waited in vain for {what}: {:?}, {}",
+                self.identity(),
+                self.failure()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn volume() -> Volume {
+    Volume { pod: POD.parse().unwrap(), name: "id".parse().unwrap(), id: "csi-1".parse().unwrap() }
+}
+
+fn request(account: &str) -> (PublishRequest, Claims) {
+    let claims = Claims {
+        namespace: "shop".to_owned(),
+        service_account: account.to_owned(),
+        service_account_uid: "1".to_owned(),
+        pod_name: "web-1".to_owned(),
+        pod_uid: POD.to_owned(),
+        node: "node-1".to_owned(),
+        expires: SystemTime::now() + Duration::from_secs(3600),
+    };
+    let mut parameters = [0; 32];
+    parameters[..account.len()].copy_from_slice(account.as_bytes());
+    let request = PublishRequest {
+        volume: volume(),
+        pod_name: claims.pod_name.clone(),
+        namespace: claims.namespace.clone(),
+        service_account: account.to_owned(),
+        token: None,
+        parameters: Parameters(parameters),
+    };
+    (request, claims)
+}
+
+/// A mounter that makes sockets in a directory, for one agent.
+async fn mounter(dir: std::path::PathBuf) {
+    let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&fd, &SocketAddrUnix::new(dir.join("m.new")).unwrap()).unwrap();
+    listen(&fd, 8).unwrap();
+    std::fs::rename(dir.join("m.new"), dir.join("m")).unwrap();
+    let accepted = tokio::task::spawn_blocking(move || {
+        accept_with(&fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).unwrap()
+    });
+    let socket = Socket::from_fd(accepted.await.unwrap()).unwrap();
+    let mut kept: HashMap<Volume, OwnedFd> = HashMap::new();
+    loop {
+        let Ok(received) = socket.receive().await else { return };
+        let Ok((id, request)) = Request::decode(&received.bytes) else { return };
+        let mut reply = Reply::to(id, &request);
+        let mut along = None;
+        match &request {
+            Request::PublishIdentity(volume) => {
+                let fd = kept.entry(volume.clone()).or_insert_with(|| bound(&dir, volume));
+                reply.cookie = sockopt::socket_cookie(&*fd).unwrap();
+                along = Some(fd.try_clone().unwrap());
+            }
+            Request::Unpublish(volume) => {
+                kept.remove(volume);
+                let _ = std::fs::remove_file(dir.join(volume.name.as_str()));
+            }
+            Request::List { .. } => reply.fault = Some(Fault::NotFound),
+            _ => {}
+        }
+        socket.send(&reply.encode(), along.as_ref()).await.unwrap();
+    }
+}
+
+fn bound(dir: &Path, volume: &Volume) -> OwnedFd {
+    UnixListener::bind(dir.join(volume.name.as_str())).unwrap().into()
+}
+
+#[tokio::test]
+async fn a_publish_does_not_wait_for_the_authority() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    assert_eq!(world.identity(), None);
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+    assert_eq!(world.identity().unwrap(), "spiffe://example.org/ns/shop/sa/frontend");
+}
+
+#[tokio::test]
+async fn a_late_certificate_never_lands_on_a_newer_incarnation() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    // The authority has the first request; the pod goes and another one's volume comes in its place.
+    let entry = world.volumes.get(&volume()).unwrap();
+    world.until("a request to the authority", || entry.view().signing).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    world.volumes.unpublish(&volume()).await.unwrap();
+    world.publish("database").await.unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+    assert_eq!(world.identity().unwrap(), "spiffe://example.org/ns/shop/sa/database");
+    let record = world.volumes.state().unwrap().get(&volume().pod, &volume().name).unwrap().unwrap();
+    assert_eq!(record.svid.unwrap().spiffe_id, "spiffe://example.org/ns/shop/sa/database");
+}
+
+#[tokio::test]
+async fn what_the_authority_signs_is_checked() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    world.answers.send(Answer::OtherId).unwrap();
+    world.until("the refusal", || world.failure().contains("sa/admin")).await;
+    assert_eq!(world.identity(), None, "another's identity was taken");
+    world.answers.send(Answer::OtherKey).unwrap();
+    world.until("the refusal", || world.failure().contains("key")).await;
+    assert_eq!(world.identity(), None, "a certificate for another key was taken");
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+    assert_eq!(world.failure(), "");
+}
+
+#[tokio::test]
+async fn nothing_is_answered_or_shown_before_it_is_recorded() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    // No record can be written any more.
+    std::fs::remove_dir_all(world.dir.path().join("state")).unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the failure", || world.failure().contains("state")).await;
+    assert_eq!(world.identity(), None, "shown without a record");
+    let (mut request, claims) = request("database");
+    request.volume.name = "other".parse().unwrap();
+    let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
+    let result =
+        world.volumes.publish(&request, workload, (Token::new("t".to_owned()), claims.expires)).await;
+    assert!(matches!(result, Err(VolumeError::State(_))), "{result:?}");
+    // And the way out stays open.
+    world.volumes.unpublish(&volume()).await.unwrap();
+}
+
+#[tokio::test]
+async fn publish_and_unpublish_of_one_volume_exclude_each_other() {
+    let world = World::new().await;
+    for _ in 0..100 {
+        world.answers.send(Answer::Sign).unwrap();
+    }
+    let mut work = tokio::task::JoinSet::new();
+    for i in 0..60 {
+        let volumes = Arc::clone(&world.volumes);
+        work.spawn(async move {
+            if i % 3 == 2 {
+                volumes.unpublish(&volume()).await.unwrap();
+            } else {
+                let (request, claims) = request("frontend");
+                let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
+                let token = (Token::new(format!("token {i}")), claims.expires);
+                volumes.publish(&request, workload, token).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = work.join_next().await {
+        done.unwrap();
+    }
+    world.volumes.unpublish(&volume()).await.unwrap();
+    assert!(world.volumes.all().is_empty());
+    assert!(world.volumes.state().unwrap().list().unwrap().is_empty(), "a record is left over");
+    // It comes back as if nothing had been.
+    world.publish("frontend").await.unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+    let socket = tokio::net::UnixStream::connect(world.dir.path().join("id")).await;
+    assert!(socket.is_ok(), "{socket:?}");
+}
+
+#[tokio::test]
+async fn a_publish_before_the_records_are_read_waits() {
+    let world = World::new().await;
+    world.volumes.restored.store(false, Ordering::Release);
+    let result = world.publish("frontend").await;
+    assert!(matches!(result, Err(VolumeError::NoState(_))), "{result:?}");
+    assert!(world.volumes.all().is_empty());
+    world.volumes.unpublish(&volume()).await.unwrap();
+}

@@ -188,12 +188,34 @@ fn a_stop_leaves_sockets_and_state_alone() {
 }
 
 #[test]
-fn another_drivers_mount_is_left_alone() {
-    on_node("another_drivers_mount_is_left_alone", async |node| {
+fn a_volume_of_the_driver_before_us_is_left_alone() {
+    on_node("a_volume_of_the_driver_before_us_is_left_alone", async |node| {
+        node.start().await;
+        // The SPIFFE CSI driver was replaced under running pods: the kubelet republishes its bind mounts.
+        let volume = node.volume("shop", "frontend", "web-1");
+        node.kubelet.prepare(&volume).unwrap();
+        let target = node.kubelet.target_path(&volume);
+        std::fs::create_dir(&target).unwrap();
+        rustix::mount::mount("tmpfs", &target, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        std::fs::write(target.join("theirs"), "x").unwrap();
+        for _ in 0..2 {
+            node.kubelet.publish(&volume, Some(&node.tokens(&volume))).await.unwrap();
+        }
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), 1, "the foreign mount was changed");
+        let condition = node.kubelet.stats(&volume).await.unwrap().volume_condition.unwrap();
+        assert!(condition.abnormal && condition.message.contains("restart the pod"), "{condition:?}");
+        assert!(node.agent_log().contains("another driver's mount"));
+        node.kubelet.tear_down(&volume).await.unwrap();
+        assert!(!target.exists());
+    });
+}
+
+#[test]
+fn the_directory_source_binds_and_tells_when_it_is_stale() {
+    on_node("the_directory_source_binds_and_tells_when_it_is_stale", async |node| {
         let source = node.path("spire");
         std::fs::create_dir_all(source.join("public")).unwrap();
         let directory = source.join("public").display().to_string();
-        node.configure(&node.yaml().replace("trustDomain: example.org\n", "identity: {source: directory}\n"));
         let yaml = format!(
             "identity: {{source: directory}}\nkubeletRoot: {}\nnodeName: node-1\nmounterSocket: {}\nhttp: {{address: \"{}\"}}\n",
             node.kubelet.root().display(),
