@@ -45,13 +45,14 @@ const PLANS: [Plan; 2] = [
 /// Runs the subcommand.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let mut build = cargo();
-    build.args(["build", "--release", "--locked", "--target", &triple]);
-    for package in ["seamount-mounter", "seamount-agent", "seamount", "seamount-examples"] {
-        build.args(["-p", package]);
+    // The mounter by itself: built along with the others, its crates would have the features that they ask for.
+    for packages in [&["seamount-mounter"][..], &["seamount-agent", "seamount", "seamount-examples"][..]] {
+        let mut build = cargo();
+        build.args(["build", "--release", "--locked", "--target", &triple]);
+        build.args(packages.iter().flat_map(|package| ["-p", package]));
+        // A static-pie needs no base image. In the environment, so that the tests' debug builds stay as they are.
+        succeed(build.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     }
-    // A static-pie needs no base image. In the environment, so that the tests' debug builds stay as they are.
-    succeed(build.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
 
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir));

@@ -75,7 +75,9 @@ fn cargo() -> Command {
 
 /// Runs a command to its end; anything but success is an error.
 fn succeed(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
-    anyhow::ensure!(status.success(), "{command:?}: {status}");
+    let all = std::iter::once(command.get_program()).chain(command.get_args());
+    let words = all.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    let status = command.status().with_context(|| format!("cannot start {words}"))?;
+    anyhow::ensure!(status.success(), "{words}: {status}");
     Ok(())
 }
