@@ -56,7 +56,8 @@ need "the server refused the stranger" "$refusals"
 alert="$(sed -n "s|.*\[[^]]*stranger[^]]*\].*refused me: TLS alert \([A-Za-z]*\).*|\1|p" "$log" | head -n 1)"
 need "the stranger saw the refusal" "$alert"
 if grep -q "welcome $id/stranger" "$log"; then
-  need "the stranger is never welcome" ""
+  echo "demo: WRONG: the server welcomed the stranger" >&2
+  missing=1
 fi
 mapfile -t client_serials < <(serials "welcome $id/client" "")
 mapfile -t server_serials < <(serials "$id/server" " says")
