@@ -19,6 +19,9 @@ use crate::csi::request::Parameters;
 use crate::token::Token;
 use codec::{Reader, Writer};
 
+/// How much of a failed registration's reason is kept, in bytes.
+pub const MAX_REASON: usize = 1024;
+
 /// Which identity source a volume was published with; it does not change while the volume lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VolumeSource {
@@ -91,7 +94,7 @@ pub enum Registration {
     Unknown,
     /// NotifyRegistrationStatus: registered.
     Registered,
-    /// NotifyRegistrationStatus: not, and why.
+    /// NotifyRegistrationStatus: not, and why. At most [`MAX_REASON`] bytes of it are kept.
     Failed(String),
 }
 
@@ -208,7 +211,7 @@ impl NodeRecord {
             Registration::Registered => w.u8(1),
             Registration::Failed(why) => {
                 w.u8(2);
-                w.bytes(why.as_bytes());
+                w.bytes(why.get(..why.floor_char_boundary(MAX_REASON)).unwrap_or_default().as_bytes());
             }
         }
         w.finish()

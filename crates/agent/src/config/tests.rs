@@ -67,6 +67,19 @@ fn defaults() {
     );
 }
 
+/// The manual's example says what the code does.
+#[test]
+fn the_manual_shows_the_defaults() {
+    let manual = include_str!("../../../../docs/agent.md");
+    let yaml = manual.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert_eq!(parse(yaml).unwrap(), parse(MINIMAL).unwrap());
+    // The two that are commented out, because they exclude a default.
+    let mut others = yaml.replace("# directory:", "directory:");
+    assert!(parse(&others).unwrap().authority().unwrap().embedded.directory.is_some());
+    others = yaml.replace("# file:", "file:");
+    assert!(matches!(parse(&others), Err(ConfigError::Invalid(p)) if p[0].field == "token.keys"));
+}
+
 #[test]
 fn every_field_is_taken() {
     let config = parse(FULL).unwrap();

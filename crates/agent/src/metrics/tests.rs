@@ -99,3 +99,22 @@ fn connections_and_streams_go_up_and_down() {
     has(&metrics, "seamount_kubelet_registered -1");
     has(&metrics, "seamount_descriptor_limit 9223372036854775807");
 }
+
+/// Series without labels yet are not in the text, so every metric is touched first.
+#[test]
+fn the_manual_lists_every_metric_and_no_other() {
+    let metrics = Metrics::new();
+    metrics.refused("publish", "form");
+    Observer::refused(&metrics, "too many");
+    metrics.volume("a/v", SourceLabel::directory, VolumeState::denied, None);
+    let text = text(&metrics);
+    let mut exposed: Vec<_> =
+        text.lines().filter_map(|l| l.strip_prefix("# HELP ")?.split(' ').next()).collect();
+    let manual = include_str!("../../../../docs/agent.md");
+    let mut listed: Vec<_> =
+        manual.lines().filter_map(|l| l.strip_prefix("| `seamount_")?.split('`').next()).collect();
+    exposed.sort_unstable();
+    listed.sort_unstable();
+    let exposed: Vec<_> = exposed.iter().filter_map(|name| name.strip_prefix("seamount_")).collect();
+    assert_eq!(exposed, listed);
+}

@@ -127,6 +127,13 @@ fn kinds_are_not_mixed_up() {
     assert!(matches!(Record::decode(&node), Err(RecordError::Corrupt("of another kind"))));
 }
 
+#[test]
+fn a_long_reason_is_cut() {
+    let node = node_record(Registration::Failed("é".repeat(MAX_REASON)));
+    let read = NodeRecord::decode(&node.encode()).unwrap();
+    assert_eq!(read.registration, Registration::Failed("é".repeat(MAX_REASON / 2)));
+}
+
 /// Changes a byte of the frame and makes the checksum fit again, as another release would have written it.
 fn resealed(record: &Record, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     let mut bytes = record.encode().to_vec();

@@ -108,6 +108,8 @@ async fn an_oversized_or_odd_file_is_refused() {
 enum Answer {
     Keys(String),
     Raw(String),
+    /// As `Raw`, and then gone without TLS's farewell.
+    Abrupt(String),
     Silence,
 }
 
@@ -166,6 +168,11 @@ impl Server {
                             format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{json}", json.len())
                         }
                         Answer::Raw(raw) => raw,
+                        Answer::Abrupt(raw) => {
+                            let _ = tls.write_all(raw.as_bytes()).await;
+                            let _ = tls.flush().await;
+                            return;
+                        }
                         Answer::Silence => return std::future::pending().await,
                     };
                     let _ = tls.write_all(response.as_bytes()).await;
@@ -283,6 +290,23 @@ async fn a_bad_server_is_refused_with_its_reason() {
     ] {
         let server = Server::start(answer).await;
         unavailable(&Bench::new(server.keys()).verify(&issuer()).await, says);
+    }
+}
+
+/// Many times, because the order in which the two ends are seen is a matter of luck.
+#[tokio::test]
+async fn a_whole_answer_counts_also_where_the_server_leaves_rudely() {
+    let issuer = issuer();
+    let json = issuer.jwks_json();
+    let whole = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{json}", json.len());
+    let half = whole.get(..whole.len() - 1).unwrap().to_owned();
+    let server = Server::start(Answer::Abrupt(whole.clone())).await;
+    for _ in 0..50 {
+        assert!(Bench::new(server.keys()).verify(&issuer).await.is_ok());
+    }
+    server.answer(Answer::Abrupt(half));
+    for _ in 0..10 {
+        unavailable(&Bench::new(server.keys()).verify(&issuer).await, "API server localhost:");
     }
 }
 
