@@ -26,6 +26,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
+use zeroize::Zeroizing;
 
 use manifest::{ManifestError, Place};
 use rootless::Mode;
@@ -98,7 +99,7 @@ struct Request {
     play: u32,
 }
 
-/// Asks the supervisor to stop; a second time: at once.
+/// Asks the supervisor to stop; a second time: at once. (A third time it is killed, and all with it.)
 const STOP: &str = "stop\n";
 
 fn image_and_directory(text: &str) -> Result<(String, PathBuf), String> {
@@ -126,6 +127,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Err(error) => bail!("--rootfs {image}: {}: {error}", directory.display()),
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
+    let used = |image: &str| {
+        plan.pods.iter().flat_map(|p| p.init.iter().chain(&p.containers)).any(|c| c.image == image)
+    };
+    if let Some((image, _)) = rootfs.iter().find(|(image, _)| !used(image)) {
+        bail!("--rootfs {image}: no container has this image");
+    }
     let mode = rootless::enter()?;
     if mode == Mode::OneId {
         let errors = manifest::needs_other_ids(&plan);
@@ -203,9 +210,11 @@ async fn supervise(request: &Request) -> anyhow::Result<ExitCode> {
         child.stdin.take().and_then(|c| c.into_owned_fd().ok()).context("talk to the supervisor")?;
     let mut control = std::fs::File::from(control);
     rustix::io::ioctl_fionbio(&control, false).context("talk to the supervisor")?;
-    let mut line = serde_json::to_vec(request).context("write the request")?;
+    let mut line = Zeroizing::new(serde_json::to_vec(request).context("write the request")?);
     line.push(b'\n');
     control.write_all(&line).context("talk to the supervisor")?;
+    drop(line);
+    let mut asked = 0;
     loop {
         tokio::select! {
             status = child.wait() => {
@@ -219,9 +228,20 @@ async fn supervise(request: &Request) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => {}
             _ = hang_up.recv() => {}
         }
+        asked += 1;
+        if asked > 2 {
+            child.start_kill().context("kill the supervisor")?;
+        }
         // If the supervisor has just ended, the next turn says how.
         let _ = control.write_all(STOP.as_bytes());
     }
+}
+
+/// The stages change what is mounted where, which they may do only where `play` has put them: as PID 1 of a PID
+/// namespace. Somebody who runs one by hand would change the machine.
+fn only_as_first_process() -> anyhow::Result<()> {
+    anyhow::ensure!(std::process::id() == 1, "this is a part of `seamount play`, which starts it itself");
+    Ok(())
 }
 
 /// Runs one of the hidden stages.

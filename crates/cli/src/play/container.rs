@@ -17,6 +17,7 @@ use anyhow::{Context as _, anyhow};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::root::{Kind, Root};
 
@@ -31,6 +32,8 @@ pub struct Mount {
     pub source: PathBuf,
     /// What to mount of it.
     pub sub_path: Option<String>,
+    /// Whether a missing sub-path is made (as a directory).
+    pub make_sub_path: bool,
     /// Where in the container.
     pub path: String,
     /// Whether the container may only read.
@@ -74,8 +77,9 @@ pub struct Spec {
 
 /// Runs the stage.
 pub fn run() -> anyhow::Result<ExitCode> {
+    super::only_as_first_process()?;
     let mut channel = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let mut text = Vec::new();
+    let mut text = Zeroizing::new(Vec::new());
     channel.read_to_end(&mut text).context("read the container's specification")?;
     let spec: Spec = serde_json::from_slice(&text).context("read the container's specification")?;
     match become_container(&spec) {
@@ -106,7 +110,9 @@ fn become_container(spec: &Spec) -> anyhow::Result<Infallible> {
     }
     for mount in &spec.mounts {
         match &mount.sub_path {
-            Some(sub) => root.bind_below(&mount.source, sub, &mount.path, mount.read_only),
+            Some(sub) => {
+                root.bind_below(&mount.source, sub, mount.make_sub_path, &mount.path, mount.read_only)
+            }
             None => root.bind(&mount.source, &mount.path, mount.read_only),
         }
         .with_context(|| format!("mountPath {}", mount.path))?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as api;
 use serde_json::Value;
+use zeroize::Zeroize as _;
 
 use super::allow;
 
@@ -170,6 +171,12 @@ pub struct File {
     pub mode: u32,
     /// The content.
     pub data: Vec<u8>,
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        self.data.zeroize();
+    }
 }
 
 /// Where a played pod finds itself.

@@ -9,6 +9,7 @@ use seamount_testkit::issuer::TokenIssuer;
 use seamount_testkit::kubelet::{Kubelet, PodVolume};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use zeroize::Zeroizing;
 
 use super::container::{Mount, Spec};
 use super::manifest::{Container, Pod, Restart, Source};
@@ -64,9 +65,12 @@ pub struct Play {
 struct Outcome {
     pod: Arc<Pod>,
     volumes: Vec<PodVolume>,
+    /// What the driver said of each volume at the end.
+    conditions: Vec<String>,
     ends: Vec<(String, End)>,
     broken: bool,
     complete: bool,
+    left: bool,
 }
 
 impl Play {
@@ -80,6 +84,7 @@ impl Play {
         // The stop that the pods see: the user's, or the timeout's.
         let (stop, seen) = watch::channel(Stop::No);
         let mut asked = stops;
+        let timed_out = std::cell::Cell::new(false);
         let watcher = async {
             let deadline = async {
                 match timeout {
@@ -88,11 +93,10 @@ impl Play {
                 }
             };
             tokio::pin!(deadline);
-            let mut timed_out = false;
             loop {
                 tokio::select! {
-                    () = &mut deadline, if !timed_out => {
-                        timed_out = true;
+                    () = &mut deadline, if !timed_out.get() => {
+                        timed_out.set(true);
                         self.output.say("the time is over: stopping");
                         stop.send_modify(|s| *s = (*s).max(Stop::Graceful));
                     }
@@ -126,13 +130,14 @@ impl Play {
             outcomes = all => outcomes,
             () = watcher => Vec::new(),
         };
-        let stopped = *seen.borrow() != Stop::No;
+        let stopped = *seen.borrow() != Stop::No && !timed_out.get();
         self.summary(outcomes, stopped)
     }
 
     fn summary(&self, outcomes: Vec<Result<Outcome, tokio::task::JoinError>>, stopped: bool) -> Verdict {
         let mut verdict = Verdict::Succeeded;
         let mut lines = vec!["summary".to_owned()];
+        let mut clean = true;
         for outcome in outcomes {
             let outcome = match outcome {
                 Ok(outcome) => outcome,
@@ -153,13 +158,8 @@ impl Play {
             let good = outcome.complete && outcome.ends.iter().all(|(_, end)| end.is_success());
             let word = if good { "succeeded" } else { "did not succeed" };
             lines.push(format!("  pod {} {word}: {}", outcome.pod.full_name(), ends.join(", ")));
-            for volume in &outcome.volumes {
-                lines.push(format!(
-                    "    volume {} carried {}",
-                    volume.volume_name,
-                    self.spiffe_id(&outcome.pod)
-                ));
-            }
+            lines.extend(outcome.conditions.iter().map(|c| format!("    {c}")));
+            clean &= !outcome.left;
             verdict = match (outcome.broken, good) {
                 (true, _) => Verdict::Broken,
                 (false, false) if verdict == Verdict::Succeeded && stopped => Verdict::Interrupted,
@@ -168,24 +168,39 @@ impl Play {
             };
         }
         lines.push(
-            "  volumes unpublished; everything was in private namespaces on a tmpfs: nothing is left".into(),
+            match clean {
+                true => "  every volume is unpublished and removed; the rest goes with this play's namespaces",
+                false => {
+                    "  not every volume could be unpublished and removed; what is left goes with this play's namespaces"
+                }
+            }
+            .into(),
         );
         self.output.say(&lines.join("\n"));
         verdict
     }
 
-    /// The default template's ID, which is what the played agent is configured with.
-    fn spiffe_id(&self, pod: &Pod) -> String {
-        format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, pod.namespace, pod.service_account)
+    /// What a volume carries (the ID by the default template, which the played agent has) and what the driver itself
+    /// says of it.
+    async fn condition(&self, pod: &Pod, volume: &PodVolume) -> String {
+        let id = format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, pod.namespace, pod.service_account);
+        let said = match self.kubelet.stats(volume).await.map(|s| s.volume_condition) {
+            Ok(Some(condition)) => condition.message,
+            Ok(None) => "no condition reported".into(),
+            Err(status) => format!("the driver did not say how it is: {}", status.message()),
+        };
+        format!("volume {}: {id} ({said})", volume.volume_name)
     }
 
     async fn pod(self: Arc<Self>, pod: Arc<Pod>, stop: watch::Receiver<Stop>) -> Outcome {
         let mut outcome = Outcome {
             pod: Arc::clone(&pod),
             volumes: Vec::new(),
+            conditions: Vec::new(),
             ends: Vec::new(),
             broken: false,
             complete: false,
+            left: false,
         };
         let mut stops = stop.clone();
         match self.set_up(&pod, &mut outcome.volumes).await {
@@ -208,15 +223,24 @@ impl Play {
             }
             Err(reason) => {
                 self.output.say(&format!("pod {}: {reason}", pod.full_name()));
-                outcome.broken = true;
             }
         }
         for volume in &outcome.volumes {
+            outcome.conditions.push(self.condition(&pod, volume).await);
+        }
+        let directory = self.ground.kubelet.join("pods").join(&pod.uid);
+        // First, so that the kubelet finds the pod's directory empty and removes it after the last volume.
+        let mut errors = Vec::from_iter(volumes::remove(&directory).err().map(|e| e.to_string()));
+        for volume in &outcome.volumes {
             if let Err(error) = self.kubelet.tear_down(volume).await {
-                self.output.say(&format!("pod {}: volume {}: {error}", pod.full_name(), volume.volume_name));
-                outcome.broken = true;
+                errors.push(format!("volume {}: {error}", volume.volume_name));
             }
         }
+        for error in &errors {
+            self.output.say(&format!("pod {}: {error}", pod.full_name()));
+        }
+        outcome.broken |= !errors.is_empty();
+        outcome.left = directory.exists();
         outcome
     }
 
@@ -239,11 +263,16 @@ impl Play {
             let mut csi = PodVolume::new(&pod.namespace, &pod.service_account, &pod.name, &pod.uid, name);
             csi.read_only = *read_only;
             csi.attributes.clone_from(attributes);
-            let tokens = self.tokens(&csi);
-            self.kubelet
-                .set_up(&csi, Some(&tokens))
-                .await
-                .map_err(|s| format!("volume {name} was refused: {} ({:?})", s.message(), s.code()))?;
+            let tokens = Zeroizing::new(self.tokens(&csi));
+            if let Err(refusal) = self.kubelet.set_up(&csi, Some(&tokens)).await {
+                let mut reason =
+                    format!("volume {name} was refused: {} ({:?})", refusal.message(), refusal.code());
+                // Whatever the driver was still doing with it, and the pod's directories.
+                if let Err(error) = self.kubelet.tear_down(&csi).await {
+                    reason.push_str(&format!("; {error}"));
+                }
+                return Err(reason);
+            }
             let path = self.kubelet.target_path(&csi);
             if self.keep {
                 self.print_socket(pod, name, &path);
@@ -288,7 +317,7 @@ impl Play {
                 SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::from(d.subsec_millis()) * 30);
             tokio::time::sleep(Duration::from_millis(60_000 + jitter)).await;
             for volume in volumes {
-                let tokens = self.tokens(volume);
+                let tokens = Zeroizing::new(self.tokens(volume));
                 if let Err(status) = self.kubelet.publish(volume, Some(&tokens)).await {
                     self.output.say(&format!(
                         "pod {}/{}: volume {} could not be published again: {}",
@@ -381,7 +410,9 @@ impl Run {
         let rootfs = play.ground.rootfs.get(&container.image);
         let groups = pod.groups.iter().copied().chain(pod.fs_group).collect();
         let mounts = container.mounts.iter().filter_map(|m| {
+            let volume = pod.volumes.iter().find(|v| v.name == m.volume)?;
             Some(Mount {
+                make_sub_path: matches!(volume.source, Source::EmptyDir),
                 source: paths.get(&m.volume)?.clone(),
                 sub_path: m.sub_path.clone(),
                 path: m.path.clone(),

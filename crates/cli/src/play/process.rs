@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::UnshareFlags;
 use tokio::sync::{oneshot, watch};
+use zeroize::Zeroizing;
 
 use super::container::Spec;
 use super::output::{Output, Stream};
@@ -60,7 +61,7 @@ pub struct Running {
 /// # Errors
 /// Why it does not.
 pub async fn start(spec: &Spec, label: &str, output: Output) -> Result<Running, String> {
-    let spec = serde_json::to_vec(spec).map_err(|e| e.to_string())?;
+    let spec = Zeroizing::new(serde_json::to_vec(spec).map_err(|e| e.to_string())?);
     let label = label.to_owned();
     let (started, starts) = oneshot::channel();
     let (end, ended) = oneshot::channel();

@@ -249,9 +249,16 @@ impl Root {
         self.bind_tree(&tree, path, read_only)
     }
 
-    /// Mounts what lies at `sub_path` in the directory `volume` at `path`; a missing sub-path becomes a directory, as
-    /// the kubelet makes it. No link leads out of the volume.
-    pub fn bind_below(&mut self, volume: &Path, sub_path: &str, path: &str, read_only: bool) -> Result<()> {
+    /// Mounts what lies at `sub_path` in the directory `volume` at `path`; a missing sub-path becomes a directory, if
+    /// `make` says so. No link leads out of the volume.
+    pub fn bind_below(
+        &mut self,
+        volume: &Path,
+        sub_path: &str,
+        make: bool,
+        path: &str,
+        read_only: bool,
+    ) -> Result<()> {
         let doing = || format!("open {sub_path} in the volume");
         let inside = Self {
             top: openat(CWD, volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -260,7 +267,7 @@ impl Root {
             writable: Vec::new(),
         };
         let found = match inside.lookup(sub_path) {
-            Err(Errno::NOENT) => {
+            Err(Errno::NOENT) if make => {
                 let mut at = inside.top.try_clone().doing(doing)?;
                 let mut so_far = String::new();
                 for part in sub_path.split('/').filter(|p| !p.is_empty()) {

@@ -17,6 +17,7 @@ use seamount_testkit::issuer::TokenIssuer;
 use seamount_testkit::kubelet::Kubelet;
 use seamount_testkit::processes::{Process, Spawn};
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use super::manifest::{self, Place, Plan, Source};
 use super::output::Output;
@@ -33,14 +34,17 @@ const AGENT: u32 = 64203;
 /// The audience of the pods' tokens and who issues them, as in an installation.
 pub const AUDIENCE: &str = "seamount.dev";
 const ISSUER: &str = "https://kubernetes.default.svc";
+/// The exit status of a shell's program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
 /// How long mounter and agent may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs the supervisor.
 pub fn run() -> anyhow::Result<ExitCode> {
+    super::only_as_first_process()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("die with play")?;
     let mut input = std::io::BufReader::new(std::io::stdin());
-    let mut line = String::new();
+    let mut line = Zeroizing::new(String::new());
     // If play died before the line above, this is the end of the input.
     input.read_line(&mut line).context("read the request")?;
     let request: Request = serde_json::from_str(&line).context("read the request")?;
@@ -223,10 +227,21 @@ async fn play(
     let ours = |p: &manifest::Pod| p.volumes.iter().any(|v| matches!(v.source, Source::Csi { .. }));
     let node = if plan.pods.iter().any(ours) {
         let node = Node::start(request, &ground, &issuer.jwks_json())?;
-        if let Err(error) = kubelet.register(PATIENCE).await {
-            return Err(anyhow!(error).context(format!("the agent did not come up; {}", node.logs())));
+        let mut stop = stops.clone();
+        let registered = tokio::select! {
+            registered = kubelet.register(PATIENCE) => Some(registered),
+            _ = stop.wait_for(|s| *s != Stop::No) => None,
+        };
+        match registered {
+            Some(Ok(_)) => Some(node),
+            Some(Err(error)) => {
+                return Err(anyhow!(error).context(format!("the agent did not come up; {}", node.logs())));
+            }
+            None => {
+                node.stop(output);
+                return Ok(INTERRUPTED.into());
+            }
         }
-        Some(node)
     } else {
         None
     };
@@ -250,8 +265,7 @@ async fn play(
     Ok(match verdict {
         Verdict::Succeeded => ExitCode::SUCCESS,
         Verdict::Failed | Verdict::Broken => ExitCode::FAILURE,
-        // As a shell reports a program that Ctrl-C ended.
-        Verdict::Interrupted => ExitCode::from(130),
+        Verdict::Interrupted => INTERRUPTED.into(),
     })
 }
 

@@ -29,6 +29,27 @@ pub fn make(pod: &Path, volume: &Volume, fs_group: Option<u32>) -> io::Result<Op
     Ok(Some(path))
 }
 
+/// Removes what [`make`] made for this pod, and the pod's directory if nothing else is in it.
+pub fn remove(pod: &Path) -> io::Result<()> {
+    for plugin in ["kubernetes.io~empty-dir", "kubernetes.io~configmap"] {
+        gone(fs::remove_dir_all(pod.join("volumes").join(plugin)))?;
+    }
+    for directory in [pod.join("volumes"), pod.to_owned()] {
+        match gone(fs::remove_dir(directory)) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => break,
+            outcome => outcome?,
+        }
+    }
+    Ok(())
+}
+
+fn gone(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// With a group: owned by it, and what is made inside belongs to it too (Kubernetes `volume_linux.go`).
 fn directory(path: &Path, mode: u32, fs_group: Option<u32>) -> io::Result<()> {
     if let Some(gid) = fs_group {
@@ -74,5 +95,8 @@ mod tests {
         let volume = Volume { name: "w".into(), source: Source::EmptyDir };
         let path = make(pod.path(), &volume, Some(own)).unwrap().unwrap();
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, 0o2777);
+        remove(pod.path()).unwrap();
+        assert!(!pod.path().exists());
+        remove(pod.path()).unwrap();
     }
 }

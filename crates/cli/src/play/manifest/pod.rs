@@ -72,10 +72,10 @@ pub fn read(
     let notes = notes.iter().map(|n| format!("Pod {name}: {}: {}", n.field, n.reason)).collect();
     let before = errors.len();
     errors.extend(refused.iter().map(|r| field("Pod", &name, &r.field, "cannot be played")));
-    let pod: api::Pod = match serde_json::from_value(value.clone()) {
+    let pod: api::Pod = match serde_path_to_error::deserialize(value) {
         Ok(pod) => pod,
         Err(error) => {
-            errors.push(field("Pod", &name, "spec", &error.to_string()));
+            errors.push(field("Pod", &name, &error.path().to_string(), &error.inner().to_string()));
             return (None, notes);
         }
     };
