@@ -26,7 +26,22 @@ fn csi_health_and_condition_numbers() {
     assert_eq!(Type::VolumeCondition as i32, 4);
     assert_eq!(Type::GetVolumeHealth as i32, 7);
     assert_eq!(Type::GetStorageHealth as i32, 8);
-    assert_eq!(csi::VolumeHealthErrorType::Inaccessible as i32, 1);
+    use csi::VolumeHealthErrorType::{DataLoss, Degraded, Inaccessible};
+    assert_eq!((Degraded as i32, Inaccessible as i32, DataLoss as i32), (1, 2, 3));
+    use csi::StorageHealthErrorType::{StorageDegraded, StorageUnreachable};
+    assert_eq!((StorageDegraded as i32, StorageUnreachable as i32), (1, 2));
+    let health = csi::NodeGetVolumeHealthResponse {
+        volume_health: Some(csi::VolumeHealth {
+            volume_id: "v".into(),
+            health_statuses: vec![csi::volume_health::VolumeHealthEntry {
+                status: Inaccessible as i32,
+                reason: "R".into(),
+                message: "m".into(),
+            }],
+        }),
+    };
+    let entry = [0x08, 2, 0x12, 1, b'R', 0x1a, 1, b'm'];
+    assert_eq!(health.encode_to_vec(), [&[0x0a, 13, 0x0a, 1, b'v', 0x12, 8], &entry[..]].concat());
     let stats = csi::NodeGetVolumeStatsResponse {
         usage: vec![],
         volume_condition: Some(csi::VolumeCondition { abnormal: true, message: "m".into() }),

@@ -75,7 +75,7 @@ fn certificate_of(
         return Err(fail(file, "it is not valid yet", "check the clock of this machine"));
     }
     if now >= not_after {
-        return Err(fail(file, "it has expired", "put a new authority there and restart the pods"));
+        return Err(fail(file, "it has expired", "put a new authority there"));
     }
     Ok(der)
 }
