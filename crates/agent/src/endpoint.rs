@@ -26,25 +26,44 @@ pub fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
 }
 
 /// The connections of one uid; all others are closed at once.
+///
+/// One descriptor is held in reserve: where the process has no other left, it is given up for the connection, so that
+/// a deletion gets in however many connections pods have made.
 pub fn incoming(
     listener: UnixListener,
     uid: Arc<AtomicU32>,
     what: &'static str,
 ) -> impl Stream<Item = io::Result<UnixStream>> {
-    unfold((listener, uid), move |(listener, uid)| async move {
+    unfold((listener, uid, reserve()), move |(listener, uid, mut spare)| async move {
         loop {
+            if spare.is_none() {
+                spare = reserve();
+            }
             match listener.accept().await {
                 Ok((stream, _)) => match allowed(&stream, uid.load(Ordering::Relaxed)) {
-                    Ok(()) => return Some((Ok(stream), (listener, uid))),
+                    Ok(()) => return Some((Ok(stream), (listener, uid, spare))),
                     Err(why) => tracing::warn!(socket = what, "connection refused: {why}"),
                 },
                 Err(e) => {
                     tracing::warn!(socket = what, error = %e, "accept failed");
-                    tokio::time::sleep(AFTER_ERROR).await;
+                    // With the reserve the next attempt follows at once; without it, when something was closed.
+                    if spare.take().is_none() {
+                        tokio::time::sleep(AFTER_ERROR).await;
+                    }
+                    if let Ok(Ok((stream, _))) = tokio::time::timeout(AFTER_ERROR, listener.accept()).await
+                        && allowed(&stream, uid.load(Ordering::Relaxed)).is_ok()
+                    {
+                        return Some((Ok(stream), (listener, uid, spare)));
+                    }
                 }
             }
         }
     })
+}
+
+/// A descriptor that only takes up a place.
+fn reserve() -> Option<OwnedFd> {
+    std::fs::File::open("/dev/null").ok().map(OwnedFd::from)
 }
 
 fn allowed(stream: &UnixStream, wanted: u32) -> Result<(), String> {

@@ -150,9 +150,12 @@ impl Live {
         Arc::clone(&self.uid)
     }
 
-    /// Whether all conditions are met.
-    pub fn ready(&self) -> bool {
-        self.shown.readiness.is_ready()
+    /// Whether publish would work: all conditions but the registration, which is the kubelet's, who asks.
+    pub fn able(&self) -> bool {
+        let able = |(condition, standing): (Condition, Standing)| {
+            condition == Condition::Registration || !matches!(standing, Standing::NotReady(_))
+        };
+        self.shown.readiness.all().into_iter().all(able)
     }
 
     /// States a condition, and logs where that is news.
@@ -181,14 +184,19 @@ impl Live {
             }
         };
         let old = self.settings.load_full();
-        if old.as_ref().is_some_and(|old| *old.config == *config) {
-            return self.set(Condition::Configuration, Standing::Ready(String::new()));
-        }
         let mut remark = String::new();
-        if let Some(fields) =
-            old.as_ref().map(|old| old.config.needs_restart(&config)).filter(|f| !f.is_empty())
-        {
-            remark = format!("restart the agent to apply {}", fields.join(", "));
+        let config = match &old {
+            None => config,
+            Some(old) => {
+                let fields = old.config.needs_restart(&config);
+                if !fields.is_empty() {
+                    remark = format!("restart the agent to apply {}", fields.join(", "));
+                }
+                Arc::new(old.config.adopt(&config))
+            }
+        };
+        if old.as_ref().is_some_and(|old| *old.config == *config) {
+            return self.set(Condition::Configuration, Standing::Ready(remark));
         }
         let verifier = self.verifier(old.as_deref(), config.authority().map(|a| &a.token));
         let rules = Rules { kubelet_root: self.basics.kubelet_root.clone(), ..Rules::new(&config) };

@@ -85,6 +85,11 @@ pub enum MounterError {
 }
 
 impl MounterError {
+    /// Whether the mounter itself refused: it is there, and another volume may fare better.
+    pub fn is_fault(&self) -> bool {
+        matches!(self, Self::Fault { .. })
+    }
+
     /// Whether the mounter itself refused with this fault.
     pub fn is(&self, wanted: Fault) -> bool {
         matches!(self, Self::Fault { fault, .. } if *fault == wanted)

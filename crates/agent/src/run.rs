@@ -79,7 +79,8 @@ async fn live_on(
     );
     let cancel = CancellationToken::new();
     let shown = Shown::default();
-    shown.metrics.descriptor_limit(limits::raise_descriptors());
+    let descriptors = limits::raise_descriptors();
+    shown.metrics.descriptor_limit(descriptors);
     let bounds =
         loaded.as_ref().map_or(Limits { connections: CONNECTIONS as usize, streams: CONNECTIONS }, |c| {
             Limits {
@@ -96,7 +97,7 @@ async fn live_on(
     let (source_sender, source) = watch::channel(Source::Missing("the agent has just started".into()));
     tokio::spawn(source::supervise(live.configs(), source_sender, cancel.clone()));
     tokio::spawn(tell_source(source.clone(), Arc::clone(&live)));
-    let terms = Terms { limits: bounds, pending: PENDING, observer: shown.metrics.clone() };
+    let terms = Terms { limits: bounds, pending: PENDING, descriptors, observer: shown.metrics.clone() };
     let volumes = Volumes::new(mounter.clone(), source, terms, Arc::clone(&shown.metrics));
     tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
     let beat = Arc::clone(&shown.progress);
@@ -279,7 +280,7 @@ impl House {
             if other_state {
                 self.volumes.store_all().await;
             }
-            self.volumes.reattach().await;
+            self.volumes.reattach().await?;
         } else {
             self.recall_registration()?;
             let done = self.volumes.restore().await?;

@@ -119,6 +119,8 @@ struct View {
     signing: bool,
     /// Whether the streams were told that the SVID has expired.
     expired: bool,
+    /// Whether there are bundles that the streams have not been shown.
+    refresh: bool,
     pod: Arc<str>,
     namespace: Arc<str>,
 }
@@ -139,6 +141,7 @@ impl Entry {
             failures: 0,
             signing: false,
             expired: false,
+            refresh: false,
             pod: Arc::clone(&none),
             namespace: none,
         };
@@ -310,8 +313,13 @@ impl Volumes {
             }
             return Err(e);
         }
-        if !same_socket {
-            self.serve(entry, slot, listener).await?;
+        if !same_socket && let Err(e) = self.serve(entry, slot, listener).await {
+            if first {
+                // As if nothing had been; the next attempt is a first one again.
+                slot.facts = None;
+                state.remove(volume)?;
+            }
+            return Err(e);
         }
         self.published(entry, slot, first);
         Ok(())

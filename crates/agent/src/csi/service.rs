@@ -26,6 +26,7 @@ use super::request::{self, HealthTarget, Refusal, Rules};
 use crate::live::Live;
 use crate::metrics::Outcome;
 use crate::mounter::MounterError;
+use crate::state::StateError;
 use crate::volumes::health::Severity;
 use crate::volumes::{Look, VolumeError, Volumes};
 
@@ -119,8 +120,9 @@ impl From<VolumeError> for Status {
         match error {
             VolumeError::Mounter(e) => mounter_status(&e),
             VolumeError::Conflict { .. } => Self::already_exists(text),
+            VolumeError::State(StateError::Full { .. } | StateError::Descriptors { .. })
+            | VolumeError::Serve { .. } => Self::resource_exhausted(text),
             VolumeError::State(_) | VolumeError::NoState(_) => Self::unavailable(text),
-            VolumeError::Serve { .. } => Self::resource_exhausted(text),
         }
     }
 }
@@ -167,7 +169,7 @@ impl Identity for Service {
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        Ok(Response::new(ProbeResponse { ready: Some(self.live.ready()) }))
+        Ok(Response::new(ProbeResponse { ready: Some(self.live.able()) }))
     }
 }
 

@@ -11,7 +11,7 @@ use seamount_mounter::protocol::{Fault, flag, keep};
 
 use super::health::Identity;
 use super::{Entry, Facts, Held, Slot, VolumeError, Volumes};
-use crate::mounter::{Found, Listener};
+use crate::mounter::{Found, Listener, MounterError};
 use crate::record::{Record, StoredSvid, VolumeSource};
 use crate::state::StateDir;
 
@@ -72,6 +72,8 @@ impl Volumes {
             match self.bring_back(found, record).await {
                 Ok(true) => done.with_identity += 1,
                 Ok(false) => done.without += 1,
+                // Without the mounter each of the others would wait in vain, too.
+                Err((_, VolumeError::Mounter(e))) if !e.is_fault() => return Err(e.into()),
                 Err((volume, e)) => {
                     done.without += 1;
                     tracing::error!(%volume, error = %e, "the volume could not be brought back; the next republish tries again");
@@ -159,8 +161,8 @@ impl Volumes {
     }
 
     /// A new connection to the mounter: it gets the listeners that it lost, and where it has another one for a volume,
-    /// that one is served.
-    pub async fn reattach(&self) {
+    /// that one is served. Fails where the mounter is gone again.
+    pub async fn reattach(&self) -> Result<(), MounterError> {
         for entry in self.all() {
             let mut slot = entry.slot.lock().await;
             let Some((cookie, kept)) = slot.serving.as_ref().map(|s| (s.cookie(), s.kept())) else {
@@ -172,12 +174,15 @@ impl Volumes {
                     Ok(false) => self.compare(&entry, &mut slot, cookie).await,
                     Err(e) => Err(e.into()),
                 };
-            if let Err(e) = result {
-                entry.span().in_scope(|| {
+            match result {
+                Ok(()) => {}
+                Err(VolumeError::Mounter(e)) if !e.is_fault() => return Err(e),
+                Err(e) => entry.span().in_scope(|| {
                     tracing::warn!(error = %e, "the mounter did not take the volume's listener; its pods go on");
-                });
+                }),
             }
         }
+        Ok(())
     }
 
     /// Writes every record again: the state directory is another one.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::health::Identity;
-use super::{Entry, Held, Slot, VolumeError, Volumes};
+use super::{Entry, Held, VolumeError, Volumes};
 use crate::metrics::Outcome;
 use crate::source::{Signer, Source};
 use crate::token::Token;
@@ -54,7 +54,7 @@ impl Volumes {
         let mut source = self.source.clone();
         let mut bundles = bundles_of(&source.borrow_and_update());
         // Volumes that were restored may wait for bundles that are there already.
-        self.refresh_all().await;
+        self.refresh_all();
         loop {
             let changed = async {
                 match &mut bundles {
@@ -74,7 +74,7 @@ impl Volumes {
                     }
                     bundles = bundles_of(&source.borrow_and_update());
                     self.retry_all();
-                    self.refresh_all().await;
+                    self.refresh_all();
                 }
                 () = changed => {
                     if let Some(bundles) = &mut bundles {
@@ -84,7 +84,7 @@ impl Volumes {
                         }
                         bundles.borrow_and_update();
                     }
-                    self.refresh_all().await;
+                    self.refresh_all();
                 }
             }
             self.look_at_the_clock(SystemTime::now());
@@ -94,6 +94,9 @@ impl Volumes {
     /// Starts what is due, and takes expired identities back.
     fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
         for entry in self.all() {
+            if entry.view().refresh {
+                self.refresh(&entry);
+            }
             let (sign, expire) = {
                 let mut view = entry.view();
                 let sign = !view.signing && view.due.is_some_and(|due| due <= now);
@@ -144,23 +147,30 @@ impl Volumes {
     }
 
     /// Other bundles: every response is made again, and an SVID that they do not verify (the root was replaced) is due.
-    pub(super) async fn refresh_all(&self) {
+    pub(super) fn refresh_all(&self) {
         for entry in self.all() {
-            let slot = entry.slot.lock().await;
-            self.refresh(&entry, &slot);
+            entry.view().refresh = true;
+            self.refresh(&entry);
         }
     }
 
-    pub(super) fn refresh(&self, entry: &Entry, slot: &Slot) {
-        let Some(held) = &slot.held else { return };
-        if let Some(serving) = &slot.serving {
-            serving.show(self.to_show(slot));
+    /// Shows the bundles of now. A volume that is busy is looked at with the next tick: one that waits for the mounter
+    /// must not keep the others waiting.
+    fn refresh(&self, entry: &Entry) {
+        let Ok(mut slot) = entry.slot.try_lock() else { return };
+        entry.view().refresh = false;
+        let Some(held) = &mut slot.held else { return };
+        let now = self.bundles(held);
+        if *now != *held.bundles {
+            held.bundles = now;
+            if let Some(serving) = &slot.serving {
+                serving.show(self.to_show(&slot));
+            }
         }
-        if let Source::Authority(signer) = &*self.source.borrow()
-            && held.svid.verify(signer.authority.bundles().borrow().own(), SystemTime::now()).is_err()
+        if let (Source::Authority(_), Some(held)) = (&*self.source.borrow(), &slot.held)
+            && held.svid.verify(held.bundles.own(), SystemTime::now()).is_err()
         {
-            let mut view = entry.view();
-            view.due = Some(SystemTime::now());
+            entry.view().due = Some(SystemTime::now());
             self.wake.notify_one();
         }
     }

@@ -1,7 +1,7 @@
 //! One volume's Workload API: the listener, the task that serves it, and what its streams see.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +16,17 @@ use crate::mounter::Listener;
 /// How long the connections of a volume may take to close before their task is ended from outside.
 const CLOSE: Duration = Duration::from_secs(5);
 
+/// Descriptors that no new volume takes: for the kubelet's calls, records, keys, connections of volumes that are there.
+const RESERVED: u64 = 24;
+
 /// What every volume's service is made with.
 pub struct Terms {
     /// Bounds per volume.
     pub limits: Limits,
     /// How long a stream is held while there is no identity yet; then it is answered `Unavailable`.
     pub pending: Duration,
+    /// The process's limit of descriptors.
+    pub descriptors: u64,
     /// Counts connections and streams.
     pub observer: Arc<dyn Observer>,
 }
@@ -40,6 +45,11 @@ impl Serving {
     /// Serves a listener. Needs a tokio runtime.
     pub fn start(listener: Listener, first: Served, terms: &Terms) -> io::Result<Self> {
         let Listener { fd, cookie, .. } = listener;
+        // The kernel gives the lowest number that is free: one near the limit says that few are left.
+        let number = u64::try_from(fd.as_raw_fd()).unwrap_or_default();
+        if number.saturating_add(RESERVED) >= terms.descriptors {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
         let kept = Arc::new(fd.try_clone()?);
         let listener = endpoint::listener(fd)?;
         let (served, seen) = watch::channel(first);

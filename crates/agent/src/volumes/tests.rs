@@ -118,6 +118,7 @@ impl World {
         let terms = Terms {
             limits: workload_api::Limits { connections: 8, streams: 8 },
             pending: LONG,
+            descriptors: u64::MAX,
             observer: Arc::new(Silent),
         };
         let volumes = Volumes::new(client, source, terms, Arc::default());

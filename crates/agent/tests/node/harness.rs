@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use seamount_testkit::issuer::{Claims, TokenIssuer};
 use seamount_testkit::kubelet::{Kubelet, PodVolume};
-use seamount_testkit::processes::{Process, agent, mounter};
+use seamount_testkit::processes::{Process, Spawn, agent, mounter};
 use seamount_testkit::{is_root, namespace, skip, uuid_of};
 use spiffe::{WorkloadApiClient, X509Svid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -129,6 +129,18 @@ impl Node {
         let args = ["--config", &config, "--log-level", "debug"];
         self.set_log_aside("agent");
         self.agent = Some(agent(&self.path("logs"), args, Some((UID, UID))).unwrap());
+    }
+
+    /// With this hard limit of descriptors. (Only the process itself may lower its limit, hence the shell.)
+    pub fn start_agent_with_descriptors(&mut self, limit: u32) {
+        let config = self.path("etc/agent.yaml").display().to_string();
+        let script = format!("ulimit -n {limit}; exec \"$@\"");
+        let program = seamount_testkit::bin("seamount-agent").display().to_string();
+        self.set_log_aside("agent");
+        let spawn = Spawn::new("agent", Path::new("/bin/sh"), &self.path("logs"))
+            .args(["-c", &script, "sh", &program, "--config", &config])
+            .ids(UID, UID);
+        self.agent = Some(spawn.start().unwrap());
     }
 
     /// The next process begins a log of its own: what is awaited in it was not said by the one before.

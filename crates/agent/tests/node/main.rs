@@ -11,6 +11,7 @@
 mod access;
 mod configuration;
 mod crashes;
+mod exhaustion;
 mod forgeries;
 mod harness;
 mod identity;
