@@ -22,7 +22,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     for name in ["csi", "registration", "workload"] {
         let descriptors = protox::compile([format!("proto/{name}.proto")], ["proto"])?;
         fs::write(Path::new(&out).join(format!("{name}.bin")), descriptors.encode_to_vec())?;
-        tonic_prost_build::configure().bytes(".").skip_debug(SECRET).compile_fds(descriptors)?;
+        // In the order of their keys, the Workload API's maps of the same content have the same bytes.
+        tonic_prost_build::configure()
+            .bytes(".")
+            .btree_map(".X509SVIDResponse")
+            .btree_map(".X509BundlesResponse")
+            .btree_map(".JWTBundlesResponse")
+            .skip_debug(SECRET)
+            .compile_fds(descriptors)?;
     }
     Ok(())
 }

@@ -136,6 +136,30 @@ async fn open_streams_keep_their_connection() {
     assert_eq!(*server.seen.refused.lock().unwrap(), ["denied", "idle"]);
 }
 
+/// Equal content has equal bytes, or every renewal of something else would be a change for every stream.
+#[test]
+fn equal_sets_have_equal_bytes() {
+    let bundle = |name: &str| {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        crate::X509Bundle::new(name.parse().unwrap(), [root.der().clone()]).unwrap()
+    };
+    let federated: Vec<_> = (0..8).map(|n| bundle(&format!("td{n}"))).collect();
+    let own = bundle("own");
+    let encode = || {
+        let set = federated
+            .iter()
+            .fold(crate::BundleSet::new(own.clone()), |set, next| set.with_federated(next.clone()).unwrap());
+        Response::new(&[], &set)
+    };
+    let first = encode();
+    for _ in 0..8 {
+        let next = encode();
+        assert!(first.svids() == next.svids() && first.bundles() == next.bundles());
+    }
+}
+
 #[test]
 fn reflection_descriptors_load() {
     assert!(health::REFLECTION.is_some());
