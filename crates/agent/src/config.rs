@@ -340,6 +340,20 @@ impl Config {
         .filter_map(|(field, differs)| differs.then_some(field))
         .collect()
     }
+
+    /// What of `new` a running agent can take over: `new` with the fields of [`Config::needs_restart`] as they are here.
+    /// Where the identity source or its trust domain differs, the whole source stays: its parts belong together.
+    pub fn adopt(&self, new: &Self) -> Self {
+        let source = match (&self.source, &new.source) {
+            (Source::Authority(old), Source::Authority(new)) if old.trust_domain == new.trust_domain => {
+                let mut taken = new.clone();
+                taken.embedded.directory.clone_from(&old.embedded.directory);
+                Source::Authority(taken)
+            }
+            (old, _) => old.clone(),
+        };
+        Self { source, log: Log { format: self.log.format, level: new.log.level }, ..self.clone() }
+    }
 }
 
 #[cfg(test)]

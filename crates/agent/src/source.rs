@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use seamount_identity::TrustDomain;
 use seamount_identity::authority::{Authority, Done, Embedded, EmbeddedConfig, IdTemplate, KeyType};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -39,10 +40,12 @@ pub enum Source {
     Directory,
 }
 
-/// What the embedded authority was made from.
-#[derive(PartialEq, Eq, Clone)]
+/// What the embedded authority was made from. Not the rules for tokens: a root in memory must outlive their change.
+#[derive(PartialEq, Eq)]
 struct Made {
-    config: AuthoritySource,
+    trust_domain: TrustDomain,
+    id_template: String,
+    embedded: config::Embedded,
     files: [u8; 32],
 }
 
@@ -93,14 +96,15 @@ async fn embed(
             return tick(embedded).await;
         }
     };
-    let wanted = Made { config: wanted.clone(), files };
-    if embedded.as_ref().is_some_and(|(_, made)| *made == wanted) {
+    let AuthoritySource { trust_domain, id_template, embedded: parts, .. } = wanted.clone();
+    let new = Made { trust_domain, id_template, embedded: parts, files };
+    if embedded.as_ref().is_some_and(|(_, made)| *made == new) {
         return tick(embedded).await;
     }
-    match make(wanted.config.clone()).await {
+    match make(wanted.clone()).await {
         Ok((authority, signer)) => {
-            tracing::info!(trust_domain = %wanted.config.trust_domain, "the embedded authority is ready");
-            *embedded = Some((authority, wanted));
+            tracing::info!(trust_domain = %wanted.trust_domain, "the embedded authority is ready");
+            *embedded = Some((authority, new));
             source.send_replace(Source::Authority(signer));
         }
         Err(why) if embedded.is_some() => {

@@ -381,6 +381,28 @@ fn what_needs_a_restart_is_named() {
     );
 }
 
+#[test]
+fn a_running_agent_takes_over_what_needs_no_restart() {
+    let old = parse(MINIMAL).unwrap();
+    assert_eq!(old.adopt(&old), old);
+    let adopted = old.adopt(&parse(FULL).unwrap());
+    assert!(old.needs_restart(&adopted).is_empty(), "{:?}", old.needs_restart(&adopted));
+    assert_eq!(adopted.log, Log { format: LogFormat::Text, level: LogLevel::Debug });
+    let authority = adopted.authority().unwrap();
+    assert_eq!(authority.token.audience, "a");
+    assert_eq!(authority.embedded.svid_ttl, Duration::from_secs(5400));
+    assert_eq!(authority.embedded.directory, None);
+    // Another source, or another trust domain with an ID template that names it: all of the old source stays.
+    for other in [
+        "nodeName: node-1\nidentity: {source: directory}",
+        "nodeName: node-1\ntrustDomain: b.org\nidentity: {idTemplate: \"spiffe://b.org/{namespace}\"}",
+    ] {
+        let new = parse(other).unwrap();
+        assert!(!old.needs_restart(&new).is_empty());
+        assert_eq!(old.adopt(&new), old);
+    }
+}
+
 proptest! {
     #[test]
     fn no_text_panics(text in ".{0,200}") {

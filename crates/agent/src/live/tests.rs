@@ -46,6 +46,29 @@ async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
 }
 
 #[tokio::test]
+async fn what_needs_a_restart_stays_as_it_is() {
+    let live =
+        Live::new(Basics::new(&args(), None, None, ""), Shown::default(), None, CancellationToken::new());
+    live.take(parse("trustDomain: example.org\n"));
+    let remark = |live: &Live| match live.shown().readiness.all().remove(&Condition::Configuration).unwrap() {
+        Standing::Ready(remark) => remark,
+        other => panic!("{other:?}"),
+    };
+    live.take(parse("trustDomain: other.org\nkubeletUid: 7\nlog: {level: debug}\n"));
+    let settings = live.settings().unwrap();
+    assert_eq!(settings.config.authority().unwrap().trust_domain.to_string(), "example.org");
+    assert_eq!(settings.config.kubelet_uid, 0);
+    assert_eq!(settings.config.log.level, config::LogLevel::Debug);
+    assert_eq!(remark(&live), "restart the agent to apply kubeletUid, trustDomain");
+    // Back again: nothing is left to say.
+    live.take(parse("trustDomain: example.org\nlog: {level: debug}\n"));
+    assert_eq!(remark(&live), "");
+    // Only such a field: still said.
+    live.take(parse("trustDomain: example.org\nkubeletUid: 7\nlog: {level: debug}\n"));
+    assert_eq!(remark(&live), "restart the agent to apply kubeletUid");
+}
+
+#[tokio::test]
 async fn the_directory_source_verifies_no_tokens() {
     let live =
         Live::new(Basics::new(&args(), None, None, ""), Shown::default(), None, CancellationToken::new());

@@ -53,6 +53,20 @@ async fn the_directory_source_needs_nothing() {
     task.await.unwrap();
 }
 
+#[tokio::test]
+async fn a_root_in_memory_outlives_other_rules_for_tokens() {
+    let (sender, _source) = watch::channel(Source::Missing("start".into()));
+    let mut embedded = None;
+    let with =
+        |yaml: &str| config(&format!("trustDomain: example.org\n{yaml}\n")).authority().unwrap().clone();
+    embed(&mut embedded, &with("token: {audience: a}"), &sender).await;
+    let first = Arc::clone(&embedded.as_ref().unwrap().0);
+    embed(&mut embedded, &with("token: {audience: b, issuer: c}"), &sender).await;
+    assert!(Arc::ptr_eq(&first, &embedded.as_ref().unwrap().0));
+    embed(&mut embedded, &with("authority: {embedded: {svidTtl: 2h}}"), &sender).await;
+    assert!(!Arc::ptr_eq(&first, &embedded.as_ref().unwrap().0));
+}
+
 #[test]
 fn the_fingerprint_follows_the_files() {
     let dir = tempfile::tempdir().unwrap();
