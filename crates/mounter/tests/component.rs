@@ -1,0 +1,23 @@
+//! The real mounter, as root in a mount namespace of its own, against everything that it must withstand.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+
+#[path = "component/bench.rs"]
+mod bench;
+#[path = "component/escape.rs"]
+mod escape;
+#[path = "component/frames.rs"]
+mod frames;
+#[path = "component/life.rs"]
+mod life;
+#[path = "component/mounts.rs"]
+mod mounts;
+#[path = "component/shortage.rs"]
+mod shortage;
+#[path = "component/volumes.rs"]
+mod volumes;
