@@ -28,7 +28,7 @@ echo
 started=$SECONDS
 declare -A shown
 code=0
-"${as_root[@]}" "$bin/seamount" play --svid-ttl 30s --timeout 110 examples/identity.yaml 2>&1 | tee "$log" \
+"${as_root[@]}" "$bin/seamount" play --svid-ttl 30s --timeout 110s examples/identity.yaml 2>&1 | tee "$log" \
   | while IFS= read -r line; do
       [ -n "${shown[x$line]-}" ] || printf '%s\n' "$line"
       shown[x$line]=1
