@@ -3,7 +3,6 @@
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{self, OFlags, ResolveFlags};
-use rustix::mount::MountAttrFlags;
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Reply, flag};
 use seamount_sys::mounter::set_attributes;
@@ -52,8 +51,9 @@ impl Node {
             source => source?,
         };
         let clone = tmpfs::clone(&source)?;
-        let attributes = PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY;
-        set_attributes(&clone, attributes.bits().into(), None).doing("make the clone read-only")?;
+        // Writable on the host, as upstream, so that the runtime can relabel it for SELinux; the kubelet mounts it
+        // read-only into containers, because the agent refuses a volume without `readOnly`.
+        set_attributes(&clone, PLAIN.bits().into(), None).doing("restrict the clone")?;
         if before.is_some() {
             // For containers that start later; running ones keep the dead directory until the pod restarts.
             place.unmount()?;
