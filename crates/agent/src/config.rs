@@ -75,6 +75,9 @@ pub struct Args {
     /// Name of the CSI driver.
     #[arg(long, value_name = "NAME")]
     pub driver_name: Option<String>,
+    /// Where health and metrics are served. Give it where probes rely on it: it holds also while the file is broken.
+    #[arg(long, value_name = "ADDRESS")]
+    pub http_address: Option<String>,
     /// Log as `text` or as `json`.
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,

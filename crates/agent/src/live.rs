@@ -3,6 +3,7 @@
 //! The basics come from the flags, from what can be read of the configuration file, and from defaults: CSI and
 //! registration are served with them also while the file is broken (node core §5).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -37,6 +38,8 @@ pub struct Basics {
     pub mounter_socket: String,
     /// The uid that may use the CSI and registration sockets.
     pub kubelet_uid: u32,
+    /// Where health and metrics are served; none: nowhere.
+    pub http: Option<SocketAddr>,
 }
 
 impl Basics {
@@ -49,6 +52,7 @@ impl Basics {
                 node_name: config.node_name.clone(),
                 mounter_socket: config.mounter_socket.to_string_lossy().into_owned(),
                 kubelet_uid: config.kubelet_uid,
+                http: config.http,
             };
         }
         let file = config::yaml(text).unwrap_or_default();
@@ -57,6 +61,8 @@ impl Basics {
             flag.cloned().or_else(of_file).filter(|v| !v.is_empty()).unwrap_or_else(|| default.to_owned())
         };
         let environment = node_name.map(str::to_owned);
+        let of_file = file.get("http").and_then(|h| h.get("address")).and_then(|a| a.as_str());
+        let http = args.http_address.as_deref().or(of_file).unwrap_or(config::HTTP_ADDRESS);
         let root = pick(args.kubelet_root.as_ref(), "kubeletRoot", config::KUBELET_ROOT);
         Self {
             driver_name: pick(args.driver_name.as_ref(), "driverName", config::DRIVER_NAME),
@@ -68,6 +74,7 @@ impl Basics {
                 .and_then(|v| v.as_u64())
                 .and_then(|uid| u32::try_from(uid).ok())
                 .unwrap_or_default(),
+            http: http.parse().ok(),
         }
     }
 

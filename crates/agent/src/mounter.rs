@@ -1,7 +1,7 @@
 //! The agent's side of the protocol with the mounter (`seamount_mounter::protocol`).
 //!
 //! One connection, requests pipelined by id, a deadline for each. A reply counts only if it repeats its request and
-//! its descriptor is what the reply says (see [`check`]); else the descriptor is closed and the request fails. A
+//! its descriptor is what the reply says (module `check`); else the descriptor is closed and the request fails. A
 //! mounter that was stopped answers late: by then the caller is gone and the descriptor is closed as well.
 //!
 //! The connection is made again for as long as the agent lives. All operations are idempotent, so one that was in

@@ -7,6 +7,7 @@
 mod door;
 mod limits;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::config::{Args, CONNECTIONS, Config, HTTP_ADDRESS, Log, LogFormat, LogLevel};
+use crate::config::{Args, CONNECTIONS, Config, Log, LogFormat, LogLevel};
 use crate::csi::service::Service;
 use crate::http::{self, BEAT, Condition, Shown, Standing};
 use crate::live::{self, Basics, Live};
@@ -88,7 +89,7 @@ async fn live_on(
                 streams: c.workload_api.streams_per_connection,
             }
         });
-    let address = loaded.as_ref().map_or_else(|_| HTTP_ADDRESS.parse().ok(), |c| c.http);
+    let address = basics.http;
     let mounter = Client::start(basics.mounter_socket.clone().into(), cancel.clone());
     let live = Live::new(basics, shown.clone(), Some(log), cancel.clone());
     live.take(loaded.map_err(|e| *e));
@@ -107,9 +108,7 @@ async fn live_on(
             tokio::time::sleep(BEAT).await;
         }
     });
-    if let Some(address) = address {
-        tokio::spawn(show(address, shown, cancel.clone()));
-    }
+    tokio::spawn(show(address, live.configs(), shown, cancel.clone()));
 
     let stopped = CancellationToken::new();
     let mut house = House::new(live, mounter, volumes);
@@ -133,8 +132,37 @@ async fn live_on(
     Ok(())
 }
 
-/// Health and metrics. An address that is taken is tried again: liveness must not depend on a port.
-async fn show(address: std::net::SocketAddr, shown: Shown, cancel: CancellationToken) {
+/// Health and metrics. Where the agent started without a valid configuration, the first one decides anew.
+async fn show(
+    mut address: Option<SocketAddr>,
+    mut configs: watch::Receiver<Option<Arc<Config>>>,
+    shown: Shown,
+    cancel: CancellationToken,
+) {
+    let mut decided = configs.borrow().is_some();
+    loop {
+        let serving = show_at(address, &shown, &cancel);
+        let first = async {
+            let config = configs.wait_for(Option::is_some).await.ok().and_then(|c| c.clone());
+            match config {
+                Some(config) if !decided => config.http,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = serving => {}
+            first = first => {
+                decided = true;
+                address = first;
+            }
+        }
+    }
+}
+
+/// An address that is taken is tried again: liveness must not depend on it.
+async fn show_at(address: Option<SocketAddr>, shown: &Shown, cancel: &CancellationToken) {
+    let Some(address) = address else { return std::future::pending().await };
     let mut told = false;
     loop {
         match tokio::net::TcpListener::bind(address).await {
@@ -150,10 +178,7 @@ async fn show(address: std::net::SocketAddr, shown: Shown, cancel: CancellationT
             }
             Err(_) => {}
         }
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(AGAIN) => {}
-        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

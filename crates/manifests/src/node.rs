@@ -137,6 +137,8 @@ fn agent(options: &Options) -> Container {
             format!("--mounter-socket={MOUNTER_SOCKET}"),
             format!("--kubelet-root={}", options.kubelet_root),
             format!("--driver-name={}", options.driver_name),
+            // The probes below must find it then, too.
+            format!("--http-address=0.0.0.0:{}", options.http_port),
         ]),
         env: Some(vec![EnvVar {
             name: "NODE_NAME".to_owned(),

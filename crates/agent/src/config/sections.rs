@@ -64,7 +64,7 @@ pub(super) fn read(
     }
     let kubelet_uid = root.number("kubeletUid", 0, (0, u32::MAX - 1), p);
     let source = source(&mut root, p);
-    let http = http(&mut root, p);
+    let http = http(&mut root, args, p);
     let log = log(&mut root, args, p);
     let workload_api = workload_api(&mut root, p);
     root.end(p);
@@ -320,17 +320,21 @@ fn parse_url(url: &str) -> Option<(String, u16, String)> {
     Some((host.to_owned(), port.filter(|port| *port != 0)?, path))
 }
 
-fn http(root: &mut Section, p: &mut Problems) -> Option<SocketAddr> {
+fn http(root: &mut Section, args: &Args, p: &mut Problems) -> Option<SocketAddr> {
     let mut section = root.section("http", p);
     let text = section.string("address", p).unwrap_or_else(|| HTTP_ADDRESS.to_owned());
     section.end(p);
+    let (field, text) = match &args.http_address {
+        Some(flag) => ("--http-address", flag),
+        None => ("http.address", &text),
+    };
     if text.is_empty() {
         return None;
     }
     let address = text.parse().ok();
     if address.is_none() {
         p.add(
-            "http.address",
+            field,
             format!("is {text:?}"),
             "write <IP address>:<port>, for instance 127.0.0.1:9808 or [::]:9808, or \"\" for none",
         );

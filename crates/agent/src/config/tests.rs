@@ -108,6 +108,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         mounter_socket: Some("/m".into()),
         kubelet_root: Some("/k".into()),
         driver_name: Some("d".into()),
+        http_address: Some("[::1]:7".into()),
         log_format: Some("json".into()),
         log_level: Some("trace".into()),
         ..Args::default()
@@ -116,6 +117,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert_eq!(config.node_name, "flag");
     assert_eq!(config.endpoint(), Path::new("/k/plugins/d/csi.sock"));
     assert_eq!(config.mounter_socket, Path::new("/m"));
+    assert_eq!(config.http, Some("[::1]:7".parse().unwrap()));
     assert_eq!(config.log, Log { format: LogFormat::Json, level: LogLevel::Trace });
     let config = Config::parse(FULL, Path::new("x"), &Args::default(), Some("environment")).unwrap();
     assert_eq!(config.node_name, "environment");
@@ -125,13 +127,19 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 
 #[test]
 fn a_wrong_flag_is_named_as_a_flag() {
-    let args =
-        Args { kubelet_root: Some("kubelet".into()), log_level: Some("loud".into()), ..Args::default() };
+    let args = Args {
+        kubelet_root: Some("kubelet".into()),
+        http_address: Some("nowhere".into()),
+        log_level: Some("loud".into()),
+        ..Args::default()
+    };
     let Err(ConfigError::Invalid(problems)) = Config::parse(MINIMAL, Path::new("x"), &args, None) else {
         panic!("accepted")
     };
     let fields: Vec<_> = problems.iter().map(|p| p.field.as_str()).collect();
-    assert_eq!(fields, ["--kubelet-root", "--log-level"]);
+    let mut fields = fields;
+    fields.sort_unstable();
+    assert_eq!(fields, ["--http-address", "--kubelet-root", "--log-level"]);
 }
 
 #[test]
@@ -149,6 +157,8 @@ fn args_are_those_of_the_brief() {
         "/k",
         "--driver-name",
         "d",
+        "--http-address",
+        "[::1]:7",
         "--log-format",
         "json",
         "--log-level",

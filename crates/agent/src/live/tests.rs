@@ -11,15 +11,21 @@ fn parse(yaml: &str) -> Result<Config, ConfigError> {
 
 #[test]
 fn basics_are_found_in_a_configuration_that_is_not_valid() {
-    let broken = "driverName: other.example.org\nkubeletUid: 7\nnodeName: n\nnoSuchField: 1\n";
+    let broken = "driverName: other.example.org\nkubeletUid: 7\nnodeName: n\nhttp: {address: \"0.0.0.0:1\"}\nnoSuchField: 1\n";
     assert!(parse(broken).is_err());
     let basics = Basics::new(&Args::default(), None, None, broken);
     assert_eq!(basics.driver_name, "other.example.org");
     assert_eq!((basics.kubelet_uid, basics.node_name.as_str()), (7, "n"));
     assert_eq!(basics.kubelet_root, config::KUBELET_ROOT);
+    assert_eq!(basics.http, Some("0.0.0.0:1".parse().unwrap()));
     assert_eq!(basics.endpoint(), "/var/lib/kubelet/plugins/other.example.org/csi.sock");
-    let flags = Args { driver_name: Some("flag.example.org".to_owned()), ..args() };
+    let flags = Args {
+        driver_name: Some("flag.example.org".to_owned()),
+        http_address: Some("[::]:2".to_owned()),
+        ..args()
+    };
     let basics = Basics::new(&flags, Some("env"), None, "]not yaml[");
+    assert_eq!(basics.http, Some("[::]:2".parse().unwrap()));
     assert_eq!((basics.driver_name.as_str(), basics.node_name.as_str()), ("flag.example.org", "node-1"));
 }
 

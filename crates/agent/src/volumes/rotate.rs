@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use seamount_identity::authority::{AuthorityError, TemplateError, Workload, new_key_and_csr};
+use seamount_identity::authority::{AuthorityError, KeyType, TemplateError, Workload, new_key_and_csr};
 use seamount_identity::rotation::{self, random_jitter};
 use seamount_identity::{BundleSet, SpiffeId, SvidError, X509Svid};
 use tokio::sync::watch;
@@ -286,9 +286,14 @@ async fn issue(
 ) -> Result<(X509Svid, Arc<BundleSet>), IdentityError> {
     let wanted = signer.template.render(workload)?;
     let kind = signer.key_type;
-    // An RSA key takes a tenth of a second or more.
-    let made = tokio::task::spawn_blocking(move || new_key_and_csr(kind)).await;
-    let (key, csr) = made.map_err(|_| IdentityError::Stopping)??;
+    let (key, csr) = match kind {
+        // Microseconds: a thread for it would cost more, and its memory would stay.
+        KeyType::EcP256 | KeyType::EcP384 => new_key_and_csr(kind)?,
+        // A tenth of a second or more.
+        KeyType::Rsa2048 | KeyType::Rsa4096 => tokio::task::spawn_blocking(move || new_key_and_csr(kind))
+            .await
+            .map_err(|_| IdentityError::Stopping)??,
+    };
     let signing = signer.authority.sign(&csr, workload, token.expose());
     let chain = tokio::time::timeout(SIGN, signing).await.map_err(|_| IdentityError::Timeout)??;
     // Refuses a chain that is not for this key.

@@ -80,6 +80,8 @@ fn pods_are_deleted_under_a_broken_configuration() {
         ));
         node.start_agent();
         node.agent().wait_for_log(LONG, "volumes restored").unwrap();
+        assert_eq!(node.get("/livez").await.unwrap().0, 200);
+        assert!(node.get("/readyz").await.unwrap().1.contains("noSuchField"));
         let third = node.volume("shop", "frontend", "web-3");
         node.kubelet.prepare(&third).unwrap();
         let status = node.kubelet.publish(&third, Some(&node.tokens(&third))).await.unwrap_err();

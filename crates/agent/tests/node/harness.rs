@@ -126,7 +126,7 @@ impl Node {
 
     pub fn start_agent(&mut self) {
         let config = self.path("etc/agent.yaml").display().to_string();
-        let args = ["--config", &config, "--log-level", "debug"];
+        let args = ["--config", &config, "--log-level", "debug", "--http-address", &self.http];
         self.set_log_aside("agent");
         self.agent = Some(agent(&self.path("logs"), args, Some((UID, UID))).unwrap());
     }
