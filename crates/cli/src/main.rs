@@ -19,11 +19,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Play Pod manifests on this machine: the real mounter and agent, no cluster.
-    Play(play::Args),
+    Play(Box<play::Args>),
     /// Ask the Workload API on a socket what a workload would see.
     Api(api::Args),
     /// Print the Kubernetes objects of an installation.
-    Manifests(manifests::Args),
+    Manifests(Box<manifests::Args>),
     /// A process that `play` starts.
     #[command(name = play::STAGE, hide = true)]
     PlayStage(play::StageArgs),
@@ -31,9 +31,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Play(args) => play::run(args),
+        Command::Play(args) => play::run(*args),
         Command::Api(args) => api::run(args),
-        Command::Manifests(args) => manifests::run(args),
+        Command::Manifests(args) => manifests::run(*args),
         Command::PlayStage(args) => play::run_stage(args),
     };
     match outcome {

@@ -51,14 +51,14 @@ pub struct Args {
     #[arg(long, value_name = "IMAGE=DIR", value_parser = image_and_directory)]
     rootfs: Vec<(String, PathBuf)>,
     /// The trust domain of the played authority.
-    #[arg(long, default_value = "example.org")]
+    #[arg(long, default_value = "example.org", value_parser = trust_domain)]
     trust_domain: String,
     /// How long an SVID is valid: 1h, 90s. It is rotated at half of that.
-    #[arg(long, default_value = "1h")]
+    #[arg(long, value_name = "TIME", default_value = "1h")]
     svid_ttl: String,
-    /// Stop after this many seconds.
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<u64>,
+    /// Stop after this time: 90s, 10m.
+    #[arg(long, value_name = "TIME", value_parser = crate::api::parse_duration)]
+    timeout: Option<Duration>,
     /// Where seamount-mounter and seamount-agent are (default: beside this program).
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -112,6 +112,16 @@ fn image_and_directory(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
+/// SPIFFE-ID §2.1: lower-case letters, digits, dots, hyphens and underscores, at most 255; case does not matter.
+fn trust_domain(text: &str) -> Result<String, String> {
+    let name = text.to_ascii_lowercase();
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+    match name.len() {
+        1..=255 if name.bytes().all(good) => Ok(name),
+        _ => Err("a trust domain is 1 to 255 letters, digits, dots, hyphens and underscores".to_owned()),
+    }
+}
+
 /// Plays the files.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let files = args.files.iter().map(|f| read(f)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -146,7 +156,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         rootfs,
         trust_domain: args.trust_domain,
         svid_ttl: args.svid_ttl,
-        timeout: args.timeout.map(Duration::from_secs),
+        timeout: args.timeout,
         bin,
         verbose: args.verbose,
         colour: std::io::stdout().is_terminal(),

@@ -28,7 +28,8 @@ pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // SAFETY: only FILES is unsafe (descriptors of other threads would change their meaning), and it is refused above.
-    Ok(unsafe { unshare_unsafe(flags)? })
+    unsafe { unshare_unsafe(flags)? };
+    Ok(())
 }
 
 /// Adds attributes (`MOUNT_ATTR_*`) to the mount that `mount` is the root of and to everything mounted below it.

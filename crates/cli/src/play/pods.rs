@@ -73,6 +73,12 @@ struct Outcome {
     left: bool,
 }
 
+/// Why a pod has no volumes.
+struct Failure {
+    reason: String,
+    broken: bool,
+}
+
 impl Play {
     /// Plays all pods to their end.
     pub async fn run(
@@ -221,7 +227,8 @@ impl Play {
                     () = republish => {}
                 }
             }
-            Err(reason) => {
+            Err(Failure { reason, broken }) => {
+                outcome.broken = broken;
                 self.output.say(&format!("pod {}: {reason}", pod.full_name()));
             }
         }
@@ -249,14 +256,16 @@ impl Play {
         &self,
         pod: &Pod,
         published: &mut Vec<PodVolume>,
-    ) -> Result<BTreeMap<String, PathBuf>, String> {
+    ) -> Result<BTreeMap<String, PathBuf>, Failure> {
         let mut paths = BTreeMap::new();
         for volume in &pod.volumes {
             let name = &volume.name;
             let Source::Csi { read_only, attributes } = &volume.source else {
                 let directory = self.ground.kubelet.join("pods").join(&pod.uid);
-                let path = volumes::make(&directory, volume, pod.fs_group)
-                    .map_err(|e| format!("volume {name} cannot be made: {e}"))?;
+                let path = volumes::make(&directory, volume, pod.fs_group).map_err(|e| Failure {
+                    reason: format!("volume {name} cannot be made: {e}"),
+                    broken: false,
+                })?;
                 paths.extend(path.map(|path| (name.clone(), path)));
                 continue;
             };
@@ -271,7 +280,8 @@ impl Play {
                 if let Err(error) = self.kubelet.tear_down(&csi).await {
                     reason.push_str(&format!("; {error}"));
                 }
-                return Err(reason);
+                // What is wrong with the request is the manifest's fault, everything else the node's.
+                return Err(Failure { reason, broken: refusal.code() != tonic::Code::InvalidArgument });
             }
             let path = self.kubelet.target_path(&csi);
             if self.keep {

@@ -54,7 +54,9 @@ pub enum Kind {
 
 /// Directories of a host that a container gets empty instead: they hold sockets (connect(2) works through a read-only
 /// mount), keys and other people's files.
-const MASKED: &[(&str, &str)] = &[("run", "755"), ("tmp", "1777"), ("home", "755"), ("root", "700")];
+const MASKED: &[(&str, &str)] = &[("home", "755"), ("root", "700")];
+/// Directories that every container has for itself.
+const SCRATCH: &[(&str, &str)] = &[("run", "755"), ("tmp", "1777")];
 /// Mounted afresh for each container, or not at all.
 const OWN: &[&str] = &["proc", "sys", "dev"];
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
@@ -76,12 +78,13 @@ impl Root {
             .doing(|| format!("mount a tmpfs on {}", at.display()))?;
         let base_fd = openat(CWD, base, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .doing(|| format!("open {}", base.display()))?;
-        let masked = if host { MASKED } else { &MASKED[..2] };
-        let skip: Vec<&str> = masked.iter().map(|(name, _)| *name).chain(OWN.iter().copied()).collect();
+        let masked = if host { MASKED } else { &[] };
+        let empty = || SCRATCH.iter().chain(masked).copied();
+        let skip: Vec<&str> = empty().map(|(name, _)| name).chain(OWN.iter().copied()).collect();
         mirror(base_fd.as_fd(), top.as_fd(), &skip)?;
         let writable = vec![top.try_clone().doing(|| "keep the root's descriptor".into())?];
         let mut root = Self { top, path: at.to_owned(), writable };
-        for (name, mode) in masked {
+        for (name, mode) in empty() {
             // Where /home is a link (to var/home, say), it is followed, so that the real place is masked as well.
             root.tmpfs(name, mode)?;
         }
@@ -217,10 +220,8 @@ impl Root {
     /// Makes a small `/dev`: device nodes cannot be made in a user namespace, so the host's are bound.
     pub fn dev(&mut self) -> Result<()> {
         let dev = self.tmpfs("/dev", "755")?;
-        // Programs write to /dev/shm whatever readOnlyRootFilesystem says.
-        self.writable.pop();
         for name in DEVICES {
-            let device = clone_tree(CWD, &format!("/dev/{name}")).doing(|| format!("bind /dev/{name}"))?;
+            let device = clone_tree(CWD, format!("/dev/{name}")).doing(|| format!("bind /dev/{name}"))?;
             create(dev.as_fd(), name, Kind::File).doing(|| format!("make /dev/{name}"))?;
             self.attach_to(&device, &dev, name)?;
         }

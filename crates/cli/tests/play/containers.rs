@@ -33,13 +33,13 @@ fn a_pod_fetches_its_svid() {
 fn two_pods_have_two_identities_and_rotate() {
     for who in everybody("two_pods_have_two_identities_and_rotate") {
         // Each waits for a second serial number; the other's socket is nowhere.
-        let text = "find / -name '*.sock' -not -path '/proc/*' 2>/dev/null | sort; \
-                    seamount api watch | while read -r a b c; do case \"$a $b\" in 'SPIFFE ID') echo $c;; \
-                    Serial*) [ -z \"$s\" ] || [ \"$s\" = \"$b\" ] || { echo rotated; break; }; s=$b;; esac; done";
+        let text = "find /run /tmp /home /root /seamount /spiffe-workload-api -name '*.sock' | sort; \
+                    seamount api watch | while read -r when id word serial rest; do echo $id; \
+                    [ -z \"$last\" ] || [ \"$last\" = \"$serial\" ] || { echo rotated; break; }; last=$serial; done";
         let one = script(SPIFFE, MOUNT, text);
         let two =
             one.replace("name: p,", "name: q,").replace("serviceAccountName: web", "serviceAccountName: db");
-        let played = Stage::new().play(who, &format!("{one}---\n{two}"), &["--svid-ttl", "12s"]);
+        let played = Stage::new().play(who, &format!("{one}---\n{two}"), &["--svid-ttl", "20s"]);
         played.assert_code(0);
         for (pod, account) in [("p", "web"), ("q", "db")] {
             let lines = played.of(&format!("{pod}/c"));
@@ -145,7 +145,7 @@ fn on_failure_starts_again() {
 #[test]
 fn the_timeout_ends_it() {
     for who in everybody("the_timeout_ends_it") {
-        let played = Stage::new().play(who, &script("", "", "echo on; sleep 1000"), &["--timeout", "2"]);
+        let played = Stage::new().play(who, &script("", "", "echo on; sleep 1000"), &["--timeout", "2s"]);
         played.assert_code(1).assert_said("the time is over").assert_said("[p/c] exited with status 137");
     }
 }

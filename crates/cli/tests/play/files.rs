@@ -135,3 +135,20 @@ fn what_cannot_be_played_is_refused_before_anything_starts() {
         assert!(String::from_utf8(output.stderr).unwrap().contains("a part of `seamount play`"));
     }
 }
+
+#[test]
+fn what_the_agent_refuses_is_shown() {
+    let spec = "  volumes: [{name: id, csi: {driver: csi.spiffe.io, readOnly: true}}]";
+    for who in everybody("what_the_agent_refuses_is_shown") {
+        let stage = Stage::new();
+        let played = stage.play(who, &script(spec, "", "true"), &["--svid-ttl", "1s"]);
+        played
+            .assert_code(1)
+            .assert_said("volume id was refused")
+            .assert_said("log of the agent")
+            .assert_said("svidTtl");
+        let mut command = who.command(stage.path("seamount"));
+        let output = command.args(["play", "x.yaml", "--trust-domain", "a/b"]).output().unwrap();
+        assert!(String::from_utf8(output.stderr).unwrap().contains("a trust domain is 1 to 255"));
+    }
+}

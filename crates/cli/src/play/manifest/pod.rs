@@ -102,7 +102,10 @@ fn convert(r: &mut Reader<'_>, name: String, pod: api::Pod, place: &Place<'_>) -
     if !is_name(&service_account, 253, true) {
         r.refuse("spec.serviceAccountName", "is not a DNS name");
     }
-    let hostname = spec.hostname.unwrap_or_else(|| name.chars().take(63).collect());
+    let hostname = spec.hostname.unwrap_or_else(|| {
+        let short: String = name.chars().take(63).collect();
+        short.trim_end_matches(['-', '.']).to_owned()
+    });
     if !is_name(&hostname, 63, true) {
         r.refuse("spec.hostname", "is not a DNS label");
     }
@@ -293,8 +296,10 @@ struct Facts<'a> {
 
 fn container(r: &mut Reader<'_>, c: api::Container, at: String, init: bool, facts: &Facts<'_>) -> Container {
     let sidecar = match c.restart_policy.as_deref() {
-        None => false,
         Some("Always") if init => true,
+        // Elsewhere the field is refused as such.
+        None => false,
+        Some(_) if !init => false,
         Some(other) => {
             r.refuse(&format!("{at}.restartPolicy"), format!("{other} cannot be played"));
             false
@@ -478,7 +483,10 @@ fn value_from(r: &mut Reader<'_>, at: &str, source: api::EnvVarSource, facts: &F
         let data = r.secret(&secret.name).cloned();
         (format!("{at}.secretKeyRef"), "Secret", secret.name, secret.key, secret.optional, data)
     } else {
-        r.refuse(at, "has no source that can be played");
+        // The other sources are refused as fields.
+        if source.resource_field_ref.is_none() && source.file_key_ref.is_none() {
+            r.refuse(at, "has no source");
+        }
         return None;
     };
     let optional = optional == Some(true);
