@@ -46,7 +46,7 @@ fn environment_and_files_come_from_the_same_files() {
         let yaml = script(spec, container, text).replace("\\\\$", "$");
         let mut command = who.command("env");
         let stage = Stage::new();
-        command.arg("CARGO_OF_THE_HOST=1").arg(stage.path("seamount"));
+        command.arg("CARGO_OF_THE_HOST=1").arg(stage.seamount());
         let played = stage.start_with(command, &format!("{yaml}{OBJECTS}"), &[]).wait();
         assert_eq!(
             played.of("p/c"),
@@ -124,13 +124,13 @@ fn what_cannot_be_played_is_refused_before_anything_starts() {
     played.assert_code(1).assert_said("seamount-mounter is not in /usr: build it with");
     let played = stage.play(Who::User, "", &[]);
     played.assert_code(1).assert_said("there is no Pod to play");
-    let mut command = Who::User.command(stage.path("seamount"));
+    let mut command = Who::User.command(stage.seamount());
     let output = command.args(["play", "/nowhere.yaml"]).output().unwrap();
     assert!(String::from_utf8(output.stderr).unwrap().contains("read /nowhere.yaml"));
     // Its hidden parts touch nothing when somebody else starts them.
     for part in ["supervisor", "container"] {
         let output =
-            std::process::Command::new(stage.path("seamount")).args(["play-stage", part]).output().unwrap();
+            std::process::Command::new(stage.seamount()).args(["play-stage", part]).output().unwrap();
         assert!(!output.status.success());
         assert!(String::from_utf8(output.stderr).unwrap().contains("a part of `seamount play`"));
     }
@@ -147,7 +147,7 @@ fn what_the_agent_refuses_is_shown() {
             .assert_said("volume id was refused")
             .assert_said("log of the agent")
             .assert_said("svidTtl");
-        let mut command = who.command(stage.path("seamount"));
+        let mut command = who.command(stage.seamount());
         let output = command.args(["play", "x.yaml", "--trust-domain", "a/b"]).output().unwrap();
         assert!(String::from_utf8(output.stderr).unwrap().contains("a trust domain is 1 to 255"));
     }

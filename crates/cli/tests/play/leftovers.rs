@@ -10,7 +10,7 @@ use std::time::Instant;
 use rustix::process::Signal;
 use seamount_testkit::namespace::private_mounts;
 
-use crate::stage::{PATIENCE, Playing, Stage, Who, everybody, script};
+use crate::stage::{PATIENCE, Playing, Stage, Who, everybody, script, start_from_input};
 
 const SPEC: &str = "  terminationGracePeriodSeconds: 60
   volumes: [{name: id, csi: {driver: csi.spiffe.io, readOnly: true}}, {name: v}]";
@@ -56,9 +56,9 @@ fn nothing_is_left(test: &str, text: &str, end: impl Fn(Playing) + Sync) {
         }
         let stage = Stage::new();
         private_mounts(|| {
-            // Where the stage lies is covered next; this is the way to it.
-            let tools = Path::new("/mnt");
-            rustix::mount::mount_bind(stage.path(""), tools).unwrap();
+            // Where the programs are may be covered next; this is the way to them.
+            let programs = Path::new("/mnt");
+            rustix::mount::mount_bind(stage.programs(), programs).unwrap();
             for path in ["/run", "/tmp"] {
                 rustix::mount::mount("tmpfs", path, "tmpfs", rustix::mount::MountFlags::empty(), None)
                     .unwrap();
@@ -67,11 +67,9 @@ fn nothing_is_left(test: &str, text: &str, end: impl Fn(Playing) + Sync) {
             let mark = unique();
             let before = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
             let (run, tmp, dev) = (names("/run"), names("/tmp"), names("/dev/shm"));
-            let yaml = tools.join("pods.yaml");
-            fs::write(&yaml, forever(&mark, text)).unwrap();
             let mut command = who.command("env");
-            command.arg(format!("SEAMOUNT_MARK={mark}")).arg(tools.join("seamount"));
-            let mut playing = Stage::start_command(command, &yaml, &[]);
+            command.arg(format!("SEAMOUNT_MARK={mark}")).arg(programs.join("seamount"));
+            let mut playing = start_from_input(command, &forever(&mark, text));
             playing.wait_for("[p/c] ready");
             let children = marked(&mark);
             // play, supervisor, mounter, agent, the container's first.
@@ -156,7 +154,7 @@ fn keep_prints_sockets_that_work_from_the_host() {
             playing.wait_for("exited with status 0");
         }
         for socket in &sockets {
-            let mut command = Who::command(who, stage.path("seamount"));
+            let mut command = Who::command(who, stage.seamount());
             let output = command.args(["api", "fetch", "x509", "--socket", socket]).output().unwrap();
             let text = String::from_utf8(output.stdout).unwrap();
             let error = String::from_utf8(output.stderr).unwrap();

@@ -1,7 +1,7 @@
 //! How the tests run `seamount play`.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -65,23 +65,44 @@ impl Who {
     }
 }
 
-/// A directory that everybody can read, with the programs in it: the checkout may be below somebody's home.
+/// A directory and the programs, where everybody can read them.
 pub struct Stage {
     directory: tempfile::TempDir,
+    programs: PathBuf,
 }
 
 impl Stage {
     pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let stage = Self { directory };
-        for name in ["seamount", "seamount-mounter", "seamount-agent"] {
-            let (from, to) = (seamount_testkit::bin(name), stage.path(name));
-            if fs::hard_link(&from, &to).is_err() {
-                fs::copy(&from, &to).unwrap();
+        let mut programs = seamount_testkit::bin("seamount").parent().unwrap().to_owned();
+        let mut probe = Who::User.command(programs.join("seamount"));
+        if !probe
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success())
+        {
+            // The checkout is below somebody's home.
+            for name in ["seamount", "seamount-mounter", "seamount-agent"] {
+                fs::copy(seamount_testkit::bin(name), directory.path().join(name)).unwrap();
             }
+            programs = directory.path().to_owned();
         }
-        stage
+        // Says what to build if one is missing.
+        let _ = (seamount_testkit::bin("seamount-mounter"), seamount_testkit::bin("seamount-agent"));
+        Self { directory, programs }
+    }
+
+    /// Where the programs are.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
+    /// The program `seamount`.
+    pub fn seamount(&self) -> PathBuf {
+        self.programs.join("seamount")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -101,27 +122,30 @@ impl Stage {
 
     /// Starts to play a manifest.
     pub fn start(&self, who: Who, yaml: &str, args: &[&str]) -> Playing {
-        self.start_with(who.command(self.path("seamount")), yaml, args)
+        self.start_with(who.command(self.seamount()), yaml, args)
     }
 
     pub fn start_with(&self, command: Command, yaml: &str, args: &[&str]) -> Playing {
-        Self::start_command(command, &self.write("pods.yaml", yaml), args)
+        let file = self.write("pods.yaml", yaml);
+        start(command, &file, Stdio::null(), args)
     }
+}
 
-    pub fn start_command(mut command: Command, file: &Path, args: &[&str]) -> Playing {
-        command
-            .arg("play")
-            .arg(file)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let (send, lines) = mpsc::channel();
-        copy(child.stdout.take().unwrap(), true, send.clone());
-        copy(child.stderr.take().unwrap(), false, send);
-        Playing { child, lines, out: Vec::new(), err: Vec::new() }
-    }
+/// Starts to play what comes from standard input.
+pub fn start_from_input(command: Command, yaml: &str) -> Playing {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // Less than a pipe holds.
+    writer.write_all(yaml.as_bytes()).unwrap();
+    start(command, Path::new("-"), reader.into(), &[])
+}
+
+fn start(mut command: Command, file: &Path, input: Stdio, args: &[&str]) -> Playing {
+    command.arg("play").arg(file).args(args).stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (send, lines) = mpsc::channel();
+    copy(child.stdout.take().unwrap(), true, send.clone());
+    copy(child.stderr.take().unwrap(), false, send);
+    Playing { child, lines, out: Vec::new(), err: Vec::new() }
 }
 
 fn copy(from: impl Read + Send + 'static, out: bool, to: mpsc::Sender<(bool, String)>) {
