@@ -4,7 +4,7 @@
 //! the socket in another way.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use rustix::net::sockopt::socket_peercred;
 use tokio::net::{UnixListener, UnixStream};
 
 /// How long `accept` rests after an error such as the lack of descriptors, which would else spin.
@@ -67,8 +66,8 @@ fn reserve() -> Option<OwnedFd> {
 }
 
 fn allowed(stream: &UnixStream, wanted: u32) -> Result<(), String> {
-    let peer = socket_peercred(stream.as_fd()).map_err(|e| format!("who it is cannot be seen ({e})"))?;
-    let uid = peer.uid.as_raw();
+    // Not rustix's call: it takes the pid 0, which the kubelet has in a container without hostPID, for an error.
+    let uid = stream.peer_cred().map_err(|e| format!("who it is cannot be seen ({e})"))?.uid();
     if uid == wanted {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, RecvAncillaryMessage, SendAncillaryMessage, SocketFlags, SocketType};
 use seamount_mounter::protocol::{FRAME, Fault, Reply};
 
@@ -53,7 +53,7 @@ pub fn serve(listener: &OwnedFd, node: &mut Node) -> Outcome<()> {
 fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<OwnedFd> {
     let connection = net::accept_with(listener, SocketFlags::CLOEXEC).ok()?;
     let _ = set_socket_timeout(&connection, Timeout::Send, Some(PATIENCE));
-    let peer = socket_peercred(&connection).map_or(u32::MAX, |peer| peer.uid.as_raw());
+    let peer = seamount_sys::mounter::peer_uid(&connection);
     let (fault, refusal) = match peer == uid {
         true if busy => (Fault::Busy, "another agent is connected; try again".to_owned()),
         true => {

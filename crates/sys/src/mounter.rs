@@ -25,6 +25,17 @@ pub fn exit_on_sigterm() {
     unsafe { libc::signal(libc::SIGTERM, exit as extern "C" fn(libc::c_int) as libc::sighandler_t) };
 }
 
+/// The uid of a Unix socket's peer (SO_PEERCRED, unix(7)), or `u32::MAX`, which is nobody's. rustix's call takes a pid of
+/// 0 for an error, and every peer in another PID namespace, such as the other container of a pod, has that one.
+pub fn peer_uid(socket: impl AsFd) -> u32 {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let (fd, mut size) = (socket.as_fd().as_raw_fd(), size_of_val(&peer) as libc::socklen_t);
+    let into = (&raw mut peer).cast();
+    // SAFETY: `into` is valid for `size` bytes, and any bytes make a ucred.
+    unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, into, &raw mut size) };
+    peer.uid
+}
+
 /// A user namespace that exchanges id 0 with `uid` (and gid 0 with `gid`) and leaves every other id as it is. On an
 /// idmapped mount (mount_setattr(2)) what `uid` writes is root's, and no id is unmapped. It lives as long as its
 /// descriptor. Call it while the process has one thread.
@@ -98,6 +109,13 @@ pub fn set_attributes(mount: impl AsFd, set: u64, idmap: Option<&OwnedFd>) -> io
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_peer_of_a_pair_of_our_own_is_us() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(peer_uid(&one), rustix::process::getuid().as_raw());
+        assert_eq!(peer_uid(fs::File::open("/dev/null").unwrap()), u32::MAX);
+    }
 
     #[test]
     fn the_map_exchanges_two_ids_and_keeps_the_rest() {
