@@ -127,7 +127,7 @@ pub fn new_key_and_csr(key_type: KeyType) -> Result<(PrivateKey, Vec<u8>), Autho
     let csr = params
         .serialize_request(&pair)
         .map_err(|_| AuthorityError::Crypto("signing a certificate request"))?;
-    Ok((PrivateKey::from_checked(pkcs8), csr.der().to_vec()))
+    Ok((PrivateKey::of_pair(&pair, pkcs8), csr.der().to_vec()))
 }
 
 #[cfg(test)]

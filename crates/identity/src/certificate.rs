@@ -12,7 +12,6 @@ use x509_parser::{
 use crate::{
     bundle::X509Bundle,
     id::{SpiffeId, TrustDomain},
-    keys::KeyPair,
     svid::{MAX_CHAIN, SvidError},
 };
 
@@ -200,8 +199,8 @@ fn uri_san(certificate: &X509Certificate<'_>) -> Result<Option<(SpiffeId, bool)>
 }
 
 /// Whether the certificate is for this key.
-pub(crate) fn has_key(certificate: &X509Certificate<'_>, pair: &KeyPair) -> bool {
-    &*certificate.public_key().subject_public_key.data == pair.public_key()
+pub(crate) fn has_key(certificate: &X509Certificate<'_>, public_key: &[u8]) -> bool {
+    &*certificate.public_key().subject_public_key.data == public_key
 }
 
 /// Not before, not after. Times before 1970 become 1970.

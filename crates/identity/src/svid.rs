@@ -116,18 +116,25 @@ pub enum SvidError {
 #[derive(Clone)]
 pub struct PrivateKey {
     pkcs8: Zeroizing<Vec<u8>>,
+    /// The public half as a certificate holds it: reading the private one again costs as much as signing.
+    public: Box<[u8]>,
 }
 
 impl PrivateKey {
     /// Takes unencrypted PKCS#8 DER of an ECDSA P-256, ECDSA P-384 or RSA key.
     pub fn from_pkcs8_der(der: &[u8]) -> Result<Self, SvidError> {
-        KeyPair::from_pkcs8(der).map_err(|_| SvidError::Key)?;
-        Ok(Self { pkcs8: Zeroizing::new(der.to_vec()) })
+        let pair = KeyPair::from_pkcs8(der).map_err(|_| SvidError::Key)?;
+        Ok(Self::of_pair(&pair, Zeroizing::new(der.to_vec())))
     }
 
-    /// Without another look at a key that was just made or read.
-    pub(crate) fn from_checked(pkcs8: Zeroizing<Vec<u8>>) -> Self {
-        Self { pkcs8 }
+    /// The PKCS#8 DER of a key pair that is at hand.
+    pub(crate) fn of_pair(pair: &KeyPair, pkcs8: Zeroizing<Vec<u8>>) -> Self {
+        Self { pkcs8, public: pair.public_key().into() }
+    }
+
+    /// The public key as it stands in a certificate's `subjectPublicKey`.
+    pub(crate) fn public_key(&self) -> &[u8] {
+        &self.public
     }
 
     /// The PKCS#8 DER. Whoever copies it wipes the copy.
@@ -169,8 +176,7 @@ impl X509Svid {
         for (position, signer) in certificates {
             certificate::check_signing(&certificate::parse(signer, position)?, id.trust_domain())?;
         }
-        let pair = KeyPair::from_pkcs8(key.expose_pkcs8_der()).map_err(|_| SvidError::Key)?;
-        if !certificate::has_key(&leaf, &pair) {
+        if !certificate::has_key(&leaf, key.public_key()) {
             return Err(SvidError::KeyMismatch(id));
         }
         let (not_before, not_after) = certificate::validity(&leaf);

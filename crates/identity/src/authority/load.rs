@@ -36,7 +36,7 @@ pub(super) fn load(
 
     let parsed = certificate::parse(&der, 0)
         .map_err(|error| fail(&crt, error, "put one CA certificate as PEM there"))?;
-    if !certificate::has_key(&parsed, &pair) {
+    if !certificate::has_key(&parsed, pair.public_key()) {
         let problem = "it does not belong to the certificate in tls.crt";
         return Err(fail(&key, problem, "put certificate and key of the same authority there"));
     }

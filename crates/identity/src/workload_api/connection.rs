@@ -13,7 +13,7 @@ use hyper::server::conn::http2;
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -68,11 +68,8 @@ pub(super) async fn serve(listener: UnixListener, shared: Shared, cancel: Cancel
             shared.observer.refused("connections");
             continue;
         };
-        let connection = run(stream, shared.clone(), tasks.clone(), cancel.child_token());
-        tasks.spawn(async move {
-            connection.await;
-            drop(slot);
-        });
+        // Not wrapped in another async block, which would hold its future twice.
+        tasks.spawn(run(stream, slot, shared.clone(), tasks.clone(), cancel.child_token()));
     }
     drop(listener);
     tasks.close();
@@ -80,7 +77,14 @@ pub(super) async fn serve(listener: UnixListener, shared: Shared, cancel: Cancel
 }
 
 /// One connection until it ends, is cancelled, or asks nothing for too long.
-async fn run(stream: UnixStream, shared: Arc<Shared>, tasks: TaskTracker, cancel: CancellationToken) {
+async fn run(
+    stream: UnixStream,
+    slot: OwnedSemaphorePermit,
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+) {
+    let _slot = slot;
     let _streams = cancel.clone().drop_guard();
     let _open = Open::new(&shared);
     let requests = Request::default();
