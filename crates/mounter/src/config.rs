@@ -1,11 +1,12 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
-use crate::failure::{Outcome, fail};
+use crate::failure::{Doing, Outcome, fail};
 
 const USAGE: &str = include_str!("usage.txt");
 
@@ -28,8 +29,8 @@ pub struct Config {
 impl Config {
     /// Reads the arguments (without the program's name).
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Outcome<Self> {
-        let config =
-            Self::read(lexopt::Parser::from_args(args)).or_else(|e| fail!(Malformed, "{e}\n{USAGE}"))?;
+        let read = Self::read(lexopt::Parser::from_args(args));
+        let config = read.map_err(|e| io::Error::other(format!("{e}\n{USAGE}"))).doing("start")?;
         // Each ends up as one path component; a CSI driver name is at most 63 of these (CSI 1.13, GetPluginInfo).
         let component = |name: &str| {
             let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));

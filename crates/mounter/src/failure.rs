@@ -48,3 +48,21 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shortages_and_strange_paths_have_faults_of_their_own() {
+        let fault = |e: Errno| Err::<(), _>(e).doing("try").unwrap_err().fault;
+        assert_eq!((fault(Errno::MFILE), fault(Errno::NFILE)), (Fault::Exhausted, Fault::Exhausted));
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::ROFS] {
+            assert_eq!(fault(errno), Fault::Storage);
+        }
+        for errno in [Errno::LOOP, Errno::XDEV, Errno::NOTDIR] {
+            assert_eq!(fault(errno), Fault::NotOurs);
+        }
+        assert_eq!((fault(Errno::NOENT), fault(Errno::PERM)), (Fault::NotFound, Fault::System));
+    }
+}

@@ -7,6 +7,10 @@ use seamount_mounter::names::Volume;
 
 /// Writes one event. A log that cannot be written is no reason to fail.
 pub fn event(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) {
+    let _ = std::io::stderr().write_all(line(level, msg, fields).as_bytes());
+}
+
+fn line(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) -> String {
     let mut line = format!("level={level} msg={msg:?}");
     for (key, value) in fields {
         let value = value.to_string();
@@ -14,8 +18,7 @@ pub fn event(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) {
             value.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'=') && !value.is_empty();
         line += &if plain { format!(" {key}={value}") } else { format!(" {key}={value:?}") };
     }
-    line.push('\n');
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    line + "\n"
 }
 
 /// Something was done, with a volume or for the node.
@@ -23,5 +26,20 @@ pub fn done<'a>(msg: &str, volume: impl Into<Option<&'a Volume>>) {
     match volume.into() {
         Some(volume) => event("info", msg, &[("pod", &volume.pod), ("volume", &volume.name)]),
         None => event("info", msg, &[]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_whatever_is_in_it() {
+        assert_eq!(
+            line("info", "a b", &[("n", &1), ("s", &"x y")]),
+            "level=info msg=\"a b\" n=1 s=\"x y\"\n"
+        );
+        let forged = line("info", "a", &[("s", &"x\nlevel=error msg=\"no\""), ("e", &"")]);
+        assert_eq!(forged, "level=info msg=\"a\" s=\"x\\nlevel=error msg=\\\"no\\\"\" e=\"\"\n");
     }
 }

@@ -46,6 +46,6 @@ fn run(config: Config) -> Outcome<()> {
     let mut node = Node::open(config, swap, noswap, descriptors)?;
     let listener = server::listen(&node.config.socket)?;
     let idmap = node.swap.is_some();
-    event("info", "ready", &[("volumes", &node.limit()), ("idmap", &idmap), ("noswap", &noswap)]);
+    event("info", "ready", &[("volumes", &node.limit), ("idmap", &idmap), ("noswap", &noswap)]);
     server::serve(&listener, &mut node)
 }

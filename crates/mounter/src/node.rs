@@ -52,8 +52,8 @@ pub struct Node {
     /// For idmapped mounts; none where the kernel, the caller or a one-id namespace rules them out.
     pub swap: Option<OwnedFd>,
     pub noswap: bool,
-    /// Limit of open files.
-    descriptors: u64,
+    /// How many listeners are kept at most.
+    pub limit: u64,
     pub kept: BTreeMap<Slot, Rc<OwnedFd>>,
     /// The scan that `List` pages through.
     pub listed: Vec<Found>,
@@ -91,7 +91,7 @@ impl Node {
             config,
             swap,
             noswap,
-            descriptors,
+            limit: descriptors.saturating_sub(RESERVED),
             source,
             plugin: Rc::new(plugin),
         })
@@ -127,7 +127,7 @@ impl Node {
                 reply.flags |= if self.owner() == 0 { flag::IDMAP } else { 0 };
                 reply.flags |= if self.noswap { flag::NOSWAP } else { 0 };
                 let age = self.started.elapsed().as_micros() as u64;
-                reply.numbers = [self.descriptors, age, 0];
+                reply.numbers = [self.limit.saturating_add(RESERVED), age, 0];
                 reply.text = concat!("seamount-mounter ", env!("CARGO_PKG_VERSION")).into();
                 Ok(None)
             }
@@ -161,17 +161,12 @@ impl Node {
         }
     }
 
-    /// How many listeners are kept at most.
-    pub fn limit(&self) -> u64 {
-        self.descriptors.saturating_sub(RESERVED)
-    }
-
     /// Refuses, before anything is done, if there is no room for one more listener.
     pub fn room(&self, slot: &Slot) -> Outcome<()> {
-        if self.kept.contains_key(slot) || (self.kept.len() as u64) < self.limit() {
+        if self.kept.contains_key(slot) || (self.kept.len() as u64) < self.limit {
             return Ok(());
         }
-        fail!(Exhausted, "{} listeners are kept: raise the mounter's limit of open files", self.limit())
+        fail!(Exhausted, "{} listeners are kept: raise the mounter's limit of open files", self.limit)
     }
 
     /// The kept listener, if it has that name still; else a new one, which is then kept.

@@ -1,13 +1,14 @@
 //! What the mounter gives up before it listens to anybody.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{self, CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use seccompiler::{BackendError, SeccompAction, SeccompCmpArgLen, SeccompCmpOp};
 use seccompiler::{BpfProgram, SeccompCondition, SeccompFilter, SeccompRule};
 
-use crate::failure::{Doing, Outcome, fail};
+use crate::failure::{Doing, Outcome};
 
 /// Mounts; ownership where mounts cannot be idmapped; looking into the agent's directories of such a tmpfs.
 const USED: CapabilitySet =
@@ -55,9 +56,8 @@ pub fn drop_the_rest() -> Outcome<()> {
     thread::set_capabilities(None, sets).doing("drop capabilities")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("forbid core dumps")?;
     // Sets no_new_privs first.
-    let installed = filter().map_err(|e| e.to_string());
-    let installed = installed.and_then(|f| seccompiler::apply_filter(&f).map_err(|e| e.to_string()));
-    installed.or_else(|e| fail!(System, "cannot install the seccomp filter: {e}"))
+    let apply = |filter: BpfProgram| seccompiler::apply_filter(&filter).map_err(io::Error::other);
+    filter().map_err(io::Error::other).and_then(apply).doing("install the seccomp filter")
 }
 
 fn filter() -> Result<BpfProgram, BackendError> {

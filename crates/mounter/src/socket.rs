@@ -85,3 +85,31 @@ pub fn check(fd: &OwnedFd, cookie: u64) -> Outcome<()> {
     }
     fail!(Malformed, "the descriptor is not the listening Unix stream socket with that cookie")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_ours_have_a_time() {
+        assert_eq!(made_at(b".1795000000.000000042.sock"), Some((1_795_000_000, 42)));
+        for other in
+            ["", ".", ".sock", ".1.sock", "1.2.sock", ".1.2", ".a.2.sock", ".1.2.3.sock", "spire-agent.sock"]
+        {
+            assert_eq!(made_at(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_listener_is_told_from_its_successor_under_the_same_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = std::fs::File::open(dir.path()).unwrap().into();
+        let first = bind(&held, "name", SocketType::STREAM, 0o640).unwrap();
+        assert!(leads_to(&held, "name", &first) && is_alive(&held, "name").unwrap());
+        let second = bind(&held, "name", SocketType::STREAM, 0o640).unwrap();
+        assert!(leads_to(&held, "name", &second) && !leads_to(&held, "name", &first));
+        drop(second);
+        assert!(!is_alive(&held, "name").unwrap() && !is_alive(&held, "other").unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

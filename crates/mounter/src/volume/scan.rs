@@ -9,7 +9,7 @@ use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter::protocol::{Reply, flag};
 
 use crate::failure::{Doing, Outcome, fail};
-use crate::node::{Attached, Node, Slot, attach, slot};
+use crate::node::{Attached, Node, attach, slot};
 use crate::path::{self, CSI, Place, Target};
 use crate::volume::tmpfs::{self, INODES};
 
@@ -79,11 +79,8 @@ impl Node {
                 }
             }
         }
-        let is_gone = |slot: &&Slot| {
-            slot.1.as_ref().is_some_and(|(pod, name)| matches!(Place::open(&self.pods, pod, name), Ok(None)))
-        };
-        let gone: Vec<Slot> = self.kept.keys().filter(is_gone).cloned().collect();
-        gone.iter().for_each(|slot| self.forget(slot));
+        let gone = |pod: &PodUid, name: &VolumeName| matches!(Place::open(&self.pods, pod, name), Ok(None));
+        self.kept.retain(|(_, of), _| !of.as_ref().is_some_and(|(pod, name)| gone(pod, name)));
         Ok(all)
     }
 
@@ -100,11 +97,9 @@ impl Node {
         if orphan != 0 && flags & flag::SOCKET == 0 {
             return None;
         }
-        let mut numbers = numbers(&target).ok()?;
-        if let Some(stacked) = stacks.get(&target.stat.stx_mnt_id).filter(|_| target.is_mount()) {
-            numbers[2] = *stacked;
-        }
-        Some((Volume { pod: pod.clone(), name, id }, flags, numbers))
+        let [bytes, inodes, mount] = numbers(&target).ok()?;
+        let stacked = stacks.get(&target.stat.stx_mnt_id).map_or(mount, |stacked| mount * stacked);
+        Some((Volume { pod: pod.clone(), name, id }, flags, [bytes, inodes, stacked]))
     }
 }
 

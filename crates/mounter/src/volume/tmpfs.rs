@@ -122,8 +122,8 @@ impl Node {
 
 /// By descriptor, and never out of the tmpfs; the number of files is bounded by the tmpfs itself.
 fn give_to_root(dir: &OwnedFd, name: &CStr, gid: u32, depth: u32) -> Outcome<()> {
-    let fd = path::open(dir, name, OFlags::PATH, ResolveFlags::NO_XDEV)
-        .doing(format_args!("open {name:?} in the tmpfs"))?;
+    let fd = path::open(dir, name, OFlags::PATH, ResolveFlags::NO_XDEV);
+    let fd = fd.doing(format_args!("open {name:?} in the tmpfs"))?;
     let stat = fs::fstat(&fd).doing("look at a file of the tmpfs")?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return fs::chownat(&fd, "", Some(Uid::ROOT), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)

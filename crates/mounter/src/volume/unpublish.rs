@@ -21,10 +21,9 @@ const MAX_FILES: usize = 65_536;
 impl Node {
     pub fn unpublish(&mut self, volume: &Volume) -> Outcome<Attached> {
         let place = Place::open(&self.pods, &volume.pod, &volume.name)?;
-        let ours = place.as_ref().map(|p| p.is_ours(&self.config.driver, volume)).transpose()?;
+        let ours = place.as_ref().map_or(Ok(false), |p| p.is_ours(&self.config.driver, volume))?;
         self.forget(&slot(volume));
         let Some(place) = place else { return Ok(None) };
-        let ours = ours == Some(true);
         for _ in 0..MAX_MOUNTS {
             let Some(target) = place.target()? else { return Ok(None) };
             let directory = target.is_directory();

@@ -216,9 +216,14 @@ pub fn names(path: impl AsRef<Path>) -> Vec<String> {
 
 /// Runs `f` on a thread that has the agent's ids and no capability.
 pub fn as_agent<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    as_user(AGENT, f)
+}
+
+/// Runs `f` on a thread with this uid and gid and no capability.
+pub fn as_user<T: Send>(id: u32, f: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            let (uid, gid) = (rustix::fs::Uid::from_raw(AGENT), rustix::fs::Gid::from_raw(AGENT));
+            let (uid, gid) = (rustix::fs::Uid::from_raw(id), rustix::fs::Gid::from_raw(id));
             rustix::thread::set_thread_groups(&[]).unwrap();
             rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
             rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
@@ -275,6 +280,11 @@ impl Agent {
             assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
         }
         sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
+    }
+
+    /// Sends without ever waiting; false when nothing more fits.
+    pub fn pile_up(&self, frame: &[u8]) -> bool {
+        rustix::net::send(&self.0, frame, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
     }
 
     /// The next reply; `None` when the mounter has closed the connection.

@@ -8,7 +8,7 @@ use rustix::mount::{MountFlags, mount};
 use seamount_mounter::protocol::{Fault, Request, flag, keep};
 use seamount_testkit::eventually;
 
-use crate::bench::{AGENT, DEADLINE, POD, as_agent, bench, dial, mode, mounts_on};
+use crate::bench::{AGENT, DEADLINE, POD, as_agent, as_user, bench, dial, mode, mounts_on};
 
 #[test]
 fn it_keeps_three_capabilities_and_no_network() {
@@ -303,5 +303,74 @@ fn a_listener_whose_pod_is_gone_is_dropped_by_the_scan() {
         fs::remove_dir_all(bench.path("pods").join(POD)).unwrap();
         assert!(agent.list().is_empty());
         agent.ask(&Request::Fetch(volume)).bad(Fault::NotFound, "");
+    });
+}
+
+#[test]
+fn an_agent_that_does_not_read_is_cut_off() {
+    bench("an_agent_that_does_not_read_is_cut_off", |bench| {
+        bench.start(&[]);
+        let deaf = bench.agent();
+        deaf.ask(&Request::Hello).good();
+        eventually(DEADLINE, "the mounter to give up on it", || {
+            while deaf.pile_up(&Request::Hello.encode(1)) {}
+            bench.log(1).contains("agent gone")
+        });
+        bench.agent().ask(&Request::Hello).good();
+    });
+}
+
+#[test]
+fn without_root_it_works_in_a_namespace_with_one_id() {
+    bench("without_root_it_works_in_a_namespace_with_one_id", |bench| {
+        const USER: u32 = 1500;
+        let volumes = ["identity", "tmpfs", "directory"].map(|name| bench.volume(name));
+        let chown = std::process::Command::new("chown")
+            .args(["-R", "1500:1500"])
+            .arg(bench.root().parent().unwrap())
+            .status()
+            .unwrap();
+        assert!(chown.success());
+        let source = bench.path("source");
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=1500", "--regid=1500", "--clear-groups"]);
+        command.args([
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            env!("CARGO_BIN_EXE_seamount-mounter"),
+        ]);
+        command.arg("--rootless").arg("--kubelet-root").arg(bench.root()).arg("--socket").arg(bench.socket());
+        command.arg("--source-directory").arg(source);
+        let pid = bench.spawn(command, false);
+        eventually(DEADLINE, "the mounter", || {
+            bench.log(1).contains("ready")
+                || !std::path::Path::new(&format!("/proc/{pid}")).exists()
+                || bench.log(1).contains("unshare")
+        });
+        if bench.log(1).contains("unshare") {
+            return seamount_testkit::skip(
+                "without_root_it_works_in_a_namespace_with_one_id",
+                "user namespaces are blocked",
+            );
+        }
+        as_user(USER, || {
+            let agent = bench.agent();
+            let [identity, tmpfs, directory] = &volumes;
+            agent.ask(&Request::Hello).good();
+            agent.identity(identity).good();
+            dial(bench.target(identity).join("socket"));
+            for dir in [agent.ask(&Request::State).good(), agent.tmpfs(tmpfs, 0, 1 << 20).good()] {
+                let flags = OFlags::RDWR | OFlags::CREATE;
+                openat(dir.fd.unwrap(), "file", flags, Mode::from_raw_mode(0o600)).unwrap();
+            }
+            agent.directory(directory).good();
+            assert_eq!(agent.list().len(), 3);
+            for volume in &volumes {
+                agent.unpublish(volume).good();
+                assert!(!bench.target(volume).exists());
+            }
+        });
     });
 }
