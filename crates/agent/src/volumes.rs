@@ -19,7 +19,7 @@ use seamount_identity::authority::Workload;
 use seamount_identity::workload_api::{Response, Served};
 use seamount_identity::{BundleSet, X509Svid};
 use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
-use seamount_mounter::protocol::flag;
+use seamount_mounter::protocol::{Fault, flag};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::csi::request::{Parameters, PublishRequest};
@@ -121,6 +121,9 @@ struct View {
     expired: bool,
     /// Whether there are bundles that the streams have not been shown.
     refresh: bool,
+    /// Whether the source directory was recreated below a pod, which holds the dead one until it is restarted; the
+    /// mounter sees only the new one that it has bound since.
+    stale: bool,
     pod: Arc<str>,
     namespace: Arc<str>,
 }
@@ -142,6 +145,7 @@ impl Entry {
             signing: false,
             expired: false,
             refresh: false,
+            stale: false,
             pod: Arc::clone(&none),
             namespace: none,
         };
@@ -303,14 +307,13 @@ impl Volumes {
             return Ok(());
         }
         let first = slot.facts.is_none();
-        slot.facts = Some(Facts { parameters: request.parameters, workload, token });
+        let before = slot.facts.replace(Facts { parameters: request.parameters, workload, token });
         if first {
             slot.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
         }
         if let Err(e) = self.store(&state, volume, slot, listener.cookie) {
-            if first {
-                slot.facts = None;
-            }
+            // Else the kubelet's next attempt, with the same token, would be taken for one that is recorded.
+            slot.facts = before;
             return Err(e);
         }
         if !same_socket && let Err(e) = self.serve(entry, slot, listener).await {
@@ -381,9 +384,12 @@ impl Volumes {
         }
         match self.mounter.publish_directory(volume).await {
             Ok(flags) if flags & flag::FOREIGN != 0 => self.foreign(&entry, request),
-            Ok(_) => {
+            Ok(flags) => {
                 if self.elsewhere(&entry, request) {
                     entry.span().in_scope(|| tracing::info!("published, source directory"));
+                }
+                if flags & flag::STALE != 0 {
+                    self.remember_stale(&entry, &mut slot, request);
                 }
             }
             Err(e) => {
@@ -422,6 +428,10 @@ impl Volumes {
     /// volumes and without state, authority or configuration.
     pub async fn unpublish(&self, volume: &Volume) -> Result<(), VolumeError> {
         let (entry, mut slot) = self.locked(volume).await;
+        if conflict_id(&entry, volume).is_some() {
+            // Which id is right, the mounter knows by the kubelet's record: a wrong one takes nothing away.
+            self.mounter.unpublish(volume).await?;
+        }
         let span = entry.span();
         slot.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
         slot.facts = None;
@@ -457,11 +467,16 @@ impl Volumes {
 
     /// Usage and faults; `None` for a volume that is neither known nor on disk.
     pub async fn look(&self, volume: &Volume) -> Option<Look> {
-        let status = self.get(volume).map(|e| e.view().status.clone());
+        let known = self.get(volume).map(|e| {
+            let view = e.view();
+            (view.status.clone(), if view.stale { flag::STALE } else { 0 })
+        });
+        let (status, stale) = known.unzip();
+        let stale = stale.unwrap_or_default();
         let (disk, bytes, inodes) = match self.mounter.inspect(volume, LOOK).await {
-            Ok(Some(found)) => (OnDisk::Flags(found.flags), found.bytes, found.inodes),
+            Ok(Some(found)) => (OnDisk::Flags(found.flags | stale), found.bytes, found.inodes),
             Ok(None) => (OnDisk::Nothing, 0, 0),
-            Err(MounterError::Fault { text, .. }) => {
+            Err(MounterError::Fault { fault: Fault::NotOurs, text, .. }) => {
                 tracing::debug!(%volume, reason = %text, "not a volume of ours");
                 (OnDisk::Nothing, 0, 0)
             }
@@ -479,7 +494,7 @@ impl Volumes {
         self.entries().values().find(|e| e.volume.id == *id).map(|e| e.volume.clone())
     }
 
-    /// Tells the metrics where a volume stands.
+    /// Tells the metrics where a volume stands; nothing of one that was taken away meanwhile.
     fn count(&self, entry: &Entry) {
         let view = entry.view();
         let (source, state, not_after) = match view.status.identity {
@@ -493,7 +508,10 @@ impl Volumes {
             Identity::Ready { not_after } => (SourceLabel::authority, VolumeState::ready, Some(not_after)),
         };
         drop(view);
-        self.metrics.volume(&entry.volume.to_string(), source, state, not_after);
+        let entries = self.entries();
+        if entries.get(&key(&entry.volume)).is_some_and(|known| std::ptr::eq(&raw const **known, entry)) {
+            self.metrics.volume(&entry.volume.to_string(), source, state, not_after);
+        }
     }
 }
 

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use seamount_identity::authority::Workload;
 use seamount_identity::{BundleSet, PrivateKey, SpiffeId, X509Bundle, X509Svid};
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Fault, flag, keep};
 
 use super::health::Identity;
 use super::{Entry, Facts, Held, Slot, VolumeError, Volumes};
+use crate::csi::request::PublishRequest;
 use crate::mounter::{Found, Listener, MounterError};
 use crate::record::{Record, StoredSvid, VolumeSource};
 use crate::state::StateDir;
@@ -64,11 +66,13 @@ impl Volumes {
             }
         }
         for found in self.mounter.list().await? {
+            if found.has(flag::ORPHAN) {
+                // Its id is not known here; where there is a record, that has it, and the volume is looked at below.
+                tracing::warn!(volume = %found.volume, "the volume's pod is gone; left to the kubelet's unpublish");
+                continue;
+            }
             let at = records.iter().position(|r| r.volume == found.volume);
             let record = at.map(|at| records.swap_remove(at));
-            if found.has(flag::ORPHAN) {
-                tracing::warn!(volume = %found.volume, "the volume's pod is gone; left to the kubelet's unpublish");
-            }
             match self.bring_back(found, record).await {
                 Ok(true) => done.with_identity += 1,
                 Ok(false) => done.without += 1,
@@ -96,6 +100,10 @@ impl Volumes {
                     state.remove(&record.volume)?;
                     done.forgotten += 1;
                 }
+                // One volume that cannot be looked at must not keep the node from publishing all others.
+                Err(e) if e.is_fault() => {
+                    tracing::error!(volume = %record.volume, error = %e, "a record's volume cannot be looked at; it waits for a republish");
+                }
                 Err(e) => return Err(e.into()),
             }
         }
@@ -107,23 +115,39 @@ impl Volumes {
     async fn bring_back(&self, found: Found, record: Option<Record>) -> Result<bool, (Volume, VolumeError)> {
         let Found { volume, flags, listener, .. } = found;
         let (entry, mut slot) = self.locked(&volume).await;
-        if slot.serving.is_some() || slot.facts.is_some() {
+        if slot.serving.is_some() {
             return Ok(slot.held.is_some());
         }
         if flags & flag::IDENTITY == 0 {
-            entry.view().status.identity = Identity::Elsewhere;
+            let mut view = entry.view();
+            view.status.identity = Identity::Elsewhere;
+            view.stale |= record.is_some_and(|record| record.source == VolumeSource::Directory);
+            drop(view);
             self.count(&entry);
             return Ok(false);
         }
-        let with = record.is_some_and(|record| self.take(&entry, &mut slot, record));
         let listener = match listener {
-            Some(listener) => listener,
+            Some(listener) => Ok(Some(listener)),
             // Bound anew in the same directory, which running pods see.
-            None => match self.mounter.publish_identity(&volume).await {
-                Ok(Some(listener)) => listener,
-                Ok(None) => return Ok(false),
-                Err(e) => return Err((volume, e.into())),
-            },
+            None => self.mounter.publish_identity(&volume).await,
+        };
+        if let Err(e @ MounterError::Fault { fault: Fault::NotOurs | Fault::NotFound, .. }) = listener {
+            // Unpublished since it was found: nothing of it may live on.
+            slot.gone = true;
+            slot.facts = None;
+            slot.held = None;
+            self.forget(&entry);
+            return Err((volume, e.into()));
+        }
+        // An earlier attempt may have come as far as this.
+        let with = match slot.facts {
+            Some(_) => slot.held.is_some(),
+            None => record.is_some_and(|record| self.take(&entry, &mut slot, record)),
+        };
+        let listener = match listener {
+            Ok(Some(listener)) => listener,
+            Ok(None) => return Ok(false),
+            Err(e) => return Err((volume, e.into())),
         };
         self.count(&entry);
         self.serve(&entry, &mut slot, listener).await.map_err(|e| (volume, e))?;
@@ -158,6 +182,39 @@ impl Volumes {
         slot.facts = token.map(|token| Facts { parameters, workload, token });
         slot.held = held;
         with
+    }
+
+    /// Remembers, also for an agent that comes later, that the pod holds a dead source directory.
+    pub(super) fn remember_stale(&self, entry: &Entry, slot: &mut Slot, request: &PublishRequest) {
+        if std::mem::replace(&mut entry.view().stale, true) {
+            return;
+        }
+        slot.generation += 1;
+        let record = Record {
+            generation: slot.generation,
+            volume: entry.volume.clone(),
+            workload: Workload {
+                namespace: request.namespace.clone(),
+                service_account: request.service_account.clone(),
+                pod_name: request.pod_name.clone(),
+                pod_uid: request.volume.pod.to_string(),
+                node: String::new(),
+            },
+            source: VolumeSource::Directory,
+            cookie: 0,
+            parameters: request.parameters,
+            token: None,
+            svid: None,
+        };
+        let stored = self.state().and_then(|state| Ok(state.put(&record)?));
+        entry.span().in_scope(|| {
+            tracing::warn!(
+                "the source directory was recreated; running containers hold the old one: restart the pod"
+            );
+            if let Err(e) = stored {
+                tracing::warn!(error = %e, "that could not be recorded; a restarted agent will not know it");
+            }
+        });
     }
 
     /// A new connection to the mounter: it gets the listeners that it lost, and where it has another one for a volume,

@@ -198,7 +198,8 @@ fn request(account: &str) -> (PublishRequest, Claims) {
     (request, claims)
 }
 
-/// A mounter that makes sockets in a directory, for one agent.
+/// A mounter that makes sockets in a directory, for one agent. Publishing the volume `dead` by the `directory` source
+/// says that the source was recreated; looking at `broken` fails.
 async fn mounter(dir: std::path::PathBuf) {
     let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     bind(&fd, &SocketAddrUnix::new(dir.join("m.new")).unwrap()).unwrap();
@@ -209,6 +210,7 @@ async fn mounter(dir: std::path::PathBuf) {
     });
     let socket = Socket::from_fd(accepted.await.unwrap()).unwrap();
     let mut kept: HashMap<Volume, OwnedFd> = HashMap::new();
+    let mut directories: Vec<Volume> = Vec::new();
     loop {
         let Ok(received) = socket.receive().await else { return };
         let Ok((id, request)) = Request::decode(&received.bytes) else { return };
@@ -220,11 +222,28 @@ async fn mounter(dir: std::path::PathBuf) {
                 reply.cookie = sockopt::socket_cookie(&*fd).unwrap();
                 along = Some(fd.try_clone().unwrap());
             }
+            Request::Unpublish(volume) if kept.keys().any(|k| key(k) == key(volume) && k.id != volume.id) => {
+                reply.fault = Some(Fault::NotOurs);
+            }
             Request::Unpublish(volume) => {
                 kept.remove(volume);
+                directories.retain(|d| d != volume);
                 let _ = std::fs::remove_file(dir.join(volume.name.as_str()));
             }
-            Request::List { .. } => reply.fault = Some(Fault::NotFound),
+            Request::PublishDirectory(volume) => {
+                let dead = volume.name.as_str() == "dead" && !directories.contains(volume);
+                reply.flags = flag::DIRECTORY | if dead { flag::STALE } else { 0 };
+                directories.push(volume.clone());
+            }
+            Request::Inspect(volume) => match volume.name.as_str() {
+                "broken" => reply.fault = Some(Fault::System),
+                _ if directories.contains(volume) => reply.flags = flag::DIRECTORY,
+                _ => reply.flags = flag::IDENTITY | flag::SOCKET,
+            },
+            Request::List { cursor } => match directories.get(*cursor as usize) {
+                Some(found) => (reply.volume, reply.flags) = (Some(found.clone()), flag::DIRECTORY),
+                None => reply.fault = Some(Fault::NotFound),
+            },
             _ => {}
         }
         socket.send(&reply.encode(), along.as_ref()).await.unwrap();
@@ -338,4 +357,97 @@ async fn a_publish_before_the_records_are_read_waits() {
     assert!(matches!(result, Err(VolumeError::NoState(_))), "{result:?}");
     assert!(world.volumes.all().is_empty());
     world.volumes.unpublish(&volume()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_that_could_not_be_recorded_is_not_taken_for_one_that_was() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    let (request, claims) = request("frontend");
+    let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
+    let publish = async || {
+        let token = (Token::new("a newer token".to_owned()), claims.expires);
+        world.volumes.publish(&request, workload.clone(), token).await
+    };
+    let state = world.dir.path().join("state");
+    std::fs::remove_dir_all(&state).unwrap();
+    for _ in 0..2 {
+        let result = publish().await;
+        assert!(matches!(result, Err(VolumeError::State(_))), "{result:?}");
+    }
+    std::fs::create_dir(&state).unwrap();
+    world.volumes.set_state(Ok(Arc::new(StateDir::new(std::fs::File::open(&state).unwrap().into()))));
+    publish().await.unwrap();
+    let record = world.volumes.state().unwrap().get(&volume().pod, &volume().name).unwrap().unwrap();
+    assert_eq!(record.token.unwrap().0, Token::new("a newer token".to_owned()));
+}
+
+#[tokio::test]
+async fn a_wrong_id_takes_no_volume_away() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+    let wrong = Volume { id: "csi-2".parse().unwrap(), ..volume() };
+    let result = world.volumes.unpublish(&wrong).await;
+    assert!(matches!(&result, Err(VolumeError::Mounter(e)) if e.is(Fault::NotOurs)), "{result:?}");
+    assert!(world.identity().is_some());
+    assert!(world.volumes.state().unwrap().get(&volume().pod, &volume().name).unwrap().is_some());
+    tokio::net::UnixStream::connect(world.dir.path().join("id")).await.unwrap();
+    // Where the kubelet has no record any more, the path alone is enough.
+    world.volumes.mounter.unpublish(&volume()).await.unwrap();
+    world.volumes.unpublish(&wrong).await.unwrap();
+    assert!(world.volumes.all().is_empty());
+    assert!(world.volumes.state().unwrap().list().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn one_volume_that_cannot_be_looked_at_keeps_no_other_from_coming_back() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    let state = world.volumes.state().unwrap();
+    let mut record = state.get(&volume().pod, &volume().name).unwrap().unwrap();
+    record.volume.name = "broken".parse().unwrap();
+    state.put(&record).unwrap();
+    world.volumes.restored.store(false, Ordering::Release);
+    world.volumes.restore().await.unwrap();
+    assert!(world.volumes.restored.load(Ordering::Acquire));
+    assert!(state.get(&record.volume.pod, &record.volume.name).unwrap().is_some(), "its record is not lost");
+}
+
+#[tokio::test]
+async fn a_dead_source_directory_is_reported_until_the_pod_goes() {
+    let world = World::new().await;
+    let (mut request, _) = request("frontend");
+    request.volume.name = "dead".parse().unwrap();
+    let volume = request.volume.clone();
+    let reasons = async |volumes: &Volumes| {
+        let look = volumes.look(&volume).await.unwrap();
+        look.conditions.iter().map(|c| c.reason).collect::<Vec<_>>()
+    };
+    // The mounter binds the new one and says so once; afterwards it sees nothing wrong.
+    for _ in 0..3 {
+        world.volumes.publish_directory(&request).await.unwrap();
+        assert_eq!(reasons(&world.volumes).await, ["SourceRecreated"]);
+    }
+    // An agent that comes later knows it from the record.
+    world.volumes.entries().clear();
+    world.volumes.restore().await.unwrap();
+    assert_eq!(reasons(&world.volumes).await, ["SourceRecreated"]);
+    world.volumes.unpublish(&volume).await.unwrap();
+    assert!(world.volumes.state().unwrap().list().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_volume_that_is_gone_is_not_counted_again() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    let entry = world.volumes.get(&volume()).unwrap();
+    let counted = || world.volumes.metrics.encode().unwrap().contains("state=\"pending\"} 1");
+    assert!(counted(), "{}", world.volumes.metrics.encode().unwrap());
+    world.volumes.unpublish(&volume()).await.unwrap();
+    assert!(!counted());
+    // What an attempt to renew does at its end.
+    world.volumes.count(&entry);
+    assert!(!counted(), "counted for ever");
 }

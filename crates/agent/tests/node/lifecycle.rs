@@ -242,6 +242,24 @@ fn the_directory_source_binds_and_tells_when_it_is_stale() {
         assert!(condition.abnormal && condition.message.contains("restart the pod"), "{condition:?}");
         node.kubelet.tear_down(&volume).await.unwrap();
 
+        // Removed and made anew: the republish binds the new one, and running containers still hold the dead one.
+        let volume = node.volume("shop", "frontend", "web-3");
+        node.kubelet.prepare(&volume).unwrap();
+        node.kubelet.publish(&volume, None).await.unwrap();
+        std::fs::remove_dir_all(source.join("public")).unwrap();
+        std::fs::create_dir(source.join("public")).unwrap();
+        std::fs::write(source.join("public/hello"), "x").unwrap();
+        node.kubelet.publish(&volume, None).await.unwrap();
+        assert!(node.kubelet.target_path(&volume).join("hello").exists(), "the new source is not there");
+        for _ in 0..2 {
+            let condition = node.kubelet.stats(&volume).await.unwrap().volume_condition.unwrap();
+            assert!(condition.abnormal && condition.message.contains("SourceRecreated"), "{condition:?}");
+            node.agent.take().unwrap().crash().unwrap();
+            node.start_agent();
+            node.ready().await;
+        }
+        node.kubelet.tear_down(&volume).await.unwrap();
+
         // A mount that somebody else made.
         let foreign = node.volume("shop", "frontend", "web-2");
         node.kubelet.prepare(&foreign).unwrap();
