@@ -144,11 +144,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("--rootfs {image}: no container has this image");
     }
     let mode = rootless::enter()?;
-    if mode == Mode::OneId {
-        let errors = manifest::needs_other_ids(&plan);
-        if !errors.is_empty() {
-            return Err(refused(&errors));
-        }
+    let errors = manifest::needs_other_ids(&plan, mode.last_id());
+    if !errors.is_empty() {
+        return Err(refused(&errors));
     }
     let request = Request {
         files,

@@ -325,26 +325,34 @@ fn field(kind: &'static str, name: &str, field: &str, reason: &str) -> ManifestE
     ManifestError::Field { kind, name: name.to_owned(), field: field.to_owned(), reason: reason.to_owned() }
 }
 
-/// What a user namespace with one id cannot play (`user_namespaces(7)`: no other id is mapped).
-pub fn needs_other_ids(plan: &Plan) -> Vec<ManifestError> {
-    let reason = "needs another user or group id than yours, and without root there is none: install newuidmap and \
-                  newgidmap (package uidmap or shadow-utils) with a range for you in /etc/subuid and /etc/subgid, \
-                  run as root, or leave the field out";
+/// What a user namespace in which `last` is the highest id cannot play (user_namespaces(7): no other id is mapped).
+pub fn needs_other_ids(plan: &Plan, last: u32) -> Vec<ManifestError> {
+    let reason = match last {
+        0 => {
+            "needs another user or group id than yours, and without root there is none: install newuidmap and \
+             newgidmap (package uidmap or shadow-utils) with a range for you in /etc/subuid and /etc/subgid, run as \
+             root, or leave the field out"
+        }
+        _ => {
+            "is above 65535, the last of your subordinate ids that a play uses: run as root, or use a smaller one"
+        }
+    };
+    let beyond = |id: Option<u32>| id.is_some_and(|id| id > last);
     let mut errors = Vec::new();
     for pod in &plan.pods {
         let mut refuse = |path: String| errors.push(field("Pod", &pod.full_name(), &path, reason));
         let context = "spec.securityContext";
-        if pod.fs_group.is_some_and(|g| g != 0) {
+        if beyond(pod.fs_group) {
             refuse(format!("{context}.fsGroup"));
         }
-        if pod.groups.iter().any(|g| *g != 0) {
+        if pod.groups.iter().any(|g| beyond(Some(*g))) {
             refuse(format!("{context}.supplementalGroups"));
         }
         for container in pod.init.iter().chain(&pod.containers) {
-            if container.user.is_some_and(|u| u != 0) {
+            if beyond(container.user) {
                 refuse(format!("{}.securityContext.runAsUser", container.field));
             }
-            if container.group.is_some_and(|g| g != 0) {
+            if beyond(container.group) {
                 refuse(format!("{}.securityContext.runAsGroup", container.field));
             }
         }

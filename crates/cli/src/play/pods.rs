@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use seamount_testkit::issuer::TokenIssuer;
-use seamount_testkit::kubelet::{Kubelet, PodVolume};
+use seamount_testkit::kubelet::{Kubelet, KubeletError, PodVolume};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
@@ -239,7 +239,7 @@ impl Play {
         // First, so that the kubelet finds the pod's directory empty and removes it after the last volume.
         let mut errors = Vec::from_iter(volumes::remove(&directory).err().map(|e| e.to_string()));
         for volume in &outcome.volumes {
-            if let Err(error) = self.kubelet.tear_down(volume).await {
+            if let Err(error) = self.tear_down(volume).await {
                 errors.push(format!("volume {}: {error}", volume.volume_name));
             }
         }
@@ -277,7 +277,7 @@ impl Play {
                 let mut reason =
                     format!("volume {name} was refused: {} ({:?})", refusal.message(), refusal.code());
                 // Whatever the driver was still doing with it, and the pod's directories.
-                if let Err(error) = self.kubelet.tear_down(&csi).await {
+                if let Err(error) = self.tear_down(&csi).await {
                     reason.push_str(&format!("; {error}"));
                 }
                 // What is wrong with the request is the manifest's fault, everything else the node's.
@@ -291,6 +291,18 @@ impl Play {
             published.push(csi);
         }
         Ok(paths)
+    }
+
+    /// Unpublishes and removes a volume. A kubelet tries again and again, because the driver may just be coming back.
+    async fn tear_down(&self, volume: &PodVolume) -> Result<(), KubeletError> {
+        let mut tries = 5;
+        loop {
+            tries -= 1;
+            match self.kubelet.tear_down(volume).await {
+                Err(_) if tries > 0 => tokio::time::sleep(Duration::from_secs(1)).await,
+                outcome => return outcome,
+            }
+        }
     }
 
     fn tokens(&self, volume: &PodVolume) -> String {

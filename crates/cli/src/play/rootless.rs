@@ -22,6 +22,17 @@ pub enum Mode {
     OneId,
 }
 
+impl Mode {
+    /// The highest id that there is.
+    pub fn last_id(self) -> u32 {
+        match self {
+            Self::Root => u32::MAX,
+            Self::Mapped => RANGE,
+            Self::OneId => 0,
+        }
+    }
+}
+
 /// How many subordinate ids are taken: enough for every 16-bit id, among them the agent's.
 const RANGE: u32 = 65535;
 

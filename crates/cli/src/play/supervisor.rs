@@ -1,6 +1,7 @@
 //! PID 1 of a play: a tmpfs over `/run`, the mounter and the agent on it, the played kubelet, the pods.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::BufRead as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
@@ -34,6 +35,8 @@ const AGENT: u32 = 64203;
 /// The audience of the pods' tokens and who issues them, as in an installation.
 pub const AUDIENCE: &str = "seamount.dev";
 const ISSUER: &str = "https://kubernetes.default.svc";
+/// The mounter's socket for the agent.
+const SOCKET: &str = "mounter.sock";
 /// The exit status of a shell's program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 /// How long mounter and agent may take to start or to stop.
@@ -137,14 +140,17 @@ impl Ground {
     }
 }
 
-/// Mounter and agent.
-struct Node {
-    mounter: Process,
-    agent: Process,
+/// How mounter and agent are started, also for another time.
+struct Starts {
+    bin: PathBuf,
+    work: PathBuf,
+    mounter: Vec<OsString>,
+    config: PathBuf,
+    ids: Option<(u32, u32)>,
 }
 
-impl Node {
-    fn start(request: &Request, ground: &Ground, keys: &str) -> anyhow::Result<Self> {
+impl Starts {
+    fn prepare(request: &Request, ground: &Ground, keys: &str) -> anyhow::Result<Self> {
         let work = &ground.work;
         let write = |name: &str, text: &str| -> anyhow::Result<PathBuf> {
             let path = work.join(name);
@@ -153,7 +159,7 @@ impl Node {
             Ok(path)
         };
         let keys = write("keys.json", keys)?;
-        let socket = work.join("mounter.sock");
+        let socket = work.join(SOCKET);
         let config = serde_json::json!({
             "driverName": DRIVER,
             "kubeletRoot": ground.kubelet,
@@ -170,35 +176,69 @@ impl Node {
         // Every JSON text is a YAML text.
         let config = write("agent.yaml", &config.to_string())?;
         let ids = (request.mode != Mode::OneId).then_some((AGENT, AGENT));
-        let mut args = vec![
-            "--kubelet-root".into(),
-            ground.kubelet.clone().into_os_string(),
-            "--driver".into(),
-            DRIVER.into(),
-            "--socket".into(),
-            socket.clone().into_os_string(),
-        ];
+        let mut mounter: Vec<OsString> = vec!["--kubelet-root".into(), ground.kubelet.clone().into()];
+        mounter.extend(["--driver".into(), DRIVER.into(), "--socket".into(), socket.into()]);
         match ids {
-            Some((uid, gid)) => args.extend([
-                "--agent-uid".into(),
-                uid.to_string().into(),
-                "--agent-gid".into(),
-                gid.to_string().into(),
-            ]),
-            None => args.push("--rootless".into()),
+            Some((uid, gid)) => {
+                mounter.extend(["--agent-uid".into(), uid.to_string().into()]);
+                mounter.extend(["--agent-gid".into(), gid.to_string().into()]);
+            }
+            None => mounter.push("--rootless".into()),
         }
-        let mut mounter = Spawn::new("mounter", &ground.bin.join("seamount-mounter"), work)
-            .args(args)
-            .start()
-            .context("start the mounter")?;
-        mounter.wait_for_path(PATIENCE, &socket).context("start the mounter")?;
-        let agent = Spawn::new("agent", &ground.bin.join("seamount-agent"), work)
-            .args(["--config".as_ref(), config.as_os_str()]);
-        let agent = match ids {
+        Ok(Self { bin: ground.bin.clone(), work: work.clone(), mounter, config, ids })
+    }
+
+    fn mounter(&self) -> anyhow::Result<Process> {
+        let program = self.bin.join("seamount-mounter");
+        Spawn::new("mounter", &program, &self.work).args(&self.mounter).start().context("start the mounter")
+    }
+
+    fn agent(&self) -> anyhow::Result<Process> {
+        let agent = Spawn::new("agent", &self.bin.join("seamount-agent"), &self.work)
+            .args(["--config".as_ref(), self.config.as_os_str()]);
+        let agent = match self.ids {
             Some((uid, gid)) => agent.ids(uid, gid),
             None => agent,
         };
-        Ok(Self { mounter, agent: agent.start().context("start the agent")? })
+        agent.start().context("start the agent")
+    }
+}
+
+/// Mounter and agent.
+struct Node {
+    starts: Starts,
+    mounter: Process,
+    agent: Process,
+}
+
+impl Node {
+    fn start(starts: Starts) -> anyhow::Result<Self> {
+        let mut mounter = starts.mounter()?;
+        mounter.wait_for_path(PATIENCE, &starts.work.join(SOCKET)).context("start the mounter")?;
+        let agent = starts.agent()?;
+        Ok(Self { starts, mounter, agent })
+    }
+
+    /// Starts again what has ended by itself, as a kubelet does with containers. Never returns.
+    async fn keep_alive(&mut self, output: Output) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if let Err(error) = self.revive(output) {
+                output.say(&format!("{error:#}"));
+            }
+        }
+    }
+
+    fn revive(&mut self, output: Output) -> anyhow::Result<()> {
+        if let Some(status) = self.mounter.ended()? {
+            output.say(&format!("the mounter has ended ({status}) and is started again"));
+            self.mounter = self.starts.mounter()?;
+        }
+        if let Some(status) = self.agent.ended()? {
+            output.say(&format!("the agent has ended ({status}) and is started again"));
+            self.agent = self.starts.agent()?;
+        }
+        Ok(())
     }
 
     fn stop(self, output: Output) {
@@ -226,7 +266,7 @@ async fn play(
     let kubelet = Kubelet::new(&ground.kubelet, DRIVER)?.with_node(NODE);
     let ours = |p: &manifest::Pod| p.volumes.iter().any(|v| matches!(v.source, Source::Csi { .. }));
     let node = if plan.pods.iter().any(ours) {
-        let node = Node::start(request, &ground, &issuer.jwks_json())?;
+        let node = Node::start(Starts::prepare(request, &ground, &issuer.jwks_json())?)?;
         let mut stop = stops.clone();
         let registered = tokio::select! {
             registered = kubelet.register(PATIENCE) => Some(registered),
@@ -255,7 +295,17 @@ async fn play(
         trust_domain: request.trust_domain.clone(),
         play: request.play,
     });
-    let verdict = play.run(plan.pods, stops, request.timeout).await;
+    let mut node = node;
+    let keep_alive = async {
+        match &mut node {
+            Some(node) => node.keep_alive(output).await,
+            None => std::future::pending().await,
+        }
+    };
+    let verdict = tokio::select! {
+        verdict = play.run(plan.pods, stops, request.timeout) => verdict,
+        () = keep_alive => Verdict::Broken,
+    };
     if let Some(node) = node {
         if request.verbose || verdict == Verdict::Broken {
             output.say(&node.logs());

@@ -167,3 +167,40 @@ fn keep_prints_sockets_that_work_from_the_host() {
         }
     }
 }
+
+#[test]
+fn a_killed_agent_and_mounter_are_started_again() {
+    let text = "echo ready; until [ -e /v/go ]; do sleep 0.1; done; \
+                until seamount api fetch --socket /id/spire-agent.sock 2>/dev/null; do sleep 0.2; done";
+    for who in everybody("a_killed_agent_and_mounter_are_started_again") {
+        let stage = Stage::new();
+        let mark = unique();
+        let yaml = forever(&mark, text);
+        let mut command = who.command("env");
+        command.arg(format!("SEAMOUNT_MARK={mark}")).arg(stage.seamount());
+        let mut playing = start_from_input(command, &yaml);
+        playing.wait_for("[p/c] ready");
+        for name in ["seamount-agent", "seamount-mounter"] {
+            let find = |p: &PathBuf| {
+                fs::read(p.join("cmdline"))
+                    .is_ok_and(|c| c.starts_with(format!("/run/bin/{name}").as_bytes()))
+            };
+            let process = marked(&mark).into_iter().find(find).unwrap();
+            let pid: i32 = process.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL)
+                .unwrap();
+            playing.wait_for(&format!("the {} has ended", name.trim_start_matches("seamount-")));
+        }
+        // The container's own view of its volume.
+        let container =
+            marked(&mark).into_iter().find(|p| p.join("root/v").exists() && p.join("root/id").exists());
+        let touched = who.command("touch").arg(container.unwrap().join("root/v/go")).status().unwrap();
+        assert!(touched.success());
+        let played = playing.wait();
+        played.assert_code(0).assert_said("every volume is unpublished and removed");
+        assert!(
+            played.of("p/c").iter().any(|l| l.contains("spiffe://example.org/ns/ns/sa/default")),
+            "{played:#?}"
+        );
+    }
+}

@@ -450,7 +450,7 @@ fn one_id_cannot_play_others() {
         "securityContext: {runAsUser: 5, fsGroup: 6, supplementalGroups: [7]},",
         "command: [x], securityContext: {runAsGroup: 8}",
     );
-    let found: Vec<_> = needs_other_ids(&plan(&text)).iter().map(ToString::to_string).collect();
+    let found: Vec<_> = needs_other_ids(&plan(&text), 0).iter().map(ToString::to_string).collect();
     for at in [
         "Pod ns/p: spec.securityContext.fsGroup: needs another",
         "Pod ns/p: spec.securityContext.supplementalGroups: needs another",
@@ -461,7 +461,14 @@ fn one_id_cannot_play_others() {
     }
     assert_eq!(found.len(), 4);
     let own = pod("securityContext: {runAsUser: 0, fsGroup: 0},", "command: [x]");
-    assert_eq!(needs_other_ids(&plan(&own)), []);
+    assert_eq!(needs_other_ids(&plan(&own), 0), []);
+    assert_eq!(needs_other_ids(&plan(&text), 8), []);
+    let found: Vec<_> = needs_other_ids(&plan(&text), 7).iter().map(ToString::to_string).collect();
+    assert_eq!(found.len(), 1);
+    assert!(
+        found[0].starts_with("Pod ns/p: spec.containers[0].securityContext.runAsGroup: is above"),
+        "{found:?}"
+    );
 }
 
 proptest::proptest! {
