@@ -274,3 +274,14 @@ fn the_directory_source_binds_and_tells_when_it_is_stale() {
         assert!(node.agent_log().contains("another driver's mount"));
     });
 }
+
+#[test]
+fn no_core_file_can_hold_the_keys() {
+    on_node("no_core_file_can_hold_the_keys", async |node| {
+        use std::os::unix::fs::MetadataExt as _;
+        node.start().await;
+        // proc(5): of a process whose memory is not dumped, and which its own uid may not trace, this is root's.
+        let maps = format!("/proc/{}/maps", node.agent().pid());
+        assert_eq!(std::fs::metadata(maps).unwrap().uid(), 0);
+    });
+}
