@@ -2,6 +2,7 @@
 # Installs what a make target lacks, and nothing else: quiet when there is nothing to do.
 #   tests/setup.sh build      a C compiler and linker, the pinned Rust toolchain
 #   tests/setup.sh check      cargo-deny and shellcheck
+#   tests/setup.sh play       newuidmap, so that the tests play pods with subordinate ids as well
 #   tests/setup.sh go         nothing, but says what to do without Go (csi-sanity and the cluster are built with it)
 # Tools that are built go to SEAMOUNT_CACHE (default ~/.cache/seamount), so that a second checkout finds them.
 set -euo pipefail
@@ -58,13 +59,18 @@ check() {
   ln -sfn "$home/bin" target/tools
 }
 
+play() {
+  need uidmap command -v newuidmap
+  install_missing
+}
+
 go() {
   command -v go >/dev/null || { echo "setup: go is missing; install it from https://go.dev/dl (1.21 or newer fetches the version it needs)" >&2; exit 1; }
 }
 
 for what in "$@"; do
   case $what in
-    build | check | go) "$what" ;;
-    *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    build | check | play | go) "$what" ;;
+    *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
 done
