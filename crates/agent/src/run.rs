@@ -187,7 +187,10 @@ async fn tell_source(mut source: watch::Receiver<Source>, live: Arc<Live>) {
     loop {
         let standing = match &*source.borrow_and_update() {
             Source::Missing(why) => Standing::NotReady(why.to_string()),
-            Source::Authority(_) => Standing::Ready(String::new()),
+            Source::Authority(signer) => match &signer.trouble {
+                None => Standing::Ready(String::new()),
+                Some(why) => Standing::NotReady(format!("{why} (going on with the last good one)")),
+            },
             Source::Directory => Standing::NotNeeded,
         };
         live.set(Condition::Authority, standing);

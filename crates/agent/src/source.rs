@@ -27,6 +27,8 @@ pub struct Signer {
     pub template: Arc<IdTemplate>,
     /// Kind of the keys that the agent makes.
     pub key_type: KeyType,
+    /// Why it is only the last good one: its Secret is gone or not usable, or its rotation fails.
+    pub trouble: Option<Arc<str>>,
 }
 
 /// The source as it is now.
@@ -91,15 +93,16 @@ async fn embed(
         Err(why) => {
             // A Secret that disappears takes nothing back from an authority that was made from it.
             if embedded.is_none() {
-                missing(source, &why);
+                return missing(source, &why);
             }
-            return tick(embedded).await;
+            tick(embedded).await;
+            return trouble(source, Some(why));
         }
     };
     let AuthoritySource { trust_domain, id_template, embedded: parts, .. } = wanted.clone();
     let new = Made { trust_domain, id_template, embedded: parts, files };
     if embedded.as_ref().is_some_and(|(_, made)| *made == new) {
-        return tick(embedded).await;
+        return trouble(source, tick(embedded).await);
     }
     match make(wanted.clone()).await {
         Ok((authority, signer)) => {
@@ -108,21 +111,40 @@ async fn embed(
             source.send_replace(Source::Authority(signer));
         }
         Err(why) if embedded.is_some() => {
-            tracing::error!(reason = %why, "the changed authority is not usable; going on with the one before");
+            tick(embedded).await;
+            trouble(source, Some(format!("the changed authority is not usable: {why}")));
         }
         Err(why) => missing(source, &why),
     }
 }
 
-async fn tick(embedded: &Option<(Arc<Embedded>, Made)>) {
-    let Some((authority, _)) = embedded else { return };
+/// Lets the authority rotate; why it could not.
+async fn tick(embedded: &Option<(Arc<Embedded>, Made)>) -> Option<String> {
+    let (authority, _) = embedded.as_ref()?;
     let authority = Arc::clone(authority);
     // It may make an RSA key.
     match tokio::task::spawn_blocking(move || authority.tick(std::time::SystemTime::now())).await {
         Ok(Ok(done)) if done != Done::default() => tracing::info!(?done, "the authority rotated"),
         Ok(Ok(_)) | Err(_) => {}
-        Ok(Err(e)) => tracing::error!(error = %e, "the authority's rotation failed; it is tried again"),
+        Ok(Err(e)) => return Some(format!("the authority's rotation failed: {e}")),
     }
+    None
+}
+
+/// Says what is wrong with an authority that goes on, or that nothing is any more; once.
+fn trouble(source: &watch::Sender<Source>, why: Option<String>) {
+    source.send_if_modified(|now| {
+        let Source::Authority(signer) = now else { return false };
+        if signer.trouble.as_deref() == why.as_deref() {
+            return false;
+        }
+        match &why {
+            Some(why) => tracing::error!(reason = %why, "going on with the last good authority"),
+            None => tracing::info!("the authority is well again"),
+        }
+        signer.trouble = why.map(Into::into);
+        true
+    });
 }
 
 async fn make(wanted: AuthoritySource) -> Result<(Arc<Embedded>, Signer), String> {
@@ -147,6 +169,7 @@ async fn make(wanted: AuthoritySource) -> Result<(Arc<Embedded>, Signer), String
         authority: Arc::clone(&authority) as Arc<dyn Authority>,
         template: Arc::new(template),
         key_type: svid_key_type,
+        trouble: None,
     };
     Ok((authority, signer))
 }

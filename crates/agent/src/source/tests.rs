@@ -35,11 +35,23 @@ async fn a_missing_root_is_named_and_its_arrival_repairs() {
         unreachable!()
     };
     assert_eq!(signer.authority.trust_domain().to_string(), "example.org");
-    // A configuration that asks for what is not there takes nothing back.
+    // A configuration that asks for what is not there takes nothing back, and is not passed over in silence.
     configs.send_replace(Some(authority(&dir.path().join("root"))));
+    let trouble = |s: &Source| match s {
+        Source::Authority(signer) => signer.trouble.clone(),
+        _ => panic!("the last good authority is gone"),
+    };
+    let Source::Authority(last) =
+        wait(&mut source, |s| matches!(s, Source::Authority(s) if s.trouble.is_some())).await
+    else {
+        unreachable!()
+    };
+    assert!(Arc::ptr_eq(&last.authority, &signer.authority));
+    assert!(trouble(&source.borrow()).unwrap().contains("tls.crt"));
+    configs.send_replace(Some(memory()));
+    wait(&mut source, |s| matches!(s, Source::Authority(s) if s.trouble.is_none())).await;
     cancel.cancel();
     task.await.unwrap();
-    assert!(matches!(&*source.borrow(), Source::Authority(_)));
 }
 
 #[tokio::test]

@@ -113,7 +113,8 @@ impl World {
         .unwrap();
         let (answers, receiver) = tokio::sync::mpsc::unbounded_channel();
         let authority = Arc::new(Played { inner, answers: tokio::sync::Mutex::new(receiver) });
-        let signer = Signer { authority, template: Arc::new(template), key_type: KeyType::EcP256 };
+        let signer =
+            Signer { authority, template: Arc::new(template), key_type: KeyType::EcP256, trouble: None };
         let (sender, source) = watch::channel(Source::Authority(signer));
         let terms = Terms {
             limits: workload_api::Limits { connections: 8, streams: 8 },

@@ -124,3 +124,23 @@ fn without_the_issuers_keys_publish_waits_and_unpublish_does_not() {
         .await;
     });
 }
+
+#[test]
+fn a_secret_that_disappears_is_reported_and_takes_nothing_back() {
+    on_node("a_secret_that_disappears_is_reported_and_takes_nothing_back", async |node| {
+        node.start().await;
+        let (root, away) = (node.path("root"), node.path("away"));
+        std::fs::rename(&root, &away).unwrap();
+        node.until("the complaint", async || {
+            node.get("/readyz").await.is_some_and(|(code, text)| code == 503 && text.contains("tls.crt"))
+        })
+        .await;
+        assert_eq!(node.get("/livez").await.unwrap().0, 200);
+        let volume = node.volume("shop", "frontend", "web-1");
+        node.publish(&volume).await;
+        let view = node.view(&volume);
+        fetch(&view).await;
+        std::fs::rename(&away, &root).unwrap();
+        node.ready().await;
+    });
+}
