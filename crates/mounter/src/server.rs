@@ -3,29 +3,21 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{self, RecvAncillaryMessage, SendAncillaryMessage, SocketFlags, SocketType};
+use rustix::net::{self, RecvAncillaryMessage, SendAncillaryMessage, SocketFlags};
 use seamount_mounter::protocol::{FRAME, Fault, Reply};
 
 use crate::failure::{Doing, Outcome};
 use crate::log::event;
-use crate::node::{Attached, Node, open_parent};
-use crate::socket;
+use crate::node::{Attached, Node};
 
 /// An agent that does not read its answers for this long is cut off; it blocks everybody.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Binds the agent's socket. Its mode lets everybody connect: who may speak is decided by the peer's uid.
-pub fn listen(path: &Path) -> Outcome<OwnedFd> {
-    let (dir, name) = open_parent(path)?;
-    socket::bind(&dir, &name, SocketType::SEQPACKET, 0o666)
-}
 
 /// Serves one agent at a time, for ever.
 pub fn serve(listener: &OwnedFd, node: &mut Node) -> Outcome<()> {

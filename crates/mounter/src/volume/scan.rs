@@ -1,8 +1,6 @@
 //! What is there: one volume, or all of ours on the node.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
-use std::str::FromStr;
 
 use rustix::fs::{self, AtFlags, FileType, OFlags, ResolveFlags};
 use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
@@ -69,11 +67,11 @@ impl Node {
         let stacks = stacks();
         let directory = OFlags::PATH | OFlags::DIRECTORY;
         for pod in path::names(&self.pods, MAX).doing("read the kubelet's pods")? {
-            let Some(pod) = parse::<PodUid>(&pod) else { continue };
+            let Some(pod) = pod.to_str().ok().and_then(|p| p.parse::<PodUid>().ok()) else { continue };
             // A pod that goes while we look, or that is no directory of the kubelet's, is not a reason to see none.
             let csi = path::open(&self.pods, format!("{pod}/{CSI}"), directory, ResolveFlags::NO_XDEV);
             let names = csi.and_then(|csi| path::names(csi, MAX)).unwrap_or_default();
-            for name in names.iter().filter_map(|n| parse::<VolumeName>(n)) {
+            for name in names.iter().filter_map(|n| n.to_str().ok()?.parse::<VolumeName>().ok()) {
                 if all.len() < MAX {
                     all.extend(self.look(&pod, name, &stacks));
                 }
@@ -101,10 +99,6 @@ impl Node {
         let stacked = stacks.get(&target.stat.stx_mnt_id).map_or(mount, |stacked| mount * stacked);
         Some((Volume { pod: pod.clone(), name, id }, flags, [bytes, inodes, stacked]))
     }
-}
-
-fn parse<T: FromStr>(name: &CStr) -> Option<T> {
-    name.to_str().ok()?.parse().ok()
 }
 
 /// Bytes and inodes in use, and whether it is a mount: of a tmpfs all, else those of the directory itself.
