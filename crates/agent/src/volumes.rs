@@ -10,7 +10,7 @@ mod rotate;
 mod serving;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -98,8 +98,6 @@ pub(crate) struct Held {
 struct Slot {
     /// Unpublished; whoever waited for the lock has to look for a new entry.
     gone: bool,
-    /// Raised by each publish that is not a mere republish, and by unpublish.
-    incarnation: u64,
     /// Generation of the record.
     generation: u64,
     facts: Option<Facts>,
@@ -128,6 +126,8 @@ struct View {
     namespace: Arc<str>,
 }
 
+/// One incarnation of a volume: unpublish marks it as gone, and who comes after gets a new one. So what is made for it
+/// late cannot land on its successor.
 struct Entry {
     volume: Volume,
     slot: Arc<tokio::sync::Mutex<Slot>>,
@@ -184,7 +184,6 @@ pub struct Volumes {
     restored: AtomicBool,
     source: watch::Receiver<Source>,
     terms: Terms,
-    incarnations: AtomicU64,
     wake: Notify,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
@@ -206,7 +205,6 @@ impl Volumes {
             restored: AtomicBool::new(false),
             source,
             terms,
-            incarnations: AtomicU64::new(1),
             wake: Notify::new(),
             permits: Arc::new(Semaphore::new(SIGNING)),
             metrics,
@@ -308,9 +306,6 @@ impl Volumes {
         }
         let first = slot.facts.is_none();
         let before = slot.facts.replace(Facts { parameters: request.parameters, workload, token });
-        if first {
-            slot.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
-        }
         if let Err(e) = self.store(&state, volume, slot, listener.cookie) {
             // Else the kubelet's next attempt, with the same token, would be taken for one that is recorded.
             slot.facts = before;
@@ -433,7 +428,6 @@ impl Volumes {
             self.mounter.unpublish(volume).await?;
         }
         let span = entry.span();
-        slot.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
         slot.facts = None;
         slot.held = None;
         {

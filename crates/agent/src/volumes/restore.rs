@@ -178,7 +178,6 @@ impl Volumes {
         }
         let with = held.is_some();
         slot.generation = generation;
-        slot.incarnation = self.incarnations.fetch_add(1, Ordering::Relaxed);
         slot.facts = token.map(|token| Facts { parameters, workload, token });
         slot.held = held;
         with

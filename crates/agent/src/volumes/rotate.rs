@@ -231,12 +231,10 @@ impl Volumes {
             Source::Missing(why) => return Err(IdentityError::NoAuthority(Arc::clone(why))),
             Source::Directory => return Err(IdentityError::OtherSource),
         };
-        let (workload, token, incarnation) = {
+        let (workload, token) = {
             let slot = entry.slot.lock().await;
             match &slot.facts {
-                Some(facts) if !slot.gone => {
-                    (facts.workload.clone(), facts.token.0.clone(), slot.incarnation)
-                }
+                Some(facts) if !slot.gone => (facts.workload.clone(), facts.token.0.clone()),
                 _ => return Ok(None),
             }
         };
@@ -247,7 +245,7 @@ impl Volumes {
         let held = Held { svid: Arc::new(svid), rotate_at: due, bundles };
 
         let mut slot = entry.slot.lock().await;
-        if slot.gone || slot.incarnation != incarnation {
+        if slot.gone {
             return Ok(None);
         }
         let before = slot.held.replace(held);

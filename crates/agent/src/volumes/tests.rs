@@ -284,6 +284,26 @@ async fn a_late_certificate_never_lands_on_a_newer_incarnation() {
 }
 
 #[tokio::test]
+async fn a_certificate_for_a_volume_that_is_gone_is_thrown_away() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    let entry = world.volumes.get(&volume()).unwrap();
+    world.until("a request to the authority", || entry.view().signing).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    world.volumes.unpublish(&volume()).await.unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    let start = std::time::Instant::now();
+    while entry.view().signing {
+        assert!(start.elapsed() < LONG);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(entry.slot.lock().await.held.is_none(), "a key was kept for a volume that is gone");
+    assert!(world.volumes.state().unwrap().list().unwrap().is_empty(), "a record was written");
+    let metrics = world.volumes.metrics.encode().unwrap();
+    assert!(!metrics.contains("state=\"ready\"} 1"), "it is counted: {metrics}");
+}
+
+#[tokio::test]
 async fn what_the_authority_signs_is_checked() {
     let world = World::new().await;
     world.publish("frontend").await.unwrap();
