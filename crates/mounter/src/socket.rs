@@ -54,8 +54,10 @@ pub fn leads_to(dir: &OwnedFd, name: &str, listener: &OwnedFd) -> bool {
     let Ok(stat) = fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { return false };
     let bound = net::getsockname(listener).ok().and_then(|a| SocketAddrUnix::try_from(a).ok());
     let bound = bound.and_then(|a| made_at(a.path_bytes()?));
-    FileType::from_raw_mode(stat.st_mode) == FileType::Socket
-        && bound == Some((stat.st_mtime, stat.st_mtime_nsec as i64))
+    // Some file systems (ext4 with small inodes) keep whole seconds only.
+    let at = (stat.st_mtime, stat.st_mtime_nsec as i64);
+    let same = bound.is_some_and(|(sec, nsec)| at == (sec, nsec) || at == (sec, 0));
+    FileType::from_raw_mode(stat.st_mode) == FileType::Socket && same
 }
 
 /// Whether somebody accepts connections as `name` in `dir`.
@@ -108,6 +110,14 @@ mod tests {
         assert!(leads_to(&held, "name", &first) && is_alive(&held, "name").unwrap());
         let second = bind(&held, "name", SocketType::STREAM, 0o640).unwrap();
         assert!(leads_to(&held, "name", &second) && !leads_to(&held, "name", &first));
+        // A file system without nanoseconds.
+        let stat = fs::statat(&held, "name", AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        for (later, same) in [(0, true), (1, false)] {
+            let time = Timespec { tv_sec: stat.st_mtime + later, tv_nsec: 0 };
+            let times = Timestamps { last_access: time, last_modification: time };
+            fs::utimensat(&held, "name", &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            assert_eq!(leads_to(&held, "name", &second), same);
+        }
         drop(second);
         assert!(!is_alive(&held, "name").unwrap() && !is_alive(&held, "other").unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
