@@ -122,7 +122,10 @@ async fn serves_until_cancelled() {
     let mut idle = TcpStream::connect(served.address).await.unwrap();
     served.cancel.cancel();
     served.task.await.unwrap().unwrap();
-    assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "open connections are closed");
+    // One that was not accepted yet is reset.
+    let end = idle.read(&mut [0]).await;
+    let reset = |e: &io::Error| e.kind() == io::ErrorKind::ConnectionReset;
+    assert!(matches!(&end, Ok(0)) || end.as_ref().is_err_and(reset), "open connections are closed: {end:?}");
     assert!(TcpStream::connect(served.address).await.is_err());
 }
 
