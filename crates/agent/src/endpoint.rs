@@ -3,6 +3,8 @@
 //! The sockets are mode 0600 and root's (node core §4); the check of the peer's uid holds also where somebody got at
 //! the socket in another way.
 
+mod authority;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
@@ -13,6 +15,8 @@ use std::time::Duration;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::net::{UnixListener, UnixStream};
+
+pub use authority::WithoutAuthority;
 
 /// How long `accept` rests after an error such as the lack of descriptors, which would else spin.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -32,7 +36,7 @@ pub fn incoming(
     listener: UnixListener,
     uid: Arc<AtomicU32>,
     what: &'static str,
-) -> impl Stream<Item = io::Result<UnixStream>> {
+) -> impl Stream<Item = io::Result<WithoutAuthority<UnixStream>>> {
     unfold((listener, uid, reserve()), move |(listener, uid, mut spare)| async move {
         loop {
             if spare.is_none() {
@@ -40,7 +44,7 @@ pub fn incoming(
             }
             match listener.accept().await {
                 Ok((stream, _)) => match allowed(&stream, uid.load(Ordering::Relaxed)) {
-                    Ok(()) => return Some((Ok(stream), (listener, uid, spare))),
+                    Ok(()) => return Some((Ok(WithoutAuthority::new(stream)), (listener, uid, spare))),
                     Err(why) => tracing::warn!(socket = what, "connection refused: {why}"),
                 },
                 Err(e) => {
@@ -52,7 +56,7 @@ pub fn incoming(
                     if let Ok(Ok((stream, _))) = tokio::time::timeout(AFTER_ERROR, listener.accept()).await
                         && allowed(&stream, uid.load(Ordering::Relaxed)).is_ok()
                     {
-                        return Some((Ok(stream), (listener, uid, spare)));
+                        return Some((Ok(WithoutAuthority::new(stream)), (listener, uid, spare)));
                     }
                 }
             }

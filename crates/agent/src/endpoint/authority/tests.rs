@@ -1,0 +1,110 @@
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use super::*;
+
+fn hex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    digits.chunks(2).map(|p| u8::from_str_radix(str::from_utf8(p).unwrap(), 16).unwrap()).collect()
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+#[test]
+fn rfc_7541_c_4_the_authority_alone_is_overwritten() {
+    let mut first = hex("8286 8441 8cf1 e3c2 e5f2 3a6b a0ab 90f4 ff");
+    overwrite(&mut first).unwrap();
+    assert_eq!(first, [&hex("8286 8441 0c")[..], b"xxxxxxxxxxxx"].concat());
+    // The second request refers to the dynamic table and has another literal.
+    let mut second = hex("8286 84be 5886 a8eb 1064 9cbf");
+    overwrite(&mut second).unwrap();
+    assert_eq!(second, hex("8286 84be 5886 a8eb 1064 9cbf"));
+    // The third has a literal name (C.4.3).
+    let mut third = hex("8287 85bf 4088 25a8 49e9 5ba9 7d7f 8925 a849 e95b b8e8 b4bf");
+    overwrite(&mut third).unwrap();
+    assert_eq!(third, hex("8287 85bf 4088 25a8 49e9 5ba9 7d7f 8925 a849 e95b b8e8 b4bf"));
+}
+
+#[test]
+fn rfc_7541_c_1_integers() {
+    assert_eq!(integer(&[0b0000_1010], 0, 5), Some((10, 1)));
+    assert_eq!(integer(&[0b0001_1111, 0b1001_1010, 0b0000_1010], 0, 5), Some((1337, 3)));
+    assert_eq!(integer(&[42], 0, 7), Some((42, 1)));
+    for endless in [&[0x1f][..], &[0x1f, 0xff], &[0x1f, 0xff, 0xff, 0xff, 0xff]] {
+        assert_eq!(integer(endless, 0, 5), None);
+    }
+}
+
+#[test]
+fn a_broken_block_stays_in_bounds() {
+    for block in [&[0x41][..], &[0x41, 0x85, 1], &[0x41, 0xff, 0xff, 0xff, 0x7f], &[0x40, 0x7f]] {
+        assert_eq!(overwrite(&mut block.to_vec()), None, "{block:?}");
+    }
+    assert_eq!(overwrite_in_frame(&mut frame(HEADERS, PADDED, 1, &[255, 0x82])), None);
+    assert_eq!(overwrite_in_frame(&mut frame(HEADERS, PRIORITY, 1, &[0, 0])), None);
+}
+
+#[test]
+fn frames_are_found_however_the_bytes_arrive() {
+    let block = [&[0x83, 0x41, 4][..], b"%2Fa"].concat();
+    let padded = [&[2][..], &[0; 5], &block, &[0, 0]].concat();
+    let mut input = vec![b'P'; PREFACE];
+    input.extend(frame(4, 0, 0, &[0x41; 6]));
+    input.extend(frame(HEADERS, 0x5, 1, &block));
+    input.extend(frame(0, 1, 1, &[0x41; 3000]));
+    input.extend(frame(HEADERS, 0x4 | PADDED | PRIORITY, 3, &padded));
+    input.extend(frame(6, 0, 0, &[0x41; 8]));
+    let text = String::from_utf8_lossy(&input).replace("%2Fa", "xxxx");
+    for size in [1, 2, 7, 9, 10, 64, input.len()] {
+        let (mut filter, mut out) = (Filter::default(), BytesMut::new());
+        input.chunks(size).for_each(|part| filter.feed(part, &mut out));
+        assert_eq!(String::from_utf8_lossy(&out), text, "in parts of {size}");
+    }
+}
+
+/// Sends a request as grpc-go does to a socket that it dialled by path; returns the type of the first frame in answer.
+async fn answer(mut client: DuplexStream) -> u8 {
+    let mut block = vec![0x83, 0x86];
+    for (index, value) in [(0x44_u8, "/a.B/C"), (0x41, "%2Fvar%2Flib%2Fkubelet%2Fplugins_registry%2Fx.sock")]
+    {
+        block.extend([index, u8::try_from(value.len()).unwrap()]);
+        block.extend(value.bytes());
+    }
+    block.extend([0x5f, 16]);
+    block.extend(b"application/grpc");
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    client.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+    client.write_all(&frame(HEADERS, 0x5, 1, &block)).await.unwrap();
+    loop {
+        let mut header = [0; HEADER];
+        client.read_exact(&mut header).await.unwrap();
+        let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
+        client.read_exact(&mut vec![0; usize::try_from(length).unwrap()]).await.unwrap();
+        if header[8] == 1 {
+            return header[3];
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_kubelets_authority_is_refused_by_h2_and_taken_by_us() {
+    const RST_STREAM: u8 = 0x3;
+    let (client, server) = tokio::io::duplex(4096);
+    let bare = tokio_stream::once(Ok::<_, io::Error>(server));
+    let task = tokio::spawn(Server::builder().add_routes(Routes::default()).serve_with_incoming(bare));
+    assert_eq!(answer(client).await, RST_STREAM, "h2 has changed: this module is no longer needed");
+    task.abort();
+
+    let (client, server) = tokio::io::duplex(4096);
+    let wrapped = tokio_stream::once(Ok::<_, io::Error>(WithoutAuthority::new(server)));
+    let task = tokio::spawn(Server::builder().add_routes(Routes::default()).serve_with_incoming(wrapped));
+    assert_eq!(answer(client).await, HEADERS);
+    task.abort();
+}
