@@ -329,7 +329,7 @@ fn introduction(request: &Request, plan: &Plan) -> String {
         request.trust_domain
     );
     text.push_str(match request.mode {
-        Mode::Root => "\nas root: the mounter is root without capabilities that it does not need, the agent is uid 64203",
+        Mode::Root => "\nas root: the mounter keeps the few capabilities that it needs, the agent is uid 64203 and has none",
         Mode::Mapped => "\nwithout root, with your subordinate ids: the agent is uid 64203 of a user namespace",
         Mode::OneId => {
             "\nwithout root and with one id: mounter, agent and containers are all you, so the privilege split is not \
