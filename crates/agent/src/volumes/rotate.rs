@@ -20,6 +20,8 @@ use crate::token::Token;
 
 /// How often the wall clock is looked at.
 pub const TICK: Duration = Duration::from_secs(1);
+/// A clock that went back by more than this was set, and what is due by it may lie years ahead.
+const SET_BACK: Duration = Duration::from_secs(5);
 /// How long an authority may take for one certificate.
 const SIGN: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -55,6 +57,7 @@ impl Volumes {
         let mut bundles = bundles_of(&source.borrow_and_update());
         // Volumes that were restored may wait for bundles that are there already.
         self.refresh_all();
+        let mut last = SystemTime::now();
         loop {
             let changed = async {
                 match &mut bundles {
@@ -87,7 +90,19 @@ impl Volumes {
                     self.refresh_all();
                 }
             }
-            self.look_at_the_clock(SystemTime::now());
+            let now = SystemTime::now();
+            self.look_back(last, now);
+            last = now;
+            self.look_at_the_clock(now);
+        }
+    }
+
+    /// Where the clock was set back: what is not valid yet by it is due, and what failed is tried at once.
+    pub(super) fn look_back(&self, last: SystemTime, now: SystemTime) {
+        if now + SET_BACK < last {
+            tracing::warn!("the clock was set back; identities of the future are made anew");
+            self.retry_all();
+            self.refresh_all();
         }
     }
 

@@ -472,3 +472,20 @@ async fn a_volume_that_is_gone_is_not_counted_again() {
     world.volumes.count(&entry);
     assert!(!counted(), "counted for ever");
 }
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_postpones_no_attempt() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    world.answers.send(Answer::OtherId).unwrap();
+    world.until("the refusal", || world.failure().contains("sa/admin")).await;
+    let entry = world.volumes.get(&volume()).unwrap();
+    let now = SystemTime::now();
+    let later = now + Duration::from_secs(365 * 24 * 3600);
+    entry.view().due = Some(later);
+    world.volumes.look_back(now, now);
+    assert_eq!(entry.view().due, Some(later), "the clock was not set back");
+    world.answers.send(Answer::Sign).unwrap();
+    world.volumes.look_back(later, now);
+    world.until("the identity", || world.identity().is_some()).await;
+}

@@ -84,6 +84,11 @@ struct Slot {
 }
 
 impl Slot {
+    /// Whether nothing that it signs can be valid: it has expired, or the clock was set back to before its time.
+    fn is_useless(&self, now: SystemTime) -> bool {
+        now >= self.not_after || now < self.not_before
+    }
+
     /// Whether at most `lifetime / part`, or `at_most`, is left.
     fn nears_end(&self, now: SystemTime, part: u32, at_most: Duration) -> bool {
         let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
@@ -153,18 +158,18 @@ impl Embedded {
     }
 
     /// Does what is due at `now`; to be called every few seconds. Preparing and activating happen in different
-    /// calls, so that the bundle is known before it is needed, unless the active slot has already expired.
+    /// calls, so that the bundle is known before it is needed, unless the active slot is of no use any more.
     pub fn tick(&self, now: SystemTime) -> Result<Done, AuthorityError> {
         let _one = self.rotating();
         let mut done = Done { pruned: self.prune(now)?, ..Done::default() };
         let (active, prepared) = self.read(|state| (state.active.clone(), state.prepared.clone()));
-        let expired = now >= active.not_after;
-        if prepared.is_none() && active.nears_end(now, 2, PREPARE_AT_MOST) {
+        let useless = active.is_useless(now);
+        if prepared.is_none() && (useless || active.nears_end(now, 2, PREPARE_AT_MOST)) {
             self.prepare_at(now)?;
             done.prepared = true;
         }
-        let ready = prepared.is_some() || (done.prepared && expired);
-        if ready && active.nears_end(now, 6, ACTIVATE_AT_MOST) {
+        let ready = prepared.is_some() || (done.prepared && useless);
+        if ready && (useless || active.nears_end(now, 6, ACTIVATE_AT_MOST)) {
             self.activate_prepared()?;
             done.activated = true;
         }
@@ -235,10 +240,11 @@ impl Embedded {
         })
     }
 
-    /// Drops expired roots, and a prepared slot that expired while nobody looked (a suspended machine).
+    /// Drops expired roots, and a prepared slot that expired while nobody looked (a suspended machine) or is of a time
+    /// that the clock was set back from.
     fn prune(&self, now: SystemTime) -> Result<usize, AuthorityError> {
         let stale = |state: &State| {
-            state.prepared.as_ref().is_some_and(|slot| now >= slot.not_after)
+            state.prepared.as_ref().is_some_and(|slot| slot.is_useless(now))
                 || state.retired.iter().any(|(_, until)| now >= *until)
         };
         if !self.read(stale) {
@@ -247,7 +253,7 @@ impl Embedded {
         self.change(|state| {
             let before = state.retired.len();
             state.retired.retain(|(_, until)| now < *until);
-            state.prepared.take_if(|slot| now >= slot.not_after);
+            state.prepared.take_if(|slot| slot.is_useless(now));
             before - state.retired.len()
         })
     }

@@ -262,6 +262,23 @@ fn one_tick_after_a_long_sleep_is_enough() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_leaves_no_signer_of_the_future() {
+    let time = Time::new();
+    let authority = Embedded::with_clock(config(), time.clock()).unwrap();
+    authority.tick(time.forward(13 * HOUR)).unwrap();
+    // As a node does that starts with a wrong clock: five months.
+    time.0.fetch_sub(3600 * HOUR, Ordering::SeqCst);
+    let done = authority.tick(time.now()).unwrap();
+    assert!(done.prepared && done.activated, "{done:?}");
+    let svid = issue(&authority, KeyType::EcP256);
+    svid.verify(&bundle(&authority), time.now()).unwrap();
+    assert_eq!(authority.tick(time.now()).unwrap(), Done::default());
+    // A step as NTP makes it every day changes nothing.
+    time.0.fetch_sub(5, Ordering::SeqCst);
+    assert_eq!(authority.tick(time.now()).unwrap(), Done::default());
+}
+
+#[test]
 fn rotation_by_hand() {
     let time = Time::new();
     let authority = Embedded::with_clock(config(), time.clock()).unwrap();
