@@ -240,6 +240,12 @@ impl Drop for Node {
                 eprintln!("==== {}\n{}", process.log_path().display(), process.log());
             }
         }
+        // A mount in it would keep the temporary directory, and the root's key in it, on the machine's disk.
+        (self.mounter, self.agent) = (None, None);
+        let views = (1..=self.views).map(|n| format!("v{n}"));
+        for name in views.chain(["kubelet".to_owned()]) {
+            let _ = rustix::mount::unmount(self.path(&name), rustix::mount::UnmountFlags::DETACH);
+        }
     }
 }
 
