@@ -81,14 +81,21 @@ async fn connection(path: &Path, link: &watch::Sender<Link>, number: &mut u64, p
 }
 
 async fn hello(socket: &Socket) -> Result<Hello, End> {
-    let broken = |e: std::io::Error| End::Broken(e.to_string());
+    let closed = || {
+        End::Broken(
+            "it closed the connection: it serves one agent at a time, and only the uid given as its --agent-uid"
+                .to_owned(),
+        )
+    };
+    // It may be gone before Hello is written or read.
+    let broken = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => closed(),
+        _ => End::Broken(e.to_string()),
+    };
     socket.send(&Request::Hello.encode(0), None).await.map_err(broken)?;
     let received = socket.receive().await.map_err(broken)?;
     if received.bytes.is_empty() {
-        return Err(End::Broken(
-            "it closed the connection: it serves one agent at a time, and only the uid given as its --agent-uid"
-                .to_owned(),
-        ));
+        return Err(closed());
     }
     let reply = match Reply::decode(&received.bytes) {
         Ok(reply) => reply,
