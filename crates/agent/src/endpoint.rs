@@ -3,8 +3,6 @@
 //! The sockets are mode 0600 and root's (node core §4); the check of the peer's uid holds also where somebody got at
 //! the socket in another way.
 
-mod authority;
-
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
@@ -14,9 +12,8 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use seamount_identity::without_authority::WithoutAuthority;
 use tokio::net::{UnixListener, UnixStream};
-
-pub use authority::WithoutAuthority;
 
 /// How long `accept` rests after an error such as the lack of descriptors, which would else spin.
 const AFTER_ERROR: Duration = Duration::from_millis(100);

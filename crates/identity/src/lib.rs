@@ -6,6 +6,7 @@
 //! * [`authority`]: who signs. [`authority::Embedded`] keeps a root and an intermediate in this process.
 //! * [`rotation`]: when an SVID is to be replaced.
 //! * [`workload_api`]: the SPIFFE Workload API on one Unix socket.
+//! * [`without_authority`]: lets gRPC clients in that make an authority of the socket's path.
 
 pub mod authority;
 pub mod bundle;
@@ -14,6 +15,7 @@ pub mod id;
 mod keys;
 pub mod rotation;
 pub mod svid;
+pub mod without_authority;
 pub mod workload_api;
 
 pub use bundle::{BundleError, BundleSet, X509Bundle};

@@ -19,6 +19,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Shared, service::Service};
+use crate::without_authority::WithoutAuthority;
 
 /// How long accepting pauses after an error, first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -97,7 +98,7 @@ async fn run(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(WithoutAuthority::new(stream)), service);
     let mut connection = pin!(connection);
     let mut seen = 0;
     let mut patience = shared.timing.first_request;

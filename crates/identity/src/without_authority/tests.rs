@@ -94,7 +94,7 @@ async fn answer(mut client: DuplexStream) -> u8 {
 }
 
 #[tokio::test]
-async fn the_kubelets_authority_is_refused_by_h2_and_taken_by_us() {
+async fn an_authority_made_of_a_path_is_refused_by_h2_and_taken_by_us() {
     const RST_STREAM: u8 = 0x3;
     let (client, server) = tokio::io::duplex(4096);
     let bare = tokio_stream::once(Ok::<_, io::Error>(server));

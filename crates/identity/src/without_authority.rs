@@ -1,8 +1,9 @@
 //! Takes the `:authority` out of HTTP/2 requests on Unix sockets.
 //!
-//! The kubelet dials the registration socket by its path, so grpc-go sends `:authority: %2Fvar%2Flib%2Fkubelet%2F…`. The
-//! `http` crate takes no percent sign in a host, so h2 answers with RST_STREAM, and it has no switch for that: the driver
-//! would never be registered. On a Unix socket an authority says nothing, so its value is overwritten on the way in.
+//! gRPC's C core (Python, C++, Ruby, …) and grpc-go when it dials by path, as the kubelet does for the registration socket,
+//! make the authority of the socket's path: `:authority: %2Fvar%2Flib%2F…`. The `http` crate takes no percent sign in a host, so
+//! h2 answers with RST_STREAM, and it has no switch for that. On a Unix socket an authority says nothing, so its value is
+//! overwritten on the way in.
 //!
 //! The value is replaced by one of the same encoded length and without Huffman coding (RFC 7541, 5.2), so that neither the
 //! frame's length nor any other byte changes. h2's dynamic table then counts the entry as smaller than the kubelet's does,
