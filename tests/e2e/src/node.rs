@@ -67,18 +67,10 @@ pub fn status(node: &str, pid: u32, field: &str) -> Result<String> {
     Ok(value.with_context(|| format!("no {field} in {text}"))?.trim().to_owned())
 }
 
-/// Listening sockets of the mounter's and the agent's network namespaces whose path ends in `name`, in `/proc/net/unix`
-/// (`proc_pid_net(5)`: flag `00010000` means listening).
-pub fn listeners(node: &str, name: &str) -> Result<usize> {
-    let pod = daemon(node)?;
-    let mut count = 0;
-    for container in ["mounter", "agent"] {
-        let pid = container_pid(node, &pod, container)?;
-        let table = run(node, &["cat", &format!("/proc/{pid}/net/unix")])?;
-        count += table
-            .lines()
-            .filter(|l| l.split_whitespace().nth(3) == Some("00010000") && l.ends_with(name))
-            .count();
-    }
-    Ok(count)
+/// The listening sockets of the mounter's own network namespace, where all of its sockets are, in `/proc/net/unix`
+/// (`proc_pid_net(5)`: flag `00010000` means listening). Their names there are not those that they got afterwards.
+pub fn listeners(node: &str) -> Result<usize> {
+    let pid = container_pid(node, &daemon(node)?, "mounter")?;
+    let table = run(node, &["cat", &format!("/proc/{pid}/net/unix")])?;
+    Ok(table.lines().filter(|l| l.split_whitespace().nth(3) == Some("00010000")).count())
 }

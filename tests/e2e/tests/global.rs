@@ -73,7 +73,7 @@ fn daemons_ready() -> Result<()> {
 #[test]
 fn deletion_leaves_nothing_on_the_node() {
     alone("deletion_leaves_nothing_on_the_node", |test| {
-        let listeners = || node::listeners("n1", "spire-agent.sock");
+        let listeners = || node::listeners("n1");
         let none = listeners()?;
         let pod = test.start_pod(&Pod::new("gone").on("n1").sleeping())?;
         test.identity("gone", "main")?;
@@ -215,7 +215,8 @@ fn a_token_in_the_volume_context_is_refused_unless_configured() {
 #[test]
 fn a_forged_token_is_refused_when_the_kubelet_sends_none() {
     alone("a_forged_token_is_refused_when_the_kubelet_sends_none", |test| {
-        let restore = with_driver(&json!({"tokenRequests": []}))?;
+        // The API server takes no place for tokens without tokens.
+        let restore = with_driver(&json!({"tokenRequests": [], "serviceAccountTokenInSecrets": null}))?;
         test.account("victim")?;
         let token =
             kubectl(&["create", "token", "victim", "--audience=seamount.dev", "-n", &test.namespace])?;

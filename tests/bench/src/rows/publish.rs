@@ -1,0 +1,164 @@
+//! N1, N2, N3: publish and unpublish.
+//!
+//! Two nodes stand side by side, one with 10 volumes and one with 2,000. One call after the other goes to the bare
+//! loop, to the small node and to the large one, so that all three see the same machine.
+
+use std::time::Instant;
+
+use crate::bare::Bare;
+use crate::node::{Config, Node, Volume, publish_all, unpublish_all};
+use crate::report::{Row, Samples};
+
+use super::{Context, on_one_thread};
+
+const RUNS: usize = 7;
+/// Volumes that come and go in one batch: few, so that the small node stays small.
+const BATCH: usize = 10;
+const BATCHES: usize = 30;
+/// A batch with 16 calls at once.
+const CROWD: usize = 320;
+const CROWDS: usize = 4;
+
+/// What one run saw.
+#[derive(Default)]
+struct Run {
+    bare: [Samples; 2],
+    small: [Samples; 2],
+    large: [Samples; 2],
+    fresh: Samples,
+}
+
+pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
+    on_one_thread(async {
+        let root = tempfile::tempdir()?;
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", root.path(), "tmpfs", flags, Some(c"mode=750"))?;
+        let mut bare = Bare::new(root.path(), BATCH)?;
+        let small = Node::started(&context.programs, Config::default()).await?;
+        small.hold(&small.volumes("held", 10)?).await?;
+        let large = Node::started(&context.programs, Config::default()).await?;
+        large.hold(&large.volumes("held", 2000)?).await?;
+        let volumes = (small.volumes("new", BATCH)?, large.volumes("new", BATCH)?);
+        let crowd = large.volumes("crowd", CROWD)?;
+
+        let mut rows = rows();
+        for run in 0..=RUNS {
+            let seen = one_at_a_time(&mut bare, (&small, &volumes.0), (&large, &volumes.1)).await?;
+            let [publish, unpublish] = sixteen_at_once(&large, &crowd).await?;
+            // The first is for caches and allocators.
+            if run == 0 {
+                continue;
+            }
+            let ratio = |a: &Samples, b: &Samples| a.p50() / b.p50();
+            let [b, bu] = &seen.bare;
+            let ([s, su], [l, lu]) = (&seen.small, &seen.large);
+            let values = [
+                ratio(l, b),
+                ratio(l, s),
+                l.p50(),
+                b.p50(),
+                seen.fresh.p50(),
+                publish.p99(),
+                publish.p50(),
+                ratio(lu, bu),
+                ratio(lu, su),
+                unpublish.p99(),
+                lu.p50(),
+                bu.p50(),
+            ];
+            rows.iter_mut().zip(values).for_each(|(row, value)| row.run(value));
+        }
+        Ok(rows)
+    })
+}
+
+fn rows() -> Vec<Row> {
+    vec![
+        Row::at_most(
+            "N1",
+            "publish p50, c=1, 2,000 volumes held / the same system calls in a bare loop",
+            "×",
+            8.0,
+            Some(4.0),
+        ),
+        Row::at_most("N1b", "publish p50, c=1, 2,000 volumes held / 10 held", "×", 1.3, Some(1.1)),
+        Row::beside("N1c", "publish p50, c=1, 2,000 volumes held", "ms"),
+        Row::beside("N1d", "the same system calls in a bare loop, p50", "ms"),
+        Row::beside(
+            "N1e",
+            "publish p50, c=1, 2,000 held, a new connection for each call (as the kubelet)",
+            "ms",
+        ),
+        Row::at_most("N2", "publish p99, c=16, 2,000 volumes held", "ms", 5.0, Some(2.0)),
+        Row::beside("N2b", "publish p50, c=16, 2,000 volumes held", "ms"),
+        Row::at_most(
+            "N3",
+            "unpublish p50, c=1, 2,000 volumes held / the same system calls in a bare loop",
+            "×",
+            8.0,
+            Some(4.0),
+        ),
+        Row::at_most("N3b", "unpublish p50, c=1, 2,000 volumes held / 10 held", "×", 1.3, Some(1.1)),
+        Row::at_most("N3c", "unpublish p99, c=16, 2,000 volumes held", "ms", 5.0, Some(2.0)),
+        Row::beside("N3d", "unpublish p50, c=1, 2,000 volumes held", "ms"),
+        Row::beside("N3e", "the same system calls in a bare loop, p50", "ms"),
+    ]
+}
+
+async fn one_at_a_time(
+    bare: &mut Bare,
+    small: (&Node, &[Volume]),
+    large: (&Node, &[Volume]),
+) -> anyhow::Result<Run> {
+    let mut run = Run::default();
+    let (in_small, in_large) = (small.0.clients(1).await?, large.0.clients(1).await?);
+    for batch in 0..BATCHES {
+        for (what, publish) in [(0, true), (1, false)] {
+            for i in 0..BATCH {
+                let begun = Instant::now();
+                if publish { bare.publish(i) } else { bare.unpublish(BATCH - 1 - i) }?;
+                let took = begun.elapsed();
+                if let Some(samples) = run.bare.get_mut(what) {
+                    samples.add(took);
+                }
+                // Who comes second meets what the first one still does behind its answer: take turns.
+                let mut sides = [(&in_small, small.1, &mut run.small), (&in_large, large.1, &mut run.large)];
+                if (batch + i) % 2 == 1 {
+                    sides.reverse();
+                }
+                for (clients, volumes, samples) in sides {
+                    let one = volumes.get(i..=i).unwrap_or_default();
+                    let took = if publish {
+                        publish_all(clients, one).await
+                    } else {
+                        unpublish_all(clients, one).await
+                    }?;
+                    if let Some(samples) = samples.get_mut(what) {
+                        samples.extend(took);
+                    }
+                }
+            }
+        }
+    }
+    for volume in large.1 {
+        let begun = Instant::now();
+        large.0.client().await?.node_publish_volume(volume.publish.clone()).await?;
+        run.fresh.add(begun.elapsed());
+    }
+    unpublish_all(&in_large, large.1).await?;
+    large.0.settle().await?;
+    Ok(run)
+}
+
+async fn sixteen_at_once(node: &Node, volumes: &[Volume]) -> anyhow::Result<[Samples; 2]> {
+    let mut run = [Samples::default(), Samples::default()];
+    let clients = node.clients(16).await?;
+    for _ in 0..CROWDS {
+        let [publish, unpublish] = &mut run;
+        publish.extend(publish_all(&clients, volumes).await?);
+        node.settle().await?;
+        unpublish.extend(unpublish_all(&clients, volumes).await?);
+        node.settle().await?;
+    }
+    Ok(run)
+}
