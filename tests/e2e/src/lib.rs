@@ -2,6 +2,8 @@
 //!
 //! The tests need the cluster of `tests/e2e/run.sh`, which sets [`cluster::MARK`]; without it they are skipped.
 
+#![allow(clippy::indexing_slicing, reason = "JSON values give null for what is missing")]
+
 pub mod cluster;
 pub mod node;
 pub mod pod;
