@@ -235,20 +235,12 @@ impl Client {
         limit: Duration,
     ) -> Result<Answer, MounterError> {
         let deadline = Instant::now() + limit;
-        let operation = operation(&request);
         let mut link = self.link.clone();
         let mut after = 0;
         loop {
-            let up = self.connection(&mut link, after, deadline, operation, limit).await?;
-            let (answer, mut answered) = oneshot::channel();
-            let job = Job { request: request.clone(), fd: fd.clone(), answer };
-            let late = || MounterError::Timeout { operation, seconds: limit.as_secs() };
-            if timeout_at(deadline, up.jobs.send(job)).await.map_err(|_| late())?.is_ok() {
-                match timeout_at(deadline, &mut answered).await {
-                    Err(_) => return Err(late()),
-                    Ok(Ok(Err(MounterError::Broken { .. })) | Err(_)) => {}
-                    Ok(Ok(result)) => return result,
-                }
+            let up = self.connection(&mut link, after, deadline, operation(&request), limit).await?;
+            if let Some(answer) = ask(&up, &request, fd.clone(), deadline, limit).await? {
+                return Ok(answer);
             }
             // That connection is gone; the next one will do, within the deadline.
             after = up.number;
@@ -305,11 +297,39 @@ impl Client {
     /// Makes the volume's directory and socket, or finds them; `None` where another driver's mount is there, which is
     /// left alone.
     pub async fn publish_identity(&self, volume: &Volume) -> Result<Option<Listener>, MounterError> {
-        let answer = self.call(Request::PublishIdentity(volume.clone())).await?;
-        if answer.fd.is_none() {
-            return Ok(None);
+        published(self.call(Request::PublishIdentity(volume.clone())).await?)
+    }
+
+    /// [`Client::publish_identity`] for a volume that is served. A mounter that started since and does not have the
+    /// listener yet would bind another socket over the one that pods are connected to: unless the connection is the one
+    /// that is known to be `complete`, it gets the listener first, on the connection that then publishes.
+    pub async fn publish_served(
+        &self,
+        volume: &Volume,
+        kept: Arc<OwnedFd>,
+        cookie: u64,
+        complete: u64,
+    ) -> Result<Option<Listener>, MounterError> {
+        let deadline = Instant::now() + DEADLINE;
+        let publish = Request::PublishIdentity(volume.clone());
+        let store = Request::Store { volume: Some(volume.clone()), slot: keep::VOLUME, cookie };
+        let mut link = self.link.clone();
+        let mut after = 0;
+        loop {
+            let up = self.connection(&mut link, after, deadline, operation(&publish), DEADLINE).await?;
+            after = up.number;
+            if up.number != complete {
+                match ask(&up, &store, Some(Arc::clone(&kept)), deadline, DEADLINE).await {
+                    Ok(None) => continue,
+                    Ok(Some(_)) => {}
+                    Err(e) if e.is(Fault::Busy) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            if let Some(answer) = ask(&up, &publish, None, deadline, DEADLINE).await? {
+                return published(answer);
+            }
         }
-        listener(answer, "PublishIdentity").map(Some)
     }
 
     /// The listener that the mounter keeps for this volume.
@@ -363,6 +383,35 @@ impl Client {
             Err(e) => Err(e),
         }
     }
+}
+
+/// Asks on this connection; `None` where it is gone.
+async fn ask(
+    up: &Up,
+    request: &Request,
+    fd: Option<Arc<OwnedFd>>,
+    deadline: Instant,
+    limit: Duration,
+) -> Result<Option<Answer>, MounterError> {
+    let late = || MounterError::Timeout { operation: operation(request), seconds: limit.as_secs() };
+    let (answer, mut answered) = oneshot::channel();
+    let job = Job { request: request.clone(), fd, answer };
+    if timeout_at(deadline, up.jobs.send(job)).await.map_err(|_| late())?.is_err() {
+        return Ok(None);
+    }
+    match timeout_at(deadline, &mut answered).await {
+        Err(_) => Err(late()),
+        Ok(Ok(Err(MounterError::Broken { .. })) | Err(_)) => Ok(None),
+        Ok(Ok(result)) => result.map(Some),
+    }
+}
+
+/// The listener of a publish; none where another driver's mount is there.
+fn published(answer: Answer) -> Result<Option<Listener>, MounterError> {
+    if answer.fd.is_none() {
+        return Ok(None);
+    }
+    listener(answer, "PublishIdentity").map(Some)
 }
 
 fn missing(operation: &'static str) -> MounterError {

@@ -259,6 +259,7 @@ impl House {
                 Link::Up(up) if up.number != done => match self.attach().await {
                     Ok(()) => {
                         done = up.number;
+                        self.volumes.set_complete(done);
                         self.live.metrics().mounter(true);
                         self.live.set(Condition::Mounter, Standing::Ready(up.hello.build));
                     }

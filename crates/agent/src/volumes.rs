@@ -10,7 +10,7 @@ mod rotate;
 mod serving;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -182,6 +182,8 @@ pub struct Volumes {
     no_state: Mutex<String>,
     /// Whether the records were read: before that, a publish would take a known volume for a new one.
     restored: AtomicBool,
+    /// Number of the connection whose mounter has every listener that is served.
+    complete: AtomicU64,
     source: watch::Receiver<Source>,
     terms: Terms,
     wake: Notify,
@@ -203,6 +205,7 @@ impl Volumes {
             state: ArcSwapOption::empty(),
             no_state: Mutex::new("the mounter has not been asked".to_owned()),
             restored: AtomicBool::new(false),
+            complete: AtomicU64::new(0),
             source,
             terms,
             wake: Notify::new(),
@@ -245,6 +248,11 @@ impl Volumes {
                 return (entry, slot);
             }
         }
+    }
+
+    /// The mounter of this connection has every listener that is served.
+    pub fn set_complete(&self, connection: u64) {
+        self.complete.store(connection, Ordering::Release);
     }
 
     /// Records may be read and written from now on.
@@ -295,7 +303,14 @@ impl Volumes {
         if !self.restored.load(Ordering::Acquire) {
             return Err(VolumeError::NoState("the records have not been read".to_owned()));
         }
-        let Some(listener) = self.mounter.publish_identity(volume).await? else {
+        let listener = match slot.serving.as_ref().filter(|s| s.alive()) {
+            Some(served) => {
+                let complete = self.complete.load(Ordering::Acquire);
+                self.mounter.publish_served(volume, served.kept(), served.cookie(), complete).await?
+            }
+            None => self.mounter.publish_identity(volume).await?,
+        };
+        let Some(listener) = listener else {
             self.foreign(entry, request);
             return Ok(());
         };

@@ -332,6 +332,44 @@ async fn a_request_survives_the_mounters_crash() {
 }
 
 #[tokio::test]
+async fn a_mounter_that_lost_a_listener_gets_it_before_it_publishes() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let (fd, cookie, _path) = fake.listening("a");
+    let (kept, volume) = (Arc::new(fd), volume("a"));
+    let answer = async |socket: &Socket, request: &Request, id| {
+        let reply = Reply { cookie, flags: flag::EXISTING, ..Reply::to(id, request) };
+        socket.send(&reply.encode(), Some(&kept)).await.unwrap();
+    };
+    let played = async {
+        // The mounter that has everything is asked at once, and dies.
+        let socket = fake.connection().await;
+        assert_eq!(next(&socket).await.1, Request::PublishIdentity(volume.clone()));
+        drop(socket);
+        // Its successor dies after the store, and the next one knows nothing of that.
+        for last in [false, true] {
+            let socket = fake.connection().await;
+            let (id, request) = next(&socket).await;
+            assert_eq!(request, Request::Store { volume: Some(volume.clone()), slot: keep::VOLUME, cookie });
+            // A listener that is kept already is as good.
+            let busy = Reply { fault: Some(Fault::Busy), ..Reply::to(id, &request) };
+            let stored = if last { busy } else { Reply::to(id, &request) };
+            socket.send(&stored.encode(), None).await.unwrap();
+            let (id, request) = next(&socket).await;
+            assert_eq!(request, Request::PublishIdentity(volume.clone()));
+            if last {
+                answer(&socket, &request, id).await;
+                return socket;
+            }
+        }
+        unreachable!();
+    };
+    let (listener, _socket) =
+        tokio::join!(client.publish_served(&volume, Arc::clone(&kept), cookie, 1), played);
+    assert_eq!(listener.unwrap().unwrap().cookie, cookie);
+}
+
+#[tokio::test]
 async fn frames_of_another_size_and_uncalled_replies_end_the_connection() {
     let fake = Fake::new();
     let client = fake.client();
