@@ -30,7 +30,8 @@ impl Config {
     /// Reads the arguments (without the program's name).
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Outcome<Self> {
         let read = Self::read(lexopt::Parser::from_args(args));
-        let config = read.map_err(|e| io::Error::other(format!("{e}\n{USAGE}"))).doing("start")?;
+        // The usage as it is, for people; the log line has the reason.
+        let config = read.map_err(|e| (eprint!("{USAGE}"), io::Error::other(e)).1).doing("start")?;
         // Each ends up as one path component; a CSI driver name is at most 63 of these (CSI 1.13, GetPluginInfo).
         let component = |name: &str| {
             let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
@@ -106,6 +107,6 @@ mod tests {
         }
         assert!(parse(&["--socket-name", "a", "--socket-name", "a"]).is_err());
         assert!(parse(&["--agent-uid", "-1"]).is_err());
-        assert!(parse(&["--nonsense"]).unwrap_err().text.contains("usage"));
+        assert!(parse(&["--nonsense"]).unwrap_err().text.contains("--nonsense"));
     }
 }
