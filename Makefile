@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 XTASK := cargo run --quiet --locked --package xtask --
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run)
 
-.PHONY: help demo test check sanity e2e images clean
+.PHONY: help demo test check sanity e2e bench images clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,10 @@ sanity: ## csi-sanity against agent and mounter (root)
 e2e: ## a real two-node Kubernetes cluster on this machine (root)
 	@tests/setup.sh build go
 	@$(XTASK) test e2e
+
+bench: ## measure speed and size into bench/ (root); some rows with ROWS=N1,N3
+	@tests/setup.sh build
+	@$(XTASK) bench $(if $(ROWS),--rows $(ROWS))
 
 images: ## static binaries and OCI archives in target/images
 	@tests/setup.sh build

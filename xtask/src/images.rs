@@ -44,23 +44,34 @@ const PLANS: [Plan; 2] = [
 
 /// Runs the subcommand.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    // The mounter by itself: built along with the others, its crates would have the features that they ask for.
-    for packages in [&["seamount-mounter"][..], &["seamount-agent", "seamount", "seamount-examples"][..]] {
-        let mut build = cargo();
-        build.args(["build", "--release", "--locked", "--target", &triple]);
-        build.args(packages.iter().flat_map(|package| ["-p", package]));
-        // A static-pie needs no base image. In the environment, so that the tests' debug builds stay as they are.
-        succeed(build.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    }
-
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir));
-    let binaries = target.join(triple).join("release");
+    let binaries = node_programs()?;
     for plan in &PLANS {
         pack(plan, &binaries, &root().join(&args.out), &args.tag)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the programs as the images have them; their directory.
+pub fn node_programs() -> anyhow::Result<PathBuf> {
+    build(&["seamount-mounter"])?;
+    build(&["seamount-agent", "seamount", "seamount-examples"])
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// Builds static binaries of packages; their directory. The mounter by itself: built along with the others, its crates
+/// would have the features that they ask for.
+fn build(packages: &[&str]) -> anyhow::Result<PathBuf> {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut build = cargo();
+    build.args(["build", "--release", "--locked", "--target", &triple]);
+    build.args(packages.iter().flat_map(|package| ["-p", package]));
+    // A static-pie needs no base image. In the environment, so that the tests' debug builds stay as they are.
+    succeed(build.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    Ok(target().join(triple).join("release"))
 }
 
 fn pack(plan: &Plan, binaries: &Path, out: &Path, tag: &str) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! Builds, counts and tests that are not a plain cargo command: `cargo run -p xtask -- help`.
 
+mod bench;
 mod budget;
 mod image;
 mod images;
@@ -27,6 +28,8 @@ enum Task {
     Image(image::Args),
     /// Count the mounter's lines and crates, and fail past the limits.
     Budget,
+    /// Measure (root): the rows N1 to N10, or any CSI driver under load.
+    Bench(bench::Args),
     /// Run all suites; the last line is `N passed, N failed, N skipped`.
     Test(test::Args),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Task::Images(args) => images::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Budget => budget::run(),
+        Task::Bench(args) => bench::run(&args),
         Task::Test(args) => test::run(&args),
     };
     match outcome {
