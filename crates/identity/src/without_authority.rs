@@ -181,13 +181,16 @@ fn overwrite(block: &mut [u8]) -> Option<()> {
         }
         let name;
         (name, at) = integer(block, at, if first & 0x40 != 0 { 6 } else { 4 })?;
+        let mut is_authority = name == AUTHORITY;
         if name == 0 {
+            // gRPC's C core spells the name out, without Huffman coding.
             let (length, begin) = integer(block, at, 7)?;
             at = begin.checked_add(length)?;
+            is_authority = block.get(begin..at)? == b":authority";
         }
         let (length, begin) = integer(block, at, 7)?;
         let end = begin.checked_add(length)?;
-        if name == AUTHORITY {
+        if is_authority {
             block.get_mut(begin..end)?.fill(b'x');
             // No Huffman coding.
             *block.get_mut(at)? &= 0x7f;

@@ -33,6 +33,16 @@ fn rfc_7541_c_4_the_authority_alone_is_overwritten() {
 }
 
 #[test]
+fn a_name_that_is_spelled_out_is_known_too() {
+    let mut block =
+        [&[0x83, 0x40, 10][..], b":authority", &[4], b"%2Fa", &[0x40, 1], b"a", &[1], b"b"].concat();
+    let expected =
+        [&[0x83, 0x40, 10][..], b":authority", &[4], b"xxxx", &[0x40, 1], b"a", &[1], b"b"].concat();
+    overwrite(&mut block).unwrap();
+    assert_eq!(block, expected);
+}
+
+#[test]
 fn rfc_7541_c_1_integers() {
     assert_eq!(integer(&[0b0000_1010], 0, 5), Some((10, 1)));
     assert_eq!(integer(&[0b0001_1111, 0b1001_1010, 0b0000_1010], 0, 5), Some((1337, 3)));
