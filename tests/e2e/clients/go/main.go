@@ -32,6 +32,7 @@ type identity struct {
 }
 
 type watcher struct {
+	ctx  context.Context
 	left chan struct{}
 }
 
@@ -63,7 +64,10 @@ func (w *watcher) OnX509ContextUpdate(c *workloadapi.X509Context) {
 }
 
 func (w *watcher) OnX509ContextWatchError(err error) {
-	fmt.Fprintln(os.Stderr, "watch:", err)
+	// The end of the watch is an error to the library, too.
+	if w.ctx.Err() == nil {
+		fmt.Fprintln(os.Stderr, "watch:", err)
+	}
 }
 
 func run(ctx context.Context, args []string) error {
@@ -79,7 +83,7 @@ func run(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		w := &watcher{left: make(chan struct{})}
+		w := &watcher{ctx: ctx, left: make(chan struct{})}
 		failed := make(chan error, 1)
 		go func() { failed <- workloadapi.WatchX509Context(ctx, w) }()
 		for ; n > 0; n-- {
