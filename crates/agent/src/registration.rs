@@ -4,6 +4,8 @@
 //! kept listener is therefore not called again: what the kubelet said last is part of the recorded state, and
 //! liveness never depends on it (node core §5).
 
+use std::time::Duration;
+
 use seamount_proto::registration::registration_server;
 use seamount_proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use tokio::sync::watch;
@@ -11,17 +13,27 @@ use tonic::{Request, Response, Status};
 
 use crate::record::Registration;
 
+/// How long the kubelet waits for its word to be recorded; it gives up after 5 s.
+const RECORD: Duration = Duration::from_secs(3);
+
 /// The service.
 pub struct Service {
     driver: String,
     endpoint: String,
     registered: watch::Sender<Registration>,
+    recorded: watch::Receiver<Registration>,
 }
 
 impl Service {
-    /// For this driver, whose CSI socket the kubelet finds at `endpoint`.
-    pub fn new(driver: String, endpoint: String, registered: watch::Sender<Registration>) -> Self {
-        Self { driver, endpoint, registered }
+    /// For this driver, whose CSI socket the kubelet finds at `endpoint`. What the kubelet says goes to `registered`, and
+    /// comes back through `recorded` once it would survive the agent.
+    pub fn new(
+        driver: String,
+        endpoint: String,
+        registered: watch::Sender<Registration>,
+        recorded: watch::Receiver<Registration>,
+    ) -> Self {
+        Self { driver, endpoint, registered, recorded }
     }
 }
 
@@ -50,7 +62,10 @@ impl registration_server::Registration for Service {
             tracing::error!(%error, "the kubelet refused the registration; is another driver of this name installed?");
             Registration::Failed(error)
         };
-        self.registered.send_replace(now);
+        self.registered.send_replace(now.clone());
+        // The kubelet does not say it twice. Without a place for records it is answered all the same.
+        let _ =
+            tokio::time::timeout(RECORD, self.recorded.clone().wait_for(|recorded| *recorded == now)).await;
         Ok(Response::new(RegistrationStatusResponse {}))
     }
 }
@@ -60,10 +75,30 @@ mod tests {
     use super::*;
     use registration_server::Registration as _;
 
+    fn service(registered: watch::Sender<Registration>, recorded: watch::Receiver<Registration>) -> Service {
+        Service::new("csi.spiffe.io".to_owned(), "/k/csi.sock".to_owned(), registered, recorded)
+    }
+
+    #[tokio::test]
+    async fn the_kubelets_word_is_recorded_before_it_is_answered() {
+        let (registered, mut seen) = watch::channel(Registration::Unknown);
+        let (record, recorded) = watch::channel(Registration::Unknown);
+        let service = service(registered, recorded);
+        let status = RegistrationStatus { plugin_registered: true, error: String::new() };
+        let mut answer = service.notify_registration_status(Request::new(status));
+        tokio::select! {
+            biased;
+            _ = &mut answer => panic!("answered before it was recorded"),
+            heard = seen.wait_for(|r| *r == Registration::Registered) => drop(heard.unwrap()),
+        }
+        record.send_replace(Registration::Registered);
+        answer.await.unwrap();
+    }
+
     #[tokio::test]
     async fn the_kubelet_gets_the_driver_and_its_word_is_kept() {
         let (registered, seen) = watch::channel(Registration::Unknown);
-        let service = Service::new("csi.spiffe.io".to_owned(), "/k/csi.sock".to_owned(), registered);
+        let service = service(registered, seen.clone());
         let info = service.get_info(Request::new(InfoRequest {})).await.unwrap().into_inner();
         assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "csi.spiffe.io"));
         assert_eq!(

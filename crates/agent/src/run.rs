@@ -223,6 +223,8 @@ struct House {
     csi: Option<Door>,
     registration: Option<Door>,
     registered: watch::Sender<Registration>,
+    /// What of it is recorded.
+    recorded: watch::Sender<Registration>,
     state: Option<Arc<StateDir>>,
     /// Device and inode of the state directory.
     state_id: Option<(u64, u64)>,
@@ -240,6 +242,7 @@ impl House {
             csi: None,
             registration: None,
             registered,
+            recorded: watch::Sender::new(Registration::Unknown),
             state: None,
             state_id: None,
             generation: 0,
@@ -302,6 +305,7 @@ impl House {
         }
         if let Some(listener) = self.other_listener(self.registration.as_ref(), keep::REGISTRATION).await? {
             close(self.registration.replace(Door::new("registration", listener)?)).await;
+            self.recorded.send_replace(Registration::Unknown);
             self.registered.send_replace(Registration::Unknown);
         }
         let other_state = self.take_state().await?;
@@ -314,6 +318,8 @@ impl House {
             self.recall_registration()?;
             let done = self.volumes.restore().await?;
             self.restored = true;
+            // What the kubelet said meanwhile.
+            self.record_registration();
             tracing::info!(
                 with_identity = done.with_identity,
                 without = done.without,
@@ -394,14 +400,17 @@ impl House {
         }
         self.generation += 1;
         let cookie = |door: Option<&Door>| door.map_or(0, Door::cookie);
+        let registration = self.registered.borrow().clone();
         let record = NodeRecord {
             generation: self.generation,
             csi_cookie: cookie(self.csi.as_ref()),
             registration_cookie: cookie(self.registration.as_ref()),
-            registration: self.registered.borrow().clone(),
+            registration: registration.clone(),
         };
-        if let Some(Err(e)) = self.state.as_ref().map(|s| s.put_node(&record)) {
-            tracing::warn!(error = %e, "the registration could not be recorded");
+        match self.state.as_ref().map(|s| s.put_node(&record)) {
+            Some(Ok(())) => drop(self.recorded.send_replace(registration)),
+            Some(Err(e)) => tracing::warn!(error = %e, "the registration could not be recorded"),
+            None => {}
         }
     }
 
@@ -421,12 +430,14 @@ impl House {
 
     /// Serves the kubelet, as far as there are listeners.
     fn open_doors(&mut self) {
-        let service = Service::new(Arc::clone(&self.live), Arc::clone(&self.volumes));
+        let service =
+            Service::new(Arc::clone(&self.live), Arc::clone(&self.volumes), self.registered.clone());
         let basics = self.live.basics();
         let registration = registration::Service::new(
             basics.driver_name.clone(),
             basics.endpoint(),
             self.registered.clone(),
+            self.recorded.subscribe(),
         );
         if let Some(door) = &mut self.csi {
             let routes =

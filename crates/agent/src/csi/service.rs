@@ -20,12 +20,14 @@ use seamount_proto::csi::{
     NodeUnpublishVolumeResponse, ProbeRequest, ProbeResponse, VolumeCondition, VolumeHealth,
     VolumeHealthErrorType, VolumeUsage, node_service_capability,
 };
+use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
 use super::request::{self, HealthTarget, Refusal, Rules};
 use crate::live::Live;
 use crate::metrics::Outcome;
 use crate::mounter::MounterError;
+use crate::record::Registration;
 use crate::state::StateError;
 use crate::volumes::health::Severity;
 use crate::volumes::{Look, VolumeError, Volumes};
@@ -35,12 +37,26 @@ use crate::volumes::{Look, VolumeError, Volumes};
 pub struct Service {
     live: Arc<Live>,
     volumes: Arc<Volumes>,
+    registered: watch::Sender<Registration>,
 }
 
 impl Service {
     /// Over these volumes.
-    pub fn new(live: Arc<Live>, volumes: Arc<Volumes>) -> Self {
-        Self { live, volumes }
+    pub fn new(live: Arc<Live>, volumes: Arc<Volumes>, registered: watch::Sender<Registration>) -> Self {
+        Self { live, volumes, registered }
+    }
+
+    /// The kubelet calls for volumes of registered drivers only. An agent that was killed when it was just being told
+    /// of its registration is not told again; this is how its successor knows.
+    fn called(&self) {
+        self.registered.send_if_modified(|registered| {
+            let news = *registered == Registration::Unknown;
+            if news {
+                tracing::info!("registered with the kubelet, for it calls for a volume");
+                *registered = Registration::Registered;
+            }
+            news
+        });
     }
 
     /// The rules of what must never be in a deletion's way.
@@ -179,6 +195,7 @@ impl Node for Service {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        self.called();
         let start = Instant::now();
         let request = request.into_inner();
         let named = Named::new(&request);
@@ -195,6 +212,7 @@ impl Node for Service {
         &self,
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        self.called();
         let start = Instant::now();
         let volume = request::unpublish(request.get_ref(), &self.basic_rules())
             .inspect_err(|e| self.live.metrics().refused("unpublish", e.kind()))?;
@@ -211,6 +229,7 @@ impl Node for Service {
         &self,
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        self.called();
         let volume = request::stats(request.get_ref(), &self.basic_rules())?;
         let Some(look) = self.volumes.look(&volume).await else {
             return Err(Status::not_found(format!(
@@ -251,6 +270,7 @@ impl Node for Service {
         &self,
         request: Request<NodeGetVolumeHealthRequest>,
     ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
+        self.called();
         let unknown = |what: String| Status::not_found(format!("volume_id: {what} is not on this node"));
         let volume = match request::health(request.get_ref(), &self.basic_rules())? {
             HealthTarget::Volume(volume) => volume,

@@ -138,6 +138,29 @@ fn a_volume_without_record_waits_for_the_republish() {
 }
 
 #[test]
+fn a_registration_that_nobody_heard_is_known_by_the_next_call() {
+    on_node("a_registration_that_nobody_heard_is_known_by_the_next_call", async |node| {
+        let before = published(node).await;
+        // As if the agent had been killed before it heard of its registration, which the kubelet does not repeat.
+        node.agent.take().unwrap().crash().unwrap();
+        std::fs::remove_file(node.kubelet.root().join("plugins").join(DRIVER).join("state/node")).unwrap();
+        node.start_agent();
+        node.agent().wait_for_log(LONG, "volumes restored").unwrap();
+        assert!(
+            node.get("/readyz")
+                .await
+                .is_some_and(|(code, text)| code == 503 && text.contains("[-] registration"))
+        );
+        node.kubelet.stats(&before.volume).await.unwrap();
+        node.ready().await;
+        // And it is recorded.
+        node.agent.take().unwrap().crash().unwrap();
+        node.start_agent();
+        node.ready().await;
+    });
+}
+
+#[test]
 fn an_expired_identity_is_taken_back() {
     on_node("an_expired_identity_is_taken_back", async |node| {
         node.configure(&node.yaml_with("12s", &node.path("root")));
