@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 XTASK := cargo run --quiet --locked --package xtask --
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run)
 
-.PHONY: help demo test check sanity e2e bench images clean
+.PHONY: help demo test check chaos sanity e2e bench images clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +29,11 @@ check: ## formatting, scripts, dependencies, the mounter's budget, clippy, rustd
 	$(XTASK) budget
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+chaos: ## kill agent and mounter a thousand times under a played kubelet, count what is lost (root; KILLS=…, SEED=…)
+	@tests/setup.sh build
+	cargo build --quiet --locked --package seamount-mounter --package seamount-agent --package seamount-chaos
+	@$(if $(filter 0,$(shell id -u)),,sudo) target/debug/seamount-chaos --kills $(or $(KILLS),1000) $(if $(SEED),--seed $(SEED))
 
 sanity: ## csi-sanity against agent and mounter (root)
 	@tests/setup.sh build go

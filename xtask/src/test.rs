@@ -17,7 +17,7 @@ use parse::{Count, Parser};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these suites; all without any.
-    #[arg(value_parser = clap::builder::PossibleValuesParser::new(["cargo", "demo", "sanity", "e2e"]))]
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(["cargo", "demo", "chaos", "sanity", "e2e"]))]
     suites: Vec<String>,
 }
 
@@ -73,6 +73,8 @@ fn suites() -> Vec<(&'static str, Command)> {
         "--",
         "--show-output",
     ]);
+    let mut chaos = command(&root().join("target/debug/seamount-chaos").display().to_string());
+    chaos.args(["--kills", "100"]);
     let script = |path: &str| {
         let mut bash = command("bash");
         bash.arg(path);
@@ -81,6 +83,7 @@ fn suites() -> Vec<(&'static str, Command)> {
     vec![
         ("cargo", tests),
         ("demo", script("examples/demo.sh")),
+        ("chaos", chaos),
         ("sanity", script("tests/sanity/run.sh")),
         ("e2e", script("tests/e2e/run.sh")),
     ]
@@ -121,8 +124,8 @@ fn run_suite(
         line.clear();
     }
     let status = child.wait().with_context(|| format!("cannot wait for {name}"))?;
-    // A build has no tests to count, and the demo is one test as a whole.
-    let whole = (name == "demo").then_some("demo");
+    // A build has no tests to count; the demo is one test as a whole, and so is chaos.
+    let whole = ["demo", "chaos"].contains(&name).then_some(name);
     Ok(Outcome { name, count: parser.finish(status.success(), whole), took: begun.elapsed() })
 }
 

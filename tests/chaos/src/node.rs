@@ -38,7 +38,6 @@ pub struct Node {
     mounter: Mutex<Option<Process>>,
     http: String,
     logs: PathBuf,
-    // Last: the processes end before the directory goes.
     dir: tempfile::TempDir,
 }
 
@@ -195,6 +194,18 @@ impl Node {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         Ok(answer)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // What is mounted below cannot be removed. Those that are killed here were left by an error.
+        for who in [Who::Agent, Who::Mounter] {
+            drop(self.process(who).take());
+        }
+        for path in [self.state(), self.kubelet.root().to_owned()] {
+            let _ = rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH);
+        }
     }
 }
 
