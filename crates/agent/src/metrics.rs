@@ -1,6 +1,6 @@
 //! What is counted, in the OpenMetrics text format (Prometheus metric naming: base units, `_total`, `_seconds`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
@@ -78,7 +78,7 @@ pub struct Metrics {
     unpublish: Durations,
     volumes: Family<VolumeLabels, Gauge>,
     /// What each volume counts as and when its SVID ends: gauges over all volumes are made from it.
-    known: Mutex<HashMap<String, Known>>,
+    known: Mutex<Volumes>,
     expiry: Seconds,
     connections: Gauge,
     streams: Gauge,
@@ -91,6 +91,13 @@ pub struct Metrics {
     key_refreshes: Family<ResultLabel, Counter>,
     keys_refreshed: Seconds,
     descriptors: Gauge,
+}
+
+#[derive(Default)]
+struct Volumes {
+    by_name: HashMap<String, Known>,
+    /// How many SVIDs end when: the first is found without looking at all volumes.
+    ends: BTreeMap<SystemTime, usize>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -243,27 +250,39 @@ impl Metrics {
     ) {
         let new = Known { source, state, not_after: svid_not_after };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = known.insert(volume.to_owned(), new);
-        self.recount(old, Some(new), &known);
+        let old = known.by_name.insert(volume.to_owned(), new);
+        self.recount(old, Some(new), &mut known.ends);
     }
 
     /// A volume is gone.
     pub fn volume_gone(&self, volume: &str) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = known.remove(volume);
-        self.recount(old, None, &known);
+        let old = known.by_name.remove(volume);
+        self.recount(old, None, &mut known.ends);
     }
 
-    fn recount(&self, old: Option<Known>, new: Option<Known>, known: &HashMap<String, Known>) {
+    fn recount(&self, old: Option<Known>, new: Option<Known>, ends: &mut BTreeMap<SystemTime, usize>) {
         for (one, delta) in [(old, -1), (new, 1)] {
             if let Some(Known { source, state, .. }) = one {
                 self.volumes.get_or_create(&VolumeLabels { source, state }).inc_by(delta);
             }
         }
-        if old.and_then(|k| k.not_after) != new.and_then(|k| k.not_after) {
-            let earliest = known.values().filter_map(|k| k.not_after).min();
-            self.expiry.set(earliest.map_or(0.0, unix));
+        let (old, new) = (old.and_then(|k| k.not_after), new.and_then(|k| k.not_after));
+        if old == new {
+            return;
         }
+        if let Some(end) = new {
+            *ends.entry(end).or_default() += 1;
+        }
+        if let Some(end) = old
+            && let Some(count) = ends.get_mut(&end)
+        {
+            *count -= 1;
+            if *count == 0 {
+                ends.remove(&end);
+            }
+        }
+        self.expiry.set(ends.first_key_value().map_or(0.0, |(end, _)| unix(*end)));
     }
 
     /// An attempt to get an SVID ended.

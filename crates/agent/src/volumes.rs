@@ -186,6 +186,8 @@ pub struct Volumes {
     complete: AtomicU64,
     source: watch::Receiver<Source>,
     terms: Terms,
+    /// Volumes that are due before the next look at all of them.
+    due: Mutex<Vec<Arc<Entry>>>,
     wake: Notify,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
@@ -208,6 +210,7 @@ impl Volumes {
             complete: AtomicU64::new(0),
             source,
             terms,
+            due: Mutex::default(),
             wake: Notify::new(),
             permits: Arc::new(Semaphore::new(SIGNING)),
             metrics,
@@ -353,7 +356,7 @@ impl Volumes {
         self.count(entry);
         if first {
             entry.span().in_scope(|| tracing::info!("published"));
-            self.wake.notify_one();
+            self.hurry(entry);
         }
     }
 

@@ -2,13 +2,14 @@
 //!
 //! Timers look at the wall clock at least every [`TICK`] (a monotonic clock stops in suspend, and an SVID does not).
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use seamount_identity::authority::{AuthorityError, KeyType, TemplateError, Workload, new_key_and_csr};
 use seamount_identity::rotation::{self, random_jitter};
 use seamount_identity::{BundleSet, SpiffeId, SvidError, X509Svid};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -58,6 +59,7 @@ impl Volumes {
         // Volumes that were restored may wait for bundles that are there already.
         self.refresh_all();
         let mut last = SystemTime::now();
+        let mut next = Instant::now();
         loop {
             let changed = async {
                 match &mut bundles {
@@ -69,8 +71,13 @@ impl Volumes {
             };
             tokio::select! {
                 () = cancel.cancelled() => return,
-                () = self.wake.notified() => {}
-                () = tokio::time::sleep(TICK) => {}
+                // These alone: among thousands of volumes, a look at all of them for each publish is what takes longest.
+                () = self.wake.notified() => {
+                    let due = std::mem::take(&mut *self.due.lock().unwrap_or_else(PoisonError::into_inner));
+                    due.iter().for_each(|entry| self.look_at(entry, SystemTime::now()));
+                    continue;
+                }
+                () = tokio::time::sleep_until(next) => {}
                 changed = source.changed() => {
                     if changed.is_err() {
                         return;
@@ -93,8 +100,15 @@ impl Volumes {
             let now = SystemTime::now();
             self.look_back(last, now);
             last = now;
+            next = Instant::now() + TICK;
             self.look_at_the_clock(now);
         }
+    }
+
+    /// Has a volume looked at now instead of at the next tick.
+    pub(super) fn hurry(&self, entry: &Arc<Entry>) {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(entry));
+        self.wake.notify_one();
     }
 
     /// Where the clock was set back: what is not valid yet by it is due, and what failed is tried at once.
@@ -109,25 +123,29 @@ impl Volumes {
     /// Starts what is due, and takes expired identities back.
     fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
         for entry in self.all() {
-            if entry.view().refresh {
-                self.refresh(&entry);
-            }
-            let (sign, expire) = {
-                let mut view = entry.view();
-                let sign = !view.signing && view.due.is_some_and(|due| due <= now);
-                if sign {
-                    view.signing = true;
-                }
-                let past = matches!(view.status.identity, Identity::Ready { not_after } if not_after <= now);
-                (sign, past && !view.expired)
-            };
-            if expire {
-                self.expire(&entry);
-            }
+            self.look_at(&entry, now);
+        }
+    }
+
+    fn look_at(self: &Arc<Self>, entry: &Arc<Entry>, now: SystemTime) {
+        if entry.view().refresh && self.refresh(entry) {
+            self.check(entry);
+        }
+        let (sign, expire) = {
+            let mut view = entry.view();
+            let sign = !view.signing && view.due.is_some_and(|due| due <= now);
             if sign {
-                let span = entry.span();
-                tokio::spawn(Arc::clone(self).renew(entry).instrument(span));
+                view.signing = true;
             }
+            let past = matches!(view.status.identity, Identity::Ready { not_after } if not_after <= now);
+            (sign, past && !view.expired)
+        };
+        if expire {
+            self.expire(entry);
+        }
+        if sign {
+            let span = entry.span();
+            tokio::spawn(Arc::clone(self).renew(Arc::clone(entry)).instrument(span));
         }
     }
 
@@ -163,18 +181,21 @@ impl Volumes {
 
     /// Other bundles: every response is made again, and an SVID that they do not verify (the root was replaced) is due.
     pub(super) fn refresh_all(&self) {
-        for entry in self.all() {
+        let mut all = self.all();
+        // First all streams have it, then signatures are verified, which takes much longer.
+        all.retain(|entry| {
             entry.view().refresh = true;
-            self.refresh(&entry);
-        }
+            self.refresh(entry)
+        });
+        all.iter().for_each(|entry| self.check(entry));
     }
 
     /// Shows the bundles of now. A volume that is busy is looked at with the next tick: one that waits for the mounter
-    /// must not keep the others waiting.
-    fn refresh(&self, entry: &Entry) {
-        let Ok(mut slot) = entry.slot.try_lock() else { return };
+    /// must not keep the others waiting. False for that one, and where there is no SVID.
+    fn refresh(&self, entry: &Entry) -> bool {
+        let Ok(mut slot) = entry.slot.try_lock() else { return false };
         entry.view().refresh = false;
-        let Some(held) = &mut slot.held else { return };
+        let Some(held) = &mut slot.held else { return false };
         let now = self.bundles(held);
         if *now != *held.bundles {
             held.bundles = now;
@@ -182,11 +203,20 @@ impl Volumes {
                 serving.show(self.to_show(&slot));
             }
         }
+        true
+    }
+
+    /// Has an SVID made anew that the bundles do not verify.
+    fn check(&self, entry: &Arc<Entry>) {
+        let Ok(slot) = entry.slot.try_lock() else {
+            entry.view().refresh = true;
+            return;
+        };
         if let (Source::Authority(_), Some(held)) = (&*self.source.borrow(), &slot.held)
             && held.svid.verify(held.bundles.own(), SystemTime::now()).is_err()
         {
             entry.view().due = Some(SystemTime::now());
-            self.wake.notify_one();
+            self.hurry(entry);
         }
     }
 
@@ -217,7 +247,7 @@ impl Volumes {
             Ok(None) => {
                 tracing::debug!("a late identity was thrown away");
                 drop(view);
-                self.wake.notify_one();
+                self.hurry(&entry);
             }
             Err(e) => {
                 let text = e.to_string();
