@@ -32,8 +32,7 @@ check: ## formatting, scripts, dependencies, the mounter's budget, clippy, rustd
 
 chaos: ## kill agent and mounter a thousand times under a played kubelet, count what is lost (root; KILLS=…, SEED=…)
 	@tests/setup.sh build
-	cargo build --quiet --locked --package seamount-mounter --package seamount-agent --package seamount-chaos
-	@$(if $(filter 0,$(shell id -u)),,sudo) target/debug/seamount-chaos --kills $(or $(KILLS),1000) $(if $(SEED),--seed $(SEED))
+	@$(XTASK) chaos --kills $(or $(KILLS),1000) $(if $(SEED),--seed $(SEED))
 
 sanity: ## csi-sanity against agent and mounter (root)
 	@tests/setup.sh build go

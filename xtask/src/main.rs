@@ -2,6 +2,7 @@
 
 mod bench;
 mod budget;
+mod chaos;
 mod image;
 mod images;
 mod test;
@@ -30,6 +31,8 @@ enum Task {
     Budget,
     /// Measure (root): the rows N1 to N10, or any CSI driver under load.
     Bench(bench::Args),
+    /// Kill mounter and agent at random under a played kubelet (root), and count what is lost.
+    Chaos(chaos::Args),
     /// Run all suites; the last line is `N passed, N failed, N skipped`.
     Test(test::Args),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Task::Image(args) => image::run(&args),
         Task::Budget => budget::run(),
         Task::Bench(args) => bench::run(&args),
+        Task::Chaos(args) => chaos::run(&args),
         Task::Test(args) => test::run(&args),
     };
     match outcome {

@@ -32,6 +32,9 @@ struct Args {
     /// Seconds after which the kubelet publishes a volume again, and half as many at random.
     #[arg(long, default_value_t = 60)]
     republish: u64,
+    /// The directory of seamount-agent and seamount-mounter; without it, that of this program.
+    #[arg(long)]
+    programs: Option<PathBuf>,
     /// Where the two processes' logs go.
     #[arg(long, default_value = "target/chaos")]
     logs: PathBuf,
@@ -65,7 +68,7 @@ async fn chaos(args: &Args) -> anyhow::Result<bool> {
     let seed = args.seed.unwrap_or_else(|| u64::from(clock.subsec_nanos()));
     let mut random = Random::new(seed);
     eprintln!("chaos: {} kills, {} volumes, --seed {seed}", args.kills, args.volumes);
-    let node = Node::new(&args.logs).context("make a node")?;
+    let node = Node::new(&args.logs, args.programs.clone()).context("make a node")?;
     node.start(Who::Mounter)?;
     node.start(Who::Agent)?;
     node.kubelet.register(LONG).await?;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use rustix::process::Signal;
 use seamount_testkit::issuer::{Algorithm, TokenIssuer};
 use seamount_testkit::kubelet::{Kubelet, PodVolume};
-use seamount_testkit::processes::{Process, agent, mounter};
+use seamount_testkit::processes::{Process, Spawn};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// The driver's name.
@@ -38,15 +38,17 @@ pub struct Node {
     mounter: Mutex<Option<Process>>,
     http: String,
     logs: PathBuf,
+    programs: Option<PathBuf>,
     dir: tempfile::TempDir,
 }
 
 impl Node {
-    /// In the caller's mount namespace, which has to be its own. Starts nothing yet.
+    /// In the caller's mount namespace, which has to be its own. Starts nothing yet. Without a directory of programs
+    /// those beside this program are run.
     ///
     /// # Errors
     /// If something cannot be made.
-    pub fn new(logs: &Path) -> anyhow::Result<Self> {
+    pub fn new(logs: &Path, programs: Option<PathBuf>) -> anyhow::Result<Self> {
         std::fs::create_dir_all(logs)?;
         for name in ["agent.log", "mounter.log"] {
             // An earlier run's.
@@ -81,7 +83,7 @@ impl Node {
         );
         std::fs::write(dir.path().join("etc/agent.yaml"), yaml)?;
         let (agent, mounter) = Default::default();
-        Ok(Self { kubelet, issuer, agent, mounter, http, logs: logs.to_owned(), dir })
+        Ok(Self { kubelet, issuer, agent, mounter, http, logs: logs.to_owned(), programs, dir })
     }
 
     fn process(&self, who: Who) -> MutexGuard<'_, Option<Process>> {
@@ -99,13 +101,19 @@ impl Node {
     pub fn start(&self, who: Who) -> anyhow::Result<()> {
         let path = |name: &str| self.dir.path().join(name).display().to_string();
         let root = self.kubelet.root().display().to_string();
-        let process = match who {
-            Who::Agent => agent(&self.logs, ["--config", &path("etc/agent.yaml")], Some((UID, UID)))?,
-            Who::Mounter => mounter(
-                &self.logs,
-                ["--kubelet-root", &root, "--driver", DRIVER, "--socket", &path("run/mounter.sock")],
-            )?,
+        let program = |name: &str| match &self.programs {
+            Some(directory) => directory.join(name),
+            None => seamount_testkit::bin(name),
         };
+        let spawn = match who {
+            Who::Agent => Spawn::new("agent", &program("seamount-agent"), &self.logs)
+                .args(["--config", &path("etc/agent.yaml")])
+                .ids(UID, UID),
+            Who::Mounter => Spawn::new("mounter", &program("seamount-mounter"), &self.logs)
+                .args(["--kubelet-root", &root, "--driver", DRIVER])
+                .args(["--socket", &path("run/mounter.sock")]),
+        };
+        let process = spawn.start()?;
         *self.process(who) = Some(process);
         Ok(())
     }
