@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Fault, Reply, Request, flag, keep};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,6 +28,8 @@ pub use socket::Socket;
 
 /// How long a request may take, all in all, unless the caller says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(10);
+/// Pages of a list that are asked for at once.
+const PAGES: u64 = 8;
 
 /// Why the mounter did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -359,12 +362,19 @@ impl Client {
     /// All volumes of our driver on this node.
     pub async fn list(&self) -> Result<Vec<Found>, MounterError> {
         let mut all = Vec::new();
+        // The first has the mounter make the scan; the others are pages of it and need not wait for each other.
+        let mut pages = 1;
         loop {
-            match self.call(Request::List { cursor: all.len() as u64 }).await {
-                Ok(answer) => all.push(found(answer, "List")?),
-                Err(e) if e.is(Fault::NotFound) => return Ok(all),
-                Err(e) => return Err(e),
+            let next = all.len() as u64;
+            let asked = (next..next + pages).map(|cursor| self.call(Request::List { cursor }));
+            for answer in join_all(asked).await {
+                match answer {
+                    Ok(answer) => all.push(found(answer, "List")?),
+                    Err(e) if e.is(Fault::NotFound) => return Ok(all),
+                    Err(e) => return Err(e),
+                }
             }
+            pages = PAGES;
         }
     }
 

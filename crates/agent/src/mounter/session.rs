@@ -16,7 +16,8 @@ use super::{Answer, DEADLINE, Hello, Link, MounterError, Up, check, operation};
 /// Requests on the wire at once. The mounter works one after the other; this keeps it busy, and keeps both sockets'
 /// buffers from filling, so that neither side ever waits for the other to read.
 const IN_FLIGHT: usize = 16;
-const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// Both containers of a pod start at once: the agent may be a few milliseconds early.
+const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LAST_RETRY: Duration = Duration::from_secs(2);
 
 /// A request and where its answer goes.
