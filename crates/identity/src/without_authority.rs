@@ -60,6 +60,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for WithoutAuthority<S> {
         }
         let part = this.out.split_to(buf.remaining().min(this.out.len()));
         buf.put_slice(&part);
+        if this.out.is_empty() {
+            // A connection with an open stream reads nothing for hours, and there are thousands of them.
+            this.out = BytesMut::new();
+            this.filter.shrink();
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -67,6 +72,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for WithoutAuthority<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAuthority<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    // Frame header and response in one system call.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -102,6 +120,13 @@ impl Default for Filter {
 }
 
 impl Filter {
+    /// Gives back the memory of frames that have passed.
+    fn shrink(&mut self) {
+        if self.held.is_empty() {
+            self.held = BytesMut::new();
+        }
+    }
+
     fn feed(&mut self, mut input: &[u8], out: &mut BytesMut) {
         while !input.is_empty() {
             let wanted = match self.pass {
