@@ -272,6 +272,14 @@ impl Node {
     }
 }
 
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop((self.agent.take(), self.mounter.take()));
+        // With what the mounter has mounted below; else the directory could not be removed.
+        let _ = rustix::mount::unmount(self.kubelet.root(), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
 /// Publishes all, as many at once as there are connections; how long each took.
 pub async fn publish_all(clients: &[NodeClient<Channel>], volumes: &[Volume]) -> anyhow::Result<Samples> {
     all(clients, volumes, async |mut client, volume| {

@@ -68,6 +68,8 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
             ];
             rows.iter_mut().zip(values).for_each(|(row, value)| row.run(value));
         }
+        drop(bare);
+        rustix::mount::unmount(root.path(), rustix::mount::UnmountFlags::DETACH)?;
         Ok(rows)
     })
 }
