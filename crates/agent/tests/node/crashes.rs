@@ -205,14 +205,19 @@ fn a_mounter_of_another_version_is_named_and_pods_go_on() {
         bind(&fd, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         open(&path, 0o666);
         listen(&fd, 4).unwrap();
+        // It answers every attempt, until the test has seen what it wants to see.
+        let seen = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stop = std::sync::Arc::clone(&seen);
         let played = std::thread::spawn(move || {
-            let connection = accept(&fd).unwrap();
-            let mut frame = [0; FRAME];
-            recv(&connection, &mut frame, rustix::net::RecvFlags::empty()).unwrap();
-            let (id, request) = Request::decode(&frame).unwrap();
-            let mut reply = Reply::to(id, &request).encode();
-            reply[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
-            send(&connection, &reply, rustix::net::SendFlags::empty()).unwrap();
+            while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                let connection = accept(&fd).unwrap();
+                let mut frame = [0; FRAME];
+                recv(&connection, &mut frame, rustix::net::RecvFlags::empty()).unwrap();
+                let (id, request) = Request::decode(&frame).unwrap();
+                let mut reply = Reply::to(id, &request).encode();
+                reply[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
+                send(&connection, &reply, rustix::net::SendFlags::empty()).unwrap();
+            }
         });
         node.until("the remedy", async || {
             node.get("/readyz")
@@ -220,6 +225,7 @@ fn a_mounter_of_another_version_is_named_and_pods_go_on() {
                 .is_some_and(|(code, text)| code == 503 && text.contains("roll the DaemonSet"))
         })
         .await;
+        seen.store(true, std::sync::atomic::Ordering::SeqCst);
         played.join().unwrap();
         assert_eq!(node.get("/livez").await.unwrap().0, 200);
         assert_eq!(leaf(&fetch(&before.view).await), before.leaf);

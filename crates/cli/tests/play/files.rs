@@ -21,7 +21,7 @@ fn environment_and_files_come_from_the_same_files() {
   volumes:
   - {name: settings, configMap: {name: settings}}
   - {name: keys, secret: {secretName: keys, defaultMode: 0400, items: [{key: key, path: deep/er}]}}";
-    let container = "    workingDir: /work/here
+    let container = "    workingDir: /data/here
     envFrom: [{prefix: S_, configMapRef: {name: settings}}]
     env:
     - {name: KEY, valueFrom: {secretKeyRef: {name: keys, key: key}}}
@@ -52,7 +52,7 @@ fn environment_and_files_come_from_the_same_files() {
             played.of("p/c"),
             [
                 "blue round hush p web blue-hush",
-                "/work/here",
+                "/data/here",
                 "1",
                 "blue",
                 "round",
