@@ -1,6 +1,7 @@
 //! What `seamount play` and the tests share: a token issuer in the API server's place, a kubelet in the kubelet's
 //! place, the real programs as child processes, and a mount namespace to let them loose in.
 
+pub mod authority;
 pub mod issuer;
 pub mod kubelet;
 pub mod namespace;

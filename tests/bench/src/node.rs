@@ -1,7 +1,7 @@
 //! A node to measure: the real mounter and agent on a kubelet's root of their own, a tmpfs.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -99,7 +99,7 @@ impl Node {
         let embedded = match config.lifetimes {
             Some((svid, ca)) => format!("svidTtl: {svid}, caTtl: {ca}"),
             None => {
-                self.write_root()?;
+                seamount_testkit::authority::write_root(&self.dir.path().join("root"), UID)?;
                 format!("directory: {}", path("root"))
             }
         };
@@ -114,24 +114,6 @@ impl Node {
             self.http,
         );
         Ok(fs::write(path("etc/agent.yaml"), yaml)?)
-    }
-
-    /// The root's certificate and key, where the Secret would be mounted.
-    fn write_root(&self) -> anyhow::Result<()> {
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(rcgen::DnType::CommonName, "root");
-        params.subject_alt_names = vec![rcgen::SanType::URI("spiffe://example.org".try_into()?)];
-        let key = rcgen::KeyPair::generate()?;
-        let certificate = params.self_signed(&key)?;
-        for (name, text) in [("tls.crt", certificate.pem()), ("tls.key", key.serialize_pem())] {
-            let path = self.dir.path().join("root").join(name);
-            fs::write(&path, text)?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o400))?;
-            chown(&path, Some(UID), Some(UID))?;
-        }
-        Ok(())
     }
 
     /// Starts the mounter.

@@ -1,6 +1,6 @@
 //! A node: the kubelet's root on a tmpfs, the two processes, and the files that they read.
 
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ impl Node {
         std::fs::write(dir.path().join("etc/jwks.json"), issuer.jwks_json())?;
         let http = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let kubelet = Kubelet::new(&root, DRIVER)?;
-        write_root(&dir.path().join("root"))?;
+        seamount_testkit::authority::write_root(&dir.path().join("root"), UID)?;
         let yaml = format!(
             "trustDomain: example.org\n\
              kubeletRoot: {}\n\
@@ -215,22 +215,4 @@ impl Drop for Node {
             let _ = rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH);
         }
     }
-}
-
-/// A root for `example.org` where the Secret would be mounted.
-fn write_root(directory: &Path) -> anyhow::Result<()> {
-    let mut params = rcgen::CertificateParams::default();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
-    params.distinguished_name.push(rcgen::DnType::CommonName, "root");
-    params.subject_alt_names = vec![rcgen::SanType::URI("spiffe://example.org".try_into()?)];
-    let key = rcgen::KeyPair::generate()?;
-    let certificate = params.self_signed(&key)?;
-    for (name, text) in [("tls.crt", certificate.pem()), ("tls.key", key.serialize_pem())] {
-        let path = directory.join(name);
-        std::fs::write(&path, text)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400))?;
-        chown(&path, Some(UID), Some(UID))?;
-    }
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! A node with everything on it.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -68,19 +68,7 @@ impl Node {
 
     /// A root for `example.org` where the Secret would be mounted.
     pub fn write_root(&self) {
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(rcgen::DnType::CommonName, "root");
-        params.subject_alt_names = vec![rcgen::SanType::URI("spiffe://example.org".try_into().unwrap())];
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        for (name, text) in [("tls.crt", certificate.pem()), ("tls.key", key.serialize_pem())] {
-            let path = self.path("root").join(name);
-            std::fs::write(&path, text).unwrap();
-            open(&path, 0o400);
-            chown(&path, Some(UID), Some(UID)).unwrap();
-        }
+        seamount_testkit::authority::write_root(&self.path("root"), UID).unwrap();
     }
 
     /// A good configuration.
