@@ -60,7 +60,7 @@ fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<OwnedFd> {
 }
 
 /// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends it.
-fn exchange(connection: &OwnedFd, node: &mut Node) -> Result<(), Errno> {
+pub fn exchange(connection: &OwnedFd, node: &mut Node) -> Result<(), Errno> {
     let mut frame = [0; FRAME + 1];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = net::RecvAncillaryBuffer::new(&mut space);
