@@ -14,7 +14,7 @@ mod socket;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use seamount_mounter::names::Volume;
@@ -147,6 +147,10 @@ pub struct Hello {
     pub age_us: u64,
     /// Its build.
     pub build: String,
+    /// Whether idmapped tmpfs mounts work on its kernel.
+    pub idmap: bool,
+    /// Whether its kernel has tmpfs without swap.
+    pub noswap: bool,
 }
 
 /// What is at a volume's target path.
@@ -189,6 +193,8 @@ pub enum Link {
 pub struct Up {
     /// 1 for the first connection, then rising.
     pub number: u64,
+    /// Since when.
+    pub since: SystemTime,
     /// What the mounter said.
     pub hello: Hello,
     jobs: mpsc::Sender<Job>,
@@ -199,6 +205,10 @@ pub struct Up {
 pub struct Client {
     socket: Arc<str>,
     link: watch::Receiver<Link>,
+    /// One list at a time: the mounter has one scan, and a second list would turn its pages.
+    listing: Arc<tokio::sync::Mutex<()>>,
+    patience: Duration,
+    superseded: CancellationToken,
 }
 
 impl Client {
@@ -206,13 +216,32 @@ impl Client {
     pub fn start(path: PathBuf, cancel: CancellationToken) -> Self {
         let (sender, link) = watch::channel(Link::Down("no attempt yet".to_owned()));
         let socket: Arc<str> = path.display().to_string().into();
-        tokio::spawn(session::keep_connected(path, sender, cancel));
-        Self { socket, link }
+        let superseded = CancellationToken::new();
+        tokio::spawn(session::keep_connected(path, sender, cancel, superseded.clone()));
+        Self { socket, link, listing: Arc::default(), patience: DEADLINE, superseded }
+    }
+
+    /// The same client with another limit for a request than [`DEADLINE`].
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Path of the mounter's socket.
+    pub fn socket(&self) -> &str {
+        &self.socket
     }
 
     /// The connection's state, to watch.
     pub fn link(&self) -> watch::Receiver<Link> {
         self.link.clone()
+    }
+
+    /// Waits until the mounter says that a younger one takes over (a roll-out): whoever serves with its listeners has
+    /// to leave, so that the successor's agent is the only one.
+    pub async fn superseded(&self) {
+        self.superseded.cancelled().await;
     }
 
     /// Waits until the connection works, for ever.
@@ -225,9 +254,9 @@ impl Client {
         }
     }
 
-    /// Asks, and waits for the answer at most [`DEADLINE`].
+    /// Asks, and waits for the answer at most as long as its patience, [`DEADLINE`] unless it was given another.
     pub async fn call(&self, request: Request) -> Result<Answer, MounterError> {
-        self.call_within(request, None, DEADLINE).await
+        self.call_within(request, None, self.patience).await
     }
 
     /// Asks with a descriptor and a deadline of its own.
@@ -313,23 +342,24 @@ impl Client {
         cookie: u64,
         complete: u64,
     ) -> Result<Option<Listener>, MounterError> {
-        let deadline = Instant::now() + DEADLINE;
+        let limit = self.patience;
+        let deadline = Instant::now() + limit;
         let publish = Request::PublishIdentity(volume.clone());
         let store = Request::Store { volume: Some(volume.clone()), slot: keep::VOLUME, cookie };
         let mut link = self.link.clone();
         let mut after = 0;
         loop {
-            let up = self.connection(&mut link, after, deadline, operation(&publish), DEADLINE).await?;
+            let up = self.connection(&mut link, after, deadline, operation(&publish), limit).await?;
             after = up.number;
             if up.number != complete {
-                match ask(&up, &store, Some(Arc::clone(&kept)), deadline, DEADLINE).await {
+                match ask(&up, &store, Some(Arc::clone(&kept)), deadline, limit).await {
                     Ok(None) => continue,
                     Ok(Some(_)) => {}
                     Err(e) if e.is(Fault::Busy) => {}
                     Err(e) => return Err(e),
                 }
             }
-            if let Some(answer) = ask(&up, &publish, None, deadline, DEADLINE).await? {
+            if let Some(answer) = ask(&up, &publish, None, deadline, limit).await? {
                 return published(answer);
             }
         }
@@ -361,6 +391,7 @@ impl Client {
 
     /// All volumes of our driver on this node.
     pub async fn list(&self) -> Result<Vec<Found>, MounterError> {
+        let _alone = self.listing.lock().await;
         let mut all = Vec::new();
         // The first has the mounter make the scan; the others are pages of it and need not wait for each other.
         let mut pages = 1;
@@ -387,7 +418,7 @@ impl Client {
         cookie: u64,
     ) -> Result<bool, MounterError> {
         debug_assert!(slot == keep::VOLUME || volume.is_none());
-        match self.call_within(Request::Store { volume, slot, cookie }, Some(fd), DEADLINE).await {
+        match self.call_within(Request::Store { volume, slot, cookie }, Some(fd), self.patience).await {
             Ok(_) => Ok(true),
             Err(e) if e.is(Fault::Busy) => Ok(false),
             Err(e) => Err(e),

@@ -9,13 +9,14 @@ mod limits;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use seamount_identity::workload_api::Limits;
 use seamount_mounter::protocol::keep;
 use seamount_proto::csi::identity_server::IdentityServer;
 use seamount_proto::csi::node_server::NodeServer;
+use seamount_proto::node::node_server::NodeServer as NodeReportServer;
 use seamount_proto::registration::registration_server::RegistrationServer;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -27,7 +28,8 @@ use crate::csi::service::Service;
 use crate::http::{self, BEAT, Condition, Shown, Standing};
 use crate::live::{self, Basics, Live};
 use crate::logging;
-use crate::mounter::{Client, Link, Listener, MounterError};
+use crate::mounter::{Client, DEADLINE, Link, Listener, MounterError};
+use crate::node;
 use crate::record::{NodeRecord, Registration};
 use crate::registration;
 use crate::source::{self, Source};
@@ -56,10 +58,36 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the runtime could not be made")?;
-    let result = runtime.block_on(live_on(args, node_name, loaded.map_err(Into::into), basics, log));
+    let result = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping; sockets and state stay"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping; sockets and state stay"),
+            }
+        };
+        let loaded = loaded.map_err(Into::into);
+        live_on(args, node_name, loaded, basics, Some(log), DEADLINE, stop).await;
+        anyhow::Ok(())
+    });
     // What is still open (streams of pods) ends with the process; sockets and state stay.
     runtime.shutdown_background();
     result
+}
+
+/// The whole agent inside somebody else's process, without a logger and signals of its own, until `stop`. With this
+/// patience for a request to the mounter.
+pub async fn live_until(
+    args: Args,
+    node_name: Option<String>,
+    patience: Duration,
+    stop: impl Future<Output = ()>,
+) {
+    let text = live::text(&args).unwrap_or_default();
+    let loaded = Config::load(&args, node_name.as_deref());
+    let basics = Basics::new(&args, node_name.as_deref(), loaded.as_ref().ok(), &text);
+    live_on(args, node_name, loaded.map_err(Into::into), basics, None, patience, stop).await;
 }
 
 async fn live_on(
@@ -67,10 +95,10 @@ async fn live_on(
     node_name: Option<String>,
     loaded: Result<Config, Box<crate::config::ConfigError>>,
     basics: Basics,
-    log: logging::LogHandle,
-) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    log: Option<logging::LogHandle>,
+    patience: Duration,
+    stop: impl Future<Output = ()>,
+) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         driver = %basics.driver_name,
@@ -90,17 +118,17 @@ async fn live_on(
             }
         });
     let address = basics.http;
-    let mounter = Client::start(basics.mounter_socket.clone().into(), cancel.clone());
-    let live = Live::new(basics, shown.clone(), Some(log), cancel.clone());
+    let mounter = Client::start(basics.mounter_socket.clone().into(), cancel.clone()).with_patience(patience);
+    let live = Live::new(basics, shown.clone(), log, cancel.clone());
     live.take(loaded.map_err(|e| *e));
     tokio::spawn(Arc::clone(&live).follow(args, node_name));
 
     let (source_sender, source) = watch::channel(Source::Missing("the agent has just started".into()));
     tokio::spawn(source::supervise(live.configs(), source_sender, cancel.clone()));
-    tokio::spawn(tell_source(source.clone(), Arc::clone(&live)));
     let terms = Terms { limits: bounds, pending: PENDING, descriptors, observer: shown.metrics.clone() };
     let volumes = Volumes::new(mounter.clone(), source, terms, Arc::clone(&shown.metrics));
     tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
+    tokio::spawn(tell_source(Arc::clone(&volumes), Arc::clone(&live)));
     let beat = Arc::clone(&shown.progress);
     tokio::spawn(async move {
         loop {
@@ -111,6 +139,7 @@ async fn live_on(
     tokio::spawn(show(address, live.configs(), shown, cancel.clone()));
 
     let stopped = CancellationToken::new();
+    let superseded = mounter.clone();
     let mut house = House::new(live, mounter, volumes);
     let keeper = tokio::spawn({
         let stop = stopped.clone();
@@ -123,13 +152,13 @@ async fn live_on(
         }
     });
     tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: stopping; sockets and state stay"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: stopping; sockets and state stay"),
+        () = stop => {}
+        // Its agent waits for the listeners until this one is gone; connections wait in their queues.
+        () = superseded.superseded() => tracing::info!("a younger pod takes over: stopping; sockets and state stay"),
     }
     stopped.cancel();
     let _ = keeper.await;
     cancel.cancel();
-    Ok(())
 }
 
 /// Health and metrics. Where the agent started without a valid configuration, the first one decides anew.
@@ -183,18 +212,33 @@ async fn show_at(address: Option<SocketAddr>, shown: &Shown, cancel: &Cancellati
 }
 
 /// The identity source as a condition of readiness.
-async fn tell_source(mut source: watch::Receiver<Source>, live: Arc<Live>) {
+async fn tell_source(volumes: Arc<Volumes>, live: Arc<Live>) {
+    let (mut source, mut down) = (volumes.source(), volumes.pulse().down());
     loop {
+        let silent = down.borrow_and_update().clone();
         let standing = match &*source.borrow_and_update() {
             Source::Missing(why) => Standing::NotReady(why.to_string()),
-            Source::Authority(signer) => match &signer.trouble {
-                None => Standing::Ready(String::new()),
-                Some(why) => Standing::NotReady(format!("{why} (going on with the last good one)")),
+            Source::Authority(signer) => match (silent, &signer.trouble) {
+                (Some(why), _) => {
+                    Standing::NotReady(format!("it does not answer: {why} (what was issued goes on)"))
+                }
+                (None, Some(why)) => Standing::NotReady(format!("{why} (going on with the last good one)")),
+                (None, None) => Standing::Ready(String::new()),
             },
             Source::Directory => Standing::NotNeeded,
         };
+        let up = match &*source.borrow() {
+            Source::Missing(_) => false,
+            Source::Authority(_) => !volumes.pulse().is_down(),
+            Source::Directory => true,
+        };
+        live.metrics().authority(up);
         live.set(Condition::Authority, standing);
-        if source.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = source.changed() => changed,
+            changed = down.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }
@@ -230,6 +274,7 @@ struct House {
     state_id: Option<(u64, u64)>,
     generation: u64,
     restored: bool,
+    started: SystemTime,
 }
 
 impl House {
@@ -247,6 +292,7 @@ impl House {
             state_id: None,
             generation: 0,
             restored: false,
+            started: SystemTime::now(),
         }
     }
 
@@ -442,7 +488,14 @@ impl House {
         if let Some(door) = &mut self.csi {
             let routes =
                 Routes::new(IdentityServer::new(service.clone())).add_service(NodeServer::new(service));
-            door.open(routes, self.live.uid());
+            let node = node::Service {
+                live: Arc::clone(&self.live),
+                volumes: Arc::clone(&self.volumes),
+                mounter: self.mounter.clone(),
+                registered: self.registered.subscribe(),
+                started: self.started,
+            };
+            door.open(routes.add_service(NodeReportServer::new(node)), self.live.uid());
         }
         if let Some(door) = &mut self.registration {
             door.open(Routes::new(RegistrationServer::new(registration)), self.live.uid());

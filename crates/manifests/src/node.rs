@@ -33,12 +33,13 @@ pub(crate) fn daemon_set(options: &Options) -> Result<Object, Error> {
         metadata: metadata(options, NODE),
         spec: Some(DaemonSetSpec {
             selector: LabelSelector { match_labels: Some(labels()), ..LabelSelector::default() },
-            // One node at a time. A surge pod, which takes over from the old one, comes with the handover between mounters.
+            // One node at a time. The new pod's mounter takes over from the old one's as soon as its agent runs, so no
+            // socket is ever without a process that has it open.
             update_strategy: Some(DaemonSetUpdateStrategy {
                 type_: Some("RollingUpdate".to_owned()),
                 rolling_update: Some(RollingUpdateDaemonSet {
-                    max_unavailable: Some(IntOrString::Int(1)),
-                    ..RollingUpdateDaemonSet::default()
+                    max_surge: Some(IntOrString::Int(1)),
+                    max_unavailable: Some(IntOrString::Int(0)),
                 }),
             }),
             template: PodTemplateSpec {

@@ -9,6 +9,7 @@ mod path;
 mod privileges;
 mod server;
 mod socket;
+mod succession;
 mod volume;
 
 use std::process::ExitCode;
@@ -17,7 +18,6 @@ use config::Config;
 use failure::{Doing, Outcome, fail};
 use log::event;
 use node::Node;
-use rustix::net::SocketType;
 use seamount_sys::mounter as sys;
 use volume::tmpfs;
 
@@ -45,10 +45,7 @@ fn run(config: Config) -> Outcome<()> {
     let descriptors = privileges::raise_descriptor_limit();
     privileges::drop_the_rest()?;
     let mut node = Node::open(config, swap, noswap, descriptors)?;
-    let (dir, name) = node::open_parent(&node.config.socket)?;
-    // Everybody may connect; who may speak is decided by the peer's uid.
-    let listener = socket::bind(&dir, &name, SocketType::SEQPACKET, 0o666)?;
     let idmap = node.swap.is_some();
     event("info", "ready", &[("volumes", &node.limit), ("idmap", &idmap), ("noswap", &noswap)]);
-    server::serve(&listener, &mut node)
+    server::serve(&mut node)
 }

@@ -1,13 +1,11 @@
 //! What the mounter holds on a node, and how it carries out a request. No sockets of the protocol here.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
+use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::net::{SocketType, sockopt};
 use seamount_mounter::names::{PodUid, Volume, VolumeName};
 use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag, keep};
@@ -17,6 +15,7 @@ use crate::failure::{Doing, Failure, Outcome, fail};
 use crate::log::{done, event};
 use crate::path::{self, Place, Target};
 use crate::socket;
+use crate::succession::Seat;
 use crate::volume::scan::Found;
 use crate::volume::tmpfs;
 
@@ -54,7 +53,6 @@ pub struct Node {
     pub noswap: bool,
     /// How many listeners are kept at most.
     pub limit: u64,
-    pub kept: BTreeMap<Slot, Rc<OwnedFd>>,
     /// The scan that `List` pages through.
     pub listed: Vec<Found>,
     pub pods: OwnedFd,
@@ -62,13 +60,12 @@ pub struct Node {
     pub source: Option<(OwnedFd, String)>,
     plugin: Rc<OwnedFd>,
     registry: Rc<OwnedFd>,
-    /// Held for as long as this process lives.
-    _lock: OwnedFd,
+    pub seat: Seat,
     started: Instant,
 }
 
 impl Node {
-    /// Opens the kubelet's directories and waits for the node's lock.
+    /// Opens the kubelet's directories and takes the place of the node's mounter.
     pub fn open(config: Config, swap: Option<OwnedFd>, noswap: bool, descriptors: u64) -> Outcome<Self> {
         let root = config.kubelet_root.display();
         let parts = ["pods", "plugins", "plugins_registry"];
@@ -80,14 +77,13 @@ impl Node {
         let [pods, plugins, registry] = parts.map(|part| make_directory(&at, part, 0o750));
         let plugin = make_directory(&plugins?, &config.driver, 0o750)?;
         let source = config.source_directory.as_deref().map(open_parent).transpose()?;
-        let lock = lock(&plugin, &config)?;
+        let seat = Seat::take(&plugin, &config)?;
         Ok(Self {
             pods: pods?,
             registry: Rc::new(registry?),
-            kept: BTreeMap::new(),
             listed: Vec::new(),
             started: Instant::now(),
-            _lock: lock,
+            seat,
             config,
             swap,
             noswap,
@@ -163,7 +159,7 @@ impl Node {
 
     /// Refuses, before anything is done, if there is no room for one more listener.
     pub fn room(&self, slot: &Slot) -> Outcome<()> {
-        if self.kept.contains_key(slot) || (self.kept.len() as u64) < self.limit {
+        if self.seat.kept.contains_key(slot) || (self.seat.kept.len() as u64) < self.limit {
             return Ok(());
         }
         fail!(Exhausted, "{} listeners are kept: raise the mounter's limit of open files", self.limit)
@@ -171,7 +167,7 @@ impl Node {
 
     /// The kept listener, if it has that name still; else a new one, which is then kept.
     pub fn listener(&mut self, slot: Slot, at: At, reply: &mut Reply, make: Make) -> Outcome<Attached> {
-        if let Some(kept) = self.kept.get(&slot).filter(|fd| socket::leads_to(at.0, at.1, fd)) {
+        if let Some(kept) = self.seat.kept.get(&slot).filter(|fd| socket::leads_to(at.0, at.1, fd)) {
             reply.flags |= flag::EXISTING;
             return Ok(attach(kept, reply));
         }
@@ -179,7 +175,7 @@ impl Node {
         let fd = Rc::new(make(self)?);
         done("listening", reply.volume.as_ref());
         let attached = attach(&fd, reply);
-        self.kept.insert(slot, fd);
+        self.seat.kept.insert(slot, fd);
         Ok(attached)
     }
 
@@ -189,7 +185,7 @@ impl Node {
             _ => (Rc::clone(&self.registry), format!("{}-reg.sock", self.config.driver)),
         };
         self.listener((number, None), (&dir, &name), reply, &|node| {
-            if !node.kept.contains_key(&(number, None)) && socket::is_alive(&dir, &name)? {
+            if !node.seat.kept.contains_key(&(number, None)) && socket::is_alive(&dir, &name)? {
                 return fail!(Busy, "another process serves {name}: use another --driver");
             }
             socket::bind(&dir, &name, SocketType::STREAM, 0o600)
@@ -216,11 +212,11 @@ impl Node {
     fn store(&mut self, slot: Slot, cookie: u64, fd: Option<OwnedFd>) -> Outcome<Attached> {
         let Some(fd) = fd else { return Ok(None) };
         socket::check(&fd, cookie)?;
-        if self.kept.contains_key(&slot) {
+        if self.seat.kept.contains_key(&slot) {
             return fail!(Busy, "a listener is kept already");
         }
         self.room(&slot)?;
-        self.kept.insert(slot, Rc::new(fd));
+        self.seat.kept.insert(slot, Rc::new(fd));
         Ok(None)
     }
 }
@@ -238,21 +234,4 @@ pub fn open_parent(path: &Path) -> Outcome<(OwnedFd, String)> {
     };
     let held = fs::openat(fs::CWD, parent, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     Ok((held.doing(format_args!("open {} for {name}", parent.display()))?, name.to_owned()))
-}
-
-/// One mounter per node and driver. The lock belongs to the open file (flock(2)), so it ends with the process. Of two
-/// DaemonSet pods the newcomer waits here until the old one is gone.
-fn lock(plugin: &OwnedFd, config: &Config) -> Outcome<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = fs::openat(plugin, "lock", flags, Mode::from_raw_mode(0o600)).doing("open the lock")?;
-    match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::AGAIN) if config.no_wait => {
-            fail!(Busy, "another mounter serves {} on this node: stop it first", config.driver)
-        }
-        Err(Errno::AGAIN) => {
-            done("waiting: another mounter holds the lock", None);
-            fs::flock(&file, FlockOperation::LockExclusive).doing("wait for the lock").map(|()| file)
-        }
-        taken => taken.doing("take the lock").map(|()| file),
-    }
 }

@@ -155,6 +155,9 @@ pub enum Fault {
     Unsupported = 8,
     /// Any other refusal by the kernel.
     System = 9,
+    /// With id 0, unasked: a younger mounter takes over. The agent finishes what it does, and leaves; so does this
+    /// mounter then.
+    Superseded = 10,
 }
 
 /// What the mounter answers; also the fields of any frame before their meaning.
@@ -357,7 +360,18 @@ impl Reply {
 impl Fault {
     fn from_number(n: u32) -> Result<Option<Self>, FrameError> {
         use Fault::*;
-        let all = [Malformed, Version, Busy, NotOurs, NotFound, Exhausted, Storage, Unsupported, System];
+        let all = [
+            Malformed,
+            Version,
+            Busy,
+            NotOurs,
+            NotFound,
+            Exhausted,
+            Storage,
+            Unsupported,
+            System,
+            Superseded,
+        ];
         let known = all.into_iter().find(|fault| *fault as u32 == n);
         if n == 0 { Ok(None) } else { known.map(Some).ok_or_else(|| FrameError::field("fault")) }
     }

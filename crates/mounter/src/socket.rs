@@ -5,7 +5,7 @@
 //! is told from every other, also by a mounter that did not make it.
 
 use std::os::fd::OwnedFd;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
@@ -14,6 +14,8 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, 
 use crate::failure::{Doing, Outcome, fail};
 
 const BACKLOG: i32 = 1024;
+/// How long a full queue is waited for.
+const IMPATIENCE: Duration = Duration::from_millis(100);
 
 /// The time in a name under which a socket is bound before it gets its own; none in other names.
 pub fn made_at(name: &[u8]) -> Option<(i64, i64)> {
@@ -60,18 +62,21 @@ pub fn leads_to(dir: &OwnedFd, name: &str, listener: &OwnedFd) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Socket && same
 }
 
+/// Connects to `name` in `dir`.
+pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType) -> Result<OwnedFd, Errno> {
+    let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(IMPATIENCE))?;
+    rustix::process::fchdir(dir)?;
+    let connected = SocketAddrUnix::new(name).and_then(|name| net::connect(&socket, &name));
+    let _ = rustix::process::chdir("/");
+    connected.map(|()| socket)
+}
+
 /// Whether somebody accepts connections as `name` in `dir`.
 pub fn is_alive(dir: &OwnedFd, name: &str) -> Outcome<bool> {
-    let connected = (|| {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        rustix::process::fchdir(dir)?;
-        net::connect(&socket, &SocketAddrUnix::new(name)?)
-    })();
-    let _ = rustix::process::chdir("/");
-    match connected {
+    match connect(dir, name, SocketType::STREAM) {
         // AGAIN: the queue is full, so there is one.
-        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Ok(_) | Err(Errno::AGAIN) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT | Errno::PROTOTYPE) => Ok(false),
         Err(e) => Err(e).doing(format_args!("ask who serves {name}")),
     }

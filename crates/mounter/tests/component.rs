@@ -19,5 +19,7 @@ mod life;
 mod mounts;
 #[path = "component/shortage.rs"]
 mod shortage;
+#[path = "component/succession.rs"]
+mod succession;
 #[path = "component/volumes.rs"]
 mod volumes;

@@ -152,7 +152,7 @@ fn mounter_status(error: &MounterError) -> Status {
             Fault::NotFound => Status::not_found(text),
             Fault::Exhausted | Fault::Storage => Status::resource_exhausted(text),
             Fault::Unsupported => Status::failed_precondition(text),
-            Fault::Version | Fault::Busy => Status::unavailable(text),
+            Fault::Version | Fault::Busy | Fault::Superseded => Status::unavailable(text),
             Fault::System => Status::internal(text),
         },
         MounterError::Untrusted { .. } => Status::internal(text),

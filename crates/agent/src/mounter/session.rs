@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use seamount_mounter::protocol::{Fault, FrameError, Reply, Request};
+use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,8 @@ use super::{Answer, DEADLINE, Hello, Link, MounterError, Up, check, operation};
 const IN_FLIGHT: usize = 16;
 /// Both containers of a pod start at once: the agent may be a few milliseconds early.
 const FIRST_RETRY: Duration = Duration::from_millis(5);
-const LAST_RETRY: Duration = Duration::from_secs(2);
+/// After a mounter that was away for long, pods that come and go wait no longer than this. An attempt is one system call.
+const LAST_RETRY: Duration = Duration::from_millis(200);
 
 /// A request and where its answer goes.
 #[derive(Debug)]
@@ -36,14 +37,22 @@ enum End {
 }
 
 /// Connects again and again until cancelled.
-pub(super) async fn keep_connected(path: PathBuf, link: watch::Sender<Link>, cancel: CancellationToken) {
+///
+/// `superseded` is cancelled when the mounter says that a younger one takes over; the connection goes on, so that what
+/// is in flight can be finished.
+pub(super) async fn keep_connected(
+    path: PathBuf,
+    link: watch::Sender<Link>,
+    cancel: CancellationToken,
+    superseded: CancellationToken,
+) {
     let mut number = 0;
     let mut pause = FIRST_RETRY;
     let mut told = String::new();
     loop {
         let end = tokio::select! {
             () = cancel.cancelled() => return,
-            end = connection(&path, &link, &mut number, &mut pause) => end,
+            end = connection(&path, &link, &superseded, &mut number, &mut pause) => end,
         };
         let (state, text) = match end {
             End::Incompatible(text) => (Link::Incompatible(text.clone()), text),
@@ -63,7 +72,13 @@ pub(super) async fn keep_connected(path: PathBuf, link: watch::Sender<Link>, can
     }
 }
 
-async fn connection(path: &Path, link: &watch::Sender<Link>, number: &mut u64, pause: &mut Duration) -> End {
+async fn connection(
+    path: &Path,
+    link: &watch::Sender<Link>,
+    superseded: &CancellationToken,
+    number: &mut u64,
+    pause: &mut Duration,
+) -> End {
     let socket = match Socket::connect(path) {
         Ok(socket) => socket,
         Err(e) => return End::Broken(e.to_string()),
@@ -77,8 +92,8 @@ async fn connection(path: &Path, link: &watch::Sender<Link>, number: &mut u64, p
     *pause = FIRST_RETRY;
     tracing::info!(build = %hello.build, connection = *number, "connected to the mounter");
     let (jobs, queue) = mpsc::channel(IN_FLIGHT);
-    link.send_replace(Link::Up(Up { number: *number, hello, jobs }));
-    End::Broken(serve(&socket, queue).await)
+    link.send_replace(Link::Up(Up { number: *number, since: SystemTime::now(), hello, jobs }));
+    End::Broken(serve(&socket, queue, superseded).await)
 }
 
 async fn hello(socket: &Socket) -> Result<Hello, End> {
@@ -106,7 +121,9 @@ async fn hello(socket: &Socket) -> Result<Hello, End> {
     match check::answer(0, &Request::Hello, reply, received) {
         Ok(Answer { reply, .. }) => {
             let [descriptors, age_us, _] = reply.numbers;
-            Ok(Hello { descriptors, age_us, build: reply.text })
+            let has = |bit| reply.flags & bit != 0;
+            let (idmap, noswap) = (has(flag::IDMAP), has(flag::NOSWAP));
+            Ok(Hello { descriptors, age_us, build: reply.text, idmap, noswap })
         }
         Err(MounterError::Fault { fault: Fault::Version, text, .. }) => Err(End::Incompatible(text)),
         Err(e) => Err(End::Broken(e.to_string())),
@@ -114,7 +131,7 @@ async fn hello(socket: &Socket) -> Result<Hello, End> {
 }
 
 /// Carries requests and replies until the connection breaks; says why it did.
-async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>) -> String {
+async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>, superseded: &CancellationToken) -> String {
     let mut pending: HashMap<u64, Job> = HashMap::new();
     let mut next = 1;
     let why = loop {
@@ -122,7 +139,7 @@ async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>) -> String {
             biased;
             received = socket.receive() => {
                 let outcome = match received {
-                    Ok(received) => accept(&mut pending, received),
+                    Ok(received) => accept(&mut pending, received, superseded),
                     Err(e) => Err(e.to_string()),
                 };
                 if let Err(why) = outcome {
@@ -149,12 +166,20 @@ async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>) -> String {
 }
 
 /// Gives a reply to the one who asked. An error ends the connection: what follows could be out of step too.
-fn accept(pending: &mut HashMap<u64, Job>, received: Received) -> Result<(), String> {
+fn accept(
+    pending: &mut HashMap<u64, Job>,
+    received: Received,
+    superseded: &CancellationToken,
+) -> Result<(), String> {
     if received.bytes.is_empty() {
         return Err("the mounter closed the connection".to_owned());
     }
     let reply = Reply::decode(&received.bytes).map_err(|e| e.to_string())?;
     let id = reply.id;
+    if reply.fault == Some(Fault::Superseded) {
+        superseded.cancel();
+        return Ok(());
+    }
     let job = pending.remove(&id).ok_or_else(|| format!("a reply to the request {id} that nobody made"))?;
     let result = check::answer(id, &job.request, reply, received);
     let end = match &result {

@@ -35,7 +35,7 @@ impl Node {
 
     /// Sends the volume's kept listener along, if there is one.
     pub fn kept(&self, volume: &Volume, reply: &mut Reply) -> Attached {
-        self.kept.get(&slot(volume)).and_then(|kept| attach(kept, reply))
+        self.seat.kept.get(&slot(volume)).and_then(|kept| attach(kept, reply))
     }
 
     pub fn list(&mut self, cursor: u64, reply: &mut Reply) -> Outcome<Attached> {
@@ -78,7 +78,7 @@ impl Node {
             }
         }
         let gone = |pod: &PodUid, name: &VolumeName| matches!(Place::open(&self.pods, pod, name), Ok(None));
-        self.kept.retain(|(_, of), _| !of.as_ref().is_some_and(|(pod, name)| gone(pod, name)));
+        self.seat.kept.retain(|(_, of), _| !of.as_ref().is_some_and(|(pod, name)| gone(pod, name)));
         Ok(all)
     }
 

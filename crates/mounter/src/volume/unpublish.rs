@@ -54,7 +54,7 @@ impl Node {
 
     /// Ends a kept listener, also for the agent and whoever else has a copy of it.
     pub fn forget(&mut self, slot: &Slot) {
-        if let Some(kept) = self.kept.remove(slot) {
+        if let Some(kept) = self.seat.kept.remove(slot) {
             let _ = shutdown(&kept, Shutdown::Both);
         }
     }

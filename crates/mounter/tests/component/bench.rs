@@ -130,6 +130,18 @@ impl Bench {
         (child.wait().unwrap(), self.log(self.started))
     }
 
+    /// The same of the first one.
+    pub fn ended_first(&mut self) -> (ExitStatus, String) {
+        (self.mounters.remove(0).wait().unwrap(), self.log(1))
+    }
+
+    /// Ends the one that was started last.
+    pub fn kill_last(&mut self) {
+        let mut child = self.mounters.pop().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     pub fn agent(&self) -> Agent {
         Agent::connect(&self.socket())
     }
