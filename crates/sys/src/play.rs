@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -64,6 +66,23 @@ pub fn keep_only_standard_descriptors_over_exec() -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Has the program that `command` starts killed (SIGKILL) when the thread that started it ends, whatever ends it.
+pub fn die_with_the_starter(command: &mut Command) {
+    let starter = std::process::id();
+    let die = move || {
+        // SAFETY: both calls are async-signal-safe and touch no memory.
+        let (done, parent) = unsafe { (libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL), libc::getppid()) };
+        match done {
+            0 if u32::try_from(parent) == Ok(starter) => Ok(()),
+            // It was gone before the signal was asked for.
+            0 => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec the closure does nothing but the two calls.
+    unsafe { command.pre_exec(die) };
+}
+
 /// `MOUNT_ATTR_RDONLY`.
 pub const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 /// `MOUNT_ATTR_NOSUID`.
@@ -78,5 +97,17 @@ mod tests {
     #[test]
     fn refuses_to_split_the_descriptor_table() {
         assert_eq!(unshare(UnshareFlags::FILES).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_child_dies_with_the_thread_that_started_it() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let started = std::thread::spawn(|| {
+            let mut command = Command::new("sleep");
+            command.arg("600");
+            die_with_the_starter(&mut command);
+            command.spawn().unwrap()
+        });
+        assert_eq!(started.join().unwrap().wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 }

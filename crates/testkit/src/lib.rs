@@ -1,10 +1,11 @@
 //! What `seamount play` and the tests share: a token issuer in the API server's place, a kubelet in the kubelet's
-//! place, the real programs as child processes, and a mount namespace to let them loose in.
+//! place, the real programs as child processes, a mount namespace to let them loose in, and a node of all of it.
 
 pub mod authority;
 pub mod issuer;
 pub mod kubelet;
 pub mod namespace;
+pub mod node;
 pub mod processes;
 
 use std::io::Write as _;

@@ -99,6 +99,13 @@ impl Spawn {
         self
     }
 
+    /// Has it killed when the thread that starts it ends, also by a signal to this process.
+    #[must_use]
+    pub fn dying_with_us(mut self) -> Self {
+        seamount_sys::play::die_with_the_starter(&mut self.command);
+        self
+    }
+
     /// Starts it, in the caller's namespaces.
     ///
     /// # Errors

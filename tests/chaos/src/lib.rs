@@ -2,6 +2,7 @@
 //! unpublished and their pods hold streams open. What must not happen is counted ([`tally::Fault`]).
 
 pub mod client;
+pub mod gaps;
 pub mod leaks;
 pub mod node;
 pub mod pods;

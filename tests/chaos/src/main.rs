@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use seamount_chaos::gaps::anatomy;
 use seamount_chaos::leaks;
 use seamount_chaos::node::{Node, Who};
 use seamount_chaos::pods::World;
 use seamount_chaos::random::Random;
-use seamount_chaos::storm::storm;
+use seamount_chaos::storm::{Blows, storm};
 use seamount_testkit::{is_root, namespace, skip};
+use tokio::runtime::Handle;
 
 /// For what a busy machine may delay.
 const LONG: Duration = Duration::from_secs(60);
@@ -58,23 +60,26 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // All on one thread: the two cores are for the two processes.
-    tokio::task::LocalSet::new().block_on(&runtime, chaos(args))
+    // The kubelet and the pods are on one thread: the two cores are for the two processes. The volumes are asked from
+    // another one, else the hundred pods that connect again would be a part of what is measured.
+    let prober = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, chaos(args, prober.handle().clone()))
 }
 
-async fn chaos(args: &Args) -> anyhow::Result<bool> {
+async fn chaos(args: &Args, prober: Handle) -> anyhow::Result<bool> {
     let begun = Instant::now();
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let seed = args.seed.unwrap_or_else(|| u64::from(clock.subsec_nanos()));
     let mut random = Random::new(seed);
     eprintln!("chaos: {} kills, {} volumes, --seed {seed}", args.kills, args.volumes);
-    let node = Node::new(&args.logs, args.programs.clone()).context("make a node")?;
+    let node =
+        Node::new(&std::path::absolute(&args.logs)?, args.programs.as_deref()).context("make a node")?;
     node.start(Who::Mounter)?;
     node.start(Who::Agent)?;
     node.kubelet.register(LONG).await?;
     node.ready(LONG).await?;
     let base = leaks::base(&node).await;
-    let world = World::new(node, Duration::from_secs(args.republish));
+    let world = World::new(node, Duration::from_secs(args.republish), prober);
 
     let watcher = tokio::task::spawn_local({
         let world = Arc::clone(&world);
@@ -95,7 +100,7 @@ async fn chaos(args: &Args) -> anyhow::Result<bool> {
     while world.pods().len() < args.volumes * 9 / 10 && start.elapsed() < LONG {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    storm(&world, args.kills, random).await?;
+    let blows = storm(&world, args.kills, random).await?;
 
     world.calm.cancel();
     for place in places {
@@ -112,12 +117,22 @@ async fn chaos(args: &Args) -> anyhow::Result<bool> {
     world.node.stop()?;
     leaks::check_processes(&world.tally);
 
+    let agent_log = world.node.logs().join("agent.log");
+    eprintln!("the longest gaps, and what the agent said meanwhile:");
+    for gap in world.tally.longest_gaps() {
+        eprint!("{}", anatomy(&gap, &agent_log));
+    }
+    let Blows { kills, both, stops, ended, beside } = blows;
+    let what = format!(
+        "{kills} kills, {both} of them of both, {stops} stops, {ended} of them ended by a kill, {beside} with a kill of \
+         the other process"
+    );
     let about = format!(
         "seed {seed}, {} s, {} volumes at a time, {} altogether",
         begun.elapsed().as_secs(),
         args.volumes,
         world.published()
     );
-    println!("{}", world.tally.report(args.kills, &about));
+    println!("{}", world.tally.report(&what, &about));
     Ok(world.tally.all() == 0)
 }

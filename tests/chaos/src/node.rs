@@ -1,23 +1,16 @@
-//! A node: the kubelet's root on a tmpfs, the two processes, and the files that they read.
+//! The node and its two processes.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::process::Signal;
 use seamount_testkit::issuer::{Algorithm, TokenIssuer};
-use seamount_testkit::kubelet::{Kubelet, PodVolume};
-use seamount_testkit::processes::{Process, Spawn};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-/// The driver's name.
-pub const DRIVER: &str = "csi.spiffe.io";
-const AUDIENCE: &str = "seamount.dev";
-const ISSUER: &str = "https://kubernetes.default.svc";
-const NODE: &str = "node-1";
-const UID: u32 = 64203;
+pub use seamount_testkit::node::DRIVER;
+use seamount_testkit::node::{ISSUER, RUN, ready};
+use seamount_testkit::processes::Process;
 
 /// One of the two processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,18 +21,40 @@ pub enum Who {
     Mounter,
 }
 
+impl Who {
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Agent => Self::Mounter,
+            Self::Mounter => Self::Agent,
+        }
+    }
+}
+
+/// What the two processes of one DaemonSet pod share.
+#[derive(Debug)]
+struct Pair {
+    /// The directory of the mounter's socket.
+    run: String,
+    /// Where the agent shows its health.
+    http: String,
+}
+
 /// The node.
 #[derive(Debug)]
 pub struct Node {
-    /// The played kubelet.
-    pub kubelet: Kubelet,
-    issuer: TokenIssuer,
+    base: seamount_testkit::node::Node,
+    pair: Mutex<Arc<Pair>>,
     agent: Mutex<Option<Process>>,
     mounter: Mutex<Option<Process>>,
-    http: String,
-    logs: PathBuf,
-    programs: Option<PathBuf>,
-    dir: tempfile::TempDir,
+}
+
+impl Deref for Node {
+    type Target = seamount_testkit::node::Node;
+
+    fn deref(&self) -> &Self::Target {
+        &self.base
+    }
 }
 
 impl Node {
@@ -48,42 +63,20 @@ impl Node {
     ///
     /// # Errors
     /// If something cannot be made.
-    pub fn new(logs: &Path, programs: Option<PathBuf>) -> anyhow::Result<Self> {
+    pub fn new(logs: &Path, programs: Option<&Path>) -> anyhow::Result<Self> {
         std::fs::create_dir_all(logs)?;
         for name in ["agent.log", "mounter.log"] {
             // An earlier run's.
             let _ = std::fs::remove_file(logs.join(name));
         }
-        let dir = tempfile::tempdir()?;
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
-        for name in ["kubelet", "run", "etc", "root"] {
-            std::fs::create_dir(dir.path().join(name))?;
-        }
-        let root = dir.path().join("kubelet");
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", &root, "tmpfs", flags, Some(c"mode=750")).context("mount a tmpfs")?;
         // ECDSA: a thousand tokens should not cost the machine anything.
         let issuer = TokenIssuer::with_algorithm(ISSUER, Algorithm::Es256);
-        std::fs::write(dir.path().join("etc/jwks.json"), issuer.jwks_json())?;
-        let http = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let kubelet = Kubelet::new(&root, DRIVER)?;
-        seamount_testkit::authority::write_root(&dir.path().join("root"), UID)?;
-        let yaml = format!(
-            "trustDomain: example.org\n\
-             kubeletRoot: {}\n\
-             nodeName: {NODE}\n\
-             mounterSocket: {}\n\
-             authority: {{embedded: {{directory: {}, svidTtl: 12h, caTtl: 96h}}}}\n\
-             token: {{audience: {AUDIENCE}, issuer: {ISSUER}, keys: {{file: {}}}}}\n\
-             http: {{address: \"{http}\"}}\n",
-            root.display(),
-            dir.path().join("run/mounter.sock").display(),
-            dir.path().join("root").display(),
-            dir.path().join("etc/jwks.json").display(),
-        );
-        std::fs::write(dir.path().join("etc/agent.yaml"), yaml)?;
-        let (agent, mounter) = Default::default();
-        Ok(Self { kubelet, issuer, agent, mounter, http, logs: logs.to_owned(), programs, dir })
+        let base = seamount_testkit::node::Node::new(issuer)?.with_logs(logs).with_programs(programs);
+        let root = base.path("root").display().to_string();
+        // Nothing is due for a new SVID while this runs: another serial is a lost one.
+        base.configure(&base.yaml_with(&format!("directory: {root}, svidTtl: 12h, caTtl: 96h")))?;
+        let pair = Mutex::new(Arc::new(Pair { run: RUN.to_owned(), http: base.http.clone() }));
+        Ok(Self { base, pair, agent: Mutex::default(), mounter: Mutex::default() })
     }
 
     fn process(&self, who: Who) -> MutexGuard<'_, Option<Process>> {
@@ -94,31 +87,26 @@ impl Node {
         process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn pair(&self) -> Arc<Pair> {
+        Arc::clone(&self.pair.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Starts a process.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn start(&self, who: Who) -> anyhow::Result<()> {
-        let path = |name: &str| self.dir.path().join(name).display().to_string();
-        let root = self.kubelet.root().display().to_string();
-        let program = |name: &str| match &self.programs {
-            Some(directory) => directory.join(name),
-            None => seamount_testkit::bin(name),
-        };
+        let pair = self.pair();
         let spawn = match who {
-            Who::Agent => Spawn::new("agent", &program("seamount-agent"), &self.logs)
-                .args(["--config", &path("etc/agent.yaml")])
-                .ids(UID, UID),
-            Who::Mounter => Spawn::new("mounter", &program("seamount-mounter"), &self.logs)
-                .args(["--kubelet-root", &root, "--driver", DRIVER])
-                .args(["--socket", &path("run/mounter.sock")]),
+            Who::Agent => self.base.agent(&pair.run, &pair.http),
+            Who::Mounter => self.base.mounter(&pair.run),
         };
         let process = spawn.start()?;
         *self.process(who) = Some(process);
         Ok(())
     }
 
-    /// SIGKILL.
+    /// SIGKILL, also to one that stands still.
     ///
     /// # Errors
     /// If it has ended by itself, which is a finding.
@@ -167,52 +155,11 @@ impl Node {
         self.process(who).as_ref().map(Process::pid)
     }
 
-    /// Where the records are.
-    pub fn state(&self) -> PathBuf {
-        self.kubelet.root().join("plugins").join(DRIVER).join("state")
-    }
-
-    /// A token for this pod, as the kubelet would send it.
-    pub fn tokens(&self, volume: &PodVolume) -> String {
-        self.issuer.tokens_json(&volume.claims(NODE, AUDIENCE))
-    }
-
     /// Waits until the agent says that it is ready.
     ///
     /// # Errors
     /// With its last words, after `limit`.
     pub async fn ready(&self, limit: Duration) -> anyhow::Result<()> {
-        let start = Instant::now();
-        loop {
-            let last = self.get("/readyz").await.unwrap_or_else(|e| e.to_string());
-            if last.starts_with("HTTP/1.1 200") {
-                return Ok(());
-            }
-            if start.elapsed() > limit {
-                bail!("not ready within {limit:?}: {last}");
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    async fn get(&self, path: &str) -> std::io::Result<String> {
-        let mut stream = tokio::net::TcpStream::connect(&self.http).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // What is mounted below cannot be removed. Those that are killed here were left by an error.
-        for who in [Who::Agent, Who::Mounter] {
-            drop(self.process(who).take());
-        }
-        for path in [self.state(), self.kubelet.root().to_owned()] {
-            let _ = rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH);
-        }
+        ready(&self.pair().http, limit).await
     }
 }

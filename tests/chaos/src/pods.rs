@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use seamount_proto::workload::X509svidResponse;
 use seamount_testkit::kubelet::PodVolume;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use crate::client::{Door, leaf, names};
+use crate::gaps::Moment;
 use crate::node::Node;
 use crate::random::Random;
 use crate::tally::{Fault, Span, Tally};
@@ -70,7 +72,8 @@ impl Pod {
     }
 
     /// New FetchX509SVIDs until one is answered; how long after `since` that was. None where the pod has ended.
-    pub async fn probe(&self, since: Instant, tally: &Tally) -> Option<Duration> {
+    pub async fn probe(&self, since: &Moment, world: &World) -> Option<Duration> {
+        let since = since.instant;
         let attempts = async {
             let mut last = String::new();
             while since.elapsed() < IN_THE_END {
@@ -92,11 +95,11 @@ impl Pod {
             outcome = attempts => match outcome {
                 Ok(answer) => {
                     let took = since.elapsed();
-                    self.check(&answer, tally);
+                    self.check(&answer, &world.tally);
                     Some(took)
                 }
                 Err(why) => {
-                    self.lose(tally, &why);
+                    self.lose(&world.tally, &why);
                     None
                 }
             }
@@ -117,6 +120,10 @@ pub struct World {
     pub silence: CancellationToken,
     /// How often the agent was killed.
     pub deaths: AtomicUsize,
+    /// The thread that asks the volumes.
+    pub prober: Handle,
+    /// When a process was killed, stopped or continued.
+    blows: Mutex<Vec<Instant>>,
     /// The kubelet's shortest time between two publishes of a volume; the longest is half as much again.
     republish: Duration,
     live: Mutex<Vec<Arc<Pod>>>,
@@ -125,10 +132,24 @@ pub struct World {
 
 impl World {
     /// A node without pods.
-    pub fn new(node: Node, republish: Duration) -> Arc<Self> {
-        let (tally, live, published, deaths) = Default::default();
+    pub fn new(node: Node, republish: Duration, prober: Handle) -> Arc<Self> {
+        let (tally, live, published, deaths, blows) = Default::default();
         let (calm, silence) = (CancellationToken::new(), CancellationToken::new());
-        Arc::new(Self { node, tally, calm, silence, deaths, republish, live, published })
+        Arc::new(Self { node, tally, calm, silence, deaths, prober, blows, republish, live, published })
+    }
+
+    /// A process was killed, stopped or continued just now.
+    pub fn blow(&self) -> Moment {
+        let now = Moment::now();
+        self.blows.lock().unwrap_or_else(PoisonError::into_inner).push(now.instant);
+        now
+    }
+
+    /// How many blows fell after this moment and before so long had passed.
+    pub fn blows_since(&self, since: &Moment, took: Duration) -> usize {
+        let blows = self.blows.lock().unwrap_or_else(PoisonError::into_inner);
+        let later = blows.iter().rev().take_while(|blow| **blow > since.instant);
+        later.filter(|blow| **blow < since.instant + took).count()
     }
 
     fn live(&self) -> MutexGuard<'_, Vec<Arc<Pod>>> {
@@ -303,8 +324,7 @@ impl World {
     /// Every volume serves the same pod, in the same directory, and is healthy.
     pub async fn check_all(&self) {
         for pod in self.pods() {
-            let begun = Instant::now();
-            pod.probe(begun, &self.tally).await;
+            pod.probe(&Moment::now(), self).await;
             let target = self.node.kubelet.target_path(&pod.volume);
             if !pod.door.is_at(&target) {
                 pod.lose(&self.tally, "its directory is another one");

@@ -35,6 +35,15 @@ impl Random {
     pub fn millis(&mut self, low: u64, high: u64) -> Duration {
         Duration::from_millis(low + self.below(high.saturating_sub(low)))
     }
+
+    /// From `low` to `high` milliseconds, as often below a middle value as above it where the middle is that of the
+    /// logarithms: mostly short, sometimes long.
+    pub fn spread(&mut self, low: u64, high: u64) -> Duration {
+        const STEPS: u64 = 1 << 20;
+        #[allow(clippy::cast_precision_loss, reason = "numbers that f64 holds")]
+        let (low, high, share) = (low as f64, high as f64, self.below(STEPS + 1) as f64 / STEPS as f64);
+        Duration::from_secs_f64(low * (high / low).powf(share) / 1e3)
+    }
 }
 
 #[cfg(test)]
@@ -51,5 +60,10 @@ mod tests {
         assert_ne!(numbers(7), numbers(8));
         assert!(numbers(7).iter().all(|n| *n < 10));
         assert_eq!(Random::new(1).below(0), 0);
+        let mut random = Random::new(1);
+        let spread: Vec<_> = (0..1000).map(|_| random.spread(50, 12_000).as_millis()).collect();
+        assert!(spread.iter().all(|ms| (50..=12_000).contains(ms)));
+        let short = spread.iter().filter(|ms| **ms < 775).count();
+        assert!((400..600).contains(&short), "{short}");
     }
 }

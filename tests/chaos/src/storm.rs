@@ -1,117 +1,192 @@
-//! The kills.
+//! The blows: kills, stops, and kills of what stands still.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use rustix::process::Signal;
+use tokio::task::JoinHandle;
 
+use crate::gaps::{Gap, Moment};
 use crate::node::Who;
 use crate::pods::{Pod, World};
 use crate::random::Random;
 use crate::tally::Span;
 
-/// Volumes that are asked after each kill.
+/// Volumes that are asked after each blow.
 const PROBES: usize = 6;
+/// A process stands still for as long as between these two, in milliseconds. The agent waits 10 s for the mounter, the
+/// kubelet much longer.
+const SHORTEST_STOP: u64 = 50;
+const LONGEST_STOP: u64 = 12_000;
 
-/// Kills, and restarts at once as a container runtime would.
+/// How many blows there were of each kind.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Blows {
+    /// SIGKILL to a process; to both counts once.
+    pub kills: usize,
+    /// Of these, to both.
+    pub both: usize,
+    /// SIGSTOP.
+    pub stops: usize,
+    /// Of these, ended by SIGKILL and not by SIGCONT. They are among the kills.
+    pub ended: usize,
+    /// SIGKILL to the other process of one that stood still. They are among the kills.
+    pub beside: usize,
+}
+
+/// Deals blows until there were so many kills; killed processes are started again at once.
 ///
 /// # Errors
 /// If a process ended by itself or does not start.
-pub async fn storm(world: &Arc<World>, kills: usize, mut random: Random) -> anyhow::Result<()> {
-    let mut late = Vec::new();
-    let mut done = 0;
-    while done < kills {
-        let probes = world.some(PROBES, &mut random);
-        let begun = Instant::now();
-        let span = match random.below(20) {
+pub async fn storm(world: &Arc<World>, kills: usize, random: Random) -> anyhow::Result<Blows> {
+    let mut storm = Storm { world, random, blows: Blows::default(), late: Vec::new() };
+    let mut told = 0;
+    while storm.blows.kills < kills {
+        storm.strike().await?;
+        if storm.random.once_in(12) {
+            storm.stand_still().await?;
+        }
+        if storm.blows.kills / 100 > told {
+            told = storm.blows.kills / 100;
+            let (pods, faults) = (world.published(), world.tally.all());
+            eprintln!(
+                "{} kills, {} stops, {pods} pods so far, {faults} faults",
+                storm.blows.kills, storm.blows.stops
+            );
+        }
+    }
+    storm.settle().await?;
+    Ok(storm.blows)
+}
+
+struct Storm<'a> {
+    world: &'a Arc<World>,
+    random: Random,
+    blows: Blows,
+    /// Answers that are not awaited before the next blow.
+    late: Vec<JoinHandle<()>>,
+}
+
+impl Storm<'_> {
+    /// One kill, and sometimes the next one before it is over.
+    async fn strike(&mut self) -> anyhow::Result<()> {
+        let probes = self.world.some(PROBES, &mut self.random);
+        let (span, since) = match self.random.below(20) {
             0 | 1 => {
-                let first = either(&mut random);
-                let second = other(first);
-                world.deaths.fetch_add(1, Ordering::Relaxed);
-                for who in [first, second] {
-                    world.node.kill(who)?;
-                }
-                for who in [first, second] {
-                    world.node.reap(who)?;
-                }
-                for who in if random.once_in(2) { [first, second] } else { [second, first] } {
-                    world.node.start(who)?;
-                }
-                Span::BothGap
+                let first = self.either();
+                (Span::BothGap, self.kill(&[first, first.other()])?)
             }
             _ => {
-                let who = either(&mut random);
-                if who == Who::Agent {
-                    world.deaths.fetch_add(1, Ordering::Relaxed);
-                }
-                world.node.kill(who)?;
-                world.node.reap(who)?;
-                world.node.start(who)?;
-                if who == Who::Agent { Span::AgentGap } else { Span::MounterGap }
+                let who = self.either();
+                (gap_of(who), self.kill(&[who])?)
             }
         };
-        done += 1;
-        let answers = tokio::task::spawn_local(answers(Arc::clone(world), probes, begun, span));
-        if random.once_in(8) {
+        let answers = self.ask(probes, since, span);
+        if self.random.once_in(8) {
             // The next one comes before this one is over.
-            late.push(answers);
-            tokio::time::sleep(random.millis(0, 60)).await;
+            self.late.push(answers);
+            self.pause(0, 60).await;
         } else {
             answers.await?;
-            tokio::time::sleep(random.millis(0, 400)).await;
+            self.pause(0, 400).await;
         }
-        // Longer than the agent waits for the mounter, so that answers come late.
-        let long = done % 100 == 50;
-        if long || random.once_in(12) {
-            // A start waits for a mounter that stands still: that is no gap of the kill's.
-            for task in late.drain(..) {
-                task.await?;
+        Ok(())
+    }
+
+    /// SIGKILL to these, and a new start at once.
+    fn kill(&mut self, victims: &[Who]) -> anyhow::Result<Moment> {
+        self.blows.kills += 1;
+        self.blows.both += usize::from(victims.len() > 1);
+        if victims.contains(&Who::Agent) {
+            self.world.deaths.fetch_add(1, Ordering::Relaxed);
+        }
+        for who in victims {
+            self.world.node.kill(*who)?;
+        }
+        let since = self.world.blow();
+        for who in victims {
+            self.world.node.reap(*who)?;
+        }
+        let mut order = victims.to_vec();
+        if self.random.once_in(2) {
+            order.reverse();
+        }
+        for who in order {
+            self.world.node.start(who)?;
+        }
+        Ok(since)
+    }
+
+    /// SIGSTOP, and later SIGCONT or SIGKILL. Meanwhile calls pile up whose answers come late, and the other process
+    /// may be killed. The gap begins when both run again: while one stands still, nobody is owed an answer.
+    async fn stand_still(&mut self) -> anyhow::Result<()> {
+        self.settle().await?;
+        let probes = self.world.some(PROBES, &mut self.random);
+        let who = self.either();
+        self.blows.stops += 1;
+        self.world.node.signal(who, Signal::STOP)?;
+        self.world.blow();
+        let length = self.random.spread(SHORTEST_STOP, LONGEST_STOP);
+        if self.random.once_in(4) {
+            tokio::time::sleep(length / 2).await;
+            self.blows.beside += 1;
+            self.kill(&[who.other()])?;
+            tokio::time::sleep(length / 2).await;
+        } else {
+            tokio::time::sleep(length).await;
+        }
+        let (span, since) = if self.random.once_in(4) {
+            self.blows.ended += 1;
+            (Span::EndedGap, self.kill(&[who])?)
+        } else {
+            self.world.node.signal(who, Signal::CONT)?;
+            (Span::StopGap, self.world.blow())
+        };
+        self.ask(probes, since, span).await?;
+        Ok(())
+    }
+
+    /// Waits for the answers that are still owed.
+    async fn settle(&mut self) -> anyhow::Result<()> {
+        for answers in self.late.drain(..) {
+            answers.await?;
+        }
+        Ok(())
+    }
+
+    /// Asks these pods' volumes until each has answered; the longest counts.
+    fn ask(&self, probes: Vec<Arc<Pod>>, since: Moment, span: Span) -> JoinHandle<()> {
+        let world = Arc::clone(self.world);
+        // On a thread of its own: a hundred pods that connect again at the same time are not in its way.
+        self.world.prober.spawn(async move {
+            let probes = probes.iter().map(async |pod| (pod.probe(&since, &world).await, pod));
+            let longest = join_all(probes).await.into_iter().filter_map(|(took, pod)| Some((took?, pod)));
+            if let Some((took, pod)) = longest.max_by_key(|(took, _)| *took) {
+                // Another blow may have fallen since; the answer came after that one, too.
+                let further = world.blows_since(&since, took);
+                let span = if further > 0 { Span::FurtherGap } else { span };
+                world.tally.gap(Gap { span, since, took, further, pod: pod.volume.pod_uid.clone() });
             }
-            let who = either(&mut random);
-            if long {
-                pause(world, Who::Mounter, Duration::from_secs(11), &mut random).await?;
-            } else {
-                let length = random.millis(10, 1500);
-                pause(world, who, length, &mut random).await?;
-            }
-        }
-        if done % 100 == 0 {
-            eprintln!("{done} kills, {} pods so far, {} faults", world.published(), world.tally.all());
-        }
+        })
     }
-    for task in late {
-        task.await?;
+
+    fn either(&mut self) -> Who {
+        if self.random.once_in(2) { Who::Agent } else { Who::Mounter }
     }
-    Ok(())
-}
 
-/// SIGSTOP, and SIGCONT later.
-async fn pause(world: &Arc<World>, who: Who, length: Duration, random: &mut Random) -> anyhow::Result<()> {
-    let probes = world.some(PROBES, random);
-    world.node.signal(who, Signal::STOP)?;
-    tokio::time::sleep(length).await;
-    world.node.signal(who, Signal::CONT)?;
-    answers(Arc::clone(world), probes, Instant::now(), Span::StopGap).await;
-    Ok(())
-}
-
-/// Asks these pods' volumes until each has answered; the longest counts.
-async fn answers(world: Arc<World>, probes: Vec<Arc<Pod>>, begun: Instant, span: Span) {
-    let gaps = join_all(probes.iter().map(|pod| pod.probe(begun, &world.tally))).await;
-    if let Some(longest) = gaps.into_iter().flatten().max() {
-        world.tally.took(span, longest);
+    async fn pause(&mut self, low: u64, high: u64) {
+        tokio::time::sleep(self.random.millis(low, high)).await;
     }
 }
 
-fn either(random: &mut Random) -> Who {
-    if random.once_in(2) { Who::Agent } else { Who::Mounter }
-}
-
-fn other(who: Who) -> Who {
+fn gap_of(who: Who) -> Span {
     match who {
-        Who::Agent => Who::Mounter,
-        Who::Mounter => Who::Agent,
+        Who::Agent => Span::AgentGap,
+        Who::Mounter => Span::MounterGap,
     }
 }
+
+/// The shortest and the longest stop, for the report.
+pub const STOPS: [Duration; 2] = [Duration::from_millis(SHORTEST_STOP), Duration::from_millis(LONGEST_STOP)];

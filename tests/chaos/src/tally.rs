@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::gaps::Gap;
+
 /// What must not happen; each is counted once per volume or thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -61,6 +63,10 @@ pub enum Span {
     BothGap,
     /// From the SIGCONT of one that stood still.
     StopGap,
+    /// From the SIGKILL to one that stood still.
+    EndedGap,
+    /// From the first of several blows that fell before the answer.
+    FurtherGap,
     /// The first publish of a volume, with the kubelet's retries.
     Publish,
     /// An unpublish, with the kubelet's retries.
@@ -70,15 +76,22 @@ pub enum Span {
 }
 
 /// All of them, with their names in the table.
-pub const SPANS: [(Span, &str); 7] = [
+pub const SPANS: [(Span, &str); 9] = [
     (Span::AgentGap, "agent killed → FetchX509SVID answered"),
     (Span::MounterGap, "mounter killed → FetchX509SVID answered"),
     (Span::BothGap, "both killed → FetchX509SVID answered"),
     (Span::StopGap, "stopped, continued → FetchX509SVID answered"),
+    (Span::EndedGap, "stopped, killed → FetchX509SVID answered"),
+    (Span::FurtherGap, "killed, and again before the answer → answered"),
     (Span::Publish, "publish, with retries"),
     (Span::Unpublish, "unpublish, with retries"),
     (Span::Republish, "republish, with retries"),
 ];
+
+/// Gaps after a blow that was the only one.
+const SINGLE: [Span; 5] = [Span::AgentGap, Span::MounterGap, Span::BothGap, Span::StopGap, Span::EndedGap];
+/// So many of the longest gaps are shown with what happened in them.
+const SHOWN: usize = 5;
 
 /// Faults beyond this many of a kind are only counted.
 const TOLD: usize = 8;
@@ -87,6 +100,8 @@ const TOLD: usize = 8;
 struct Counts {
     faults: BTreeMap<Fault, usize>,
     spans: BTreeMap<Span, Vec<Duration>>,
+    /// The longest, in their order.
+    gaps: Vec<Gap>,
 }
 
 /// Counts.
@@ -118,6 +133,20 @@ impl Tally {
         self.counts().spans.entry(span).or_default().push(duration);
     }
 
+    /// How long a volume did not answer.
+    pub fn gap(&self, gap: Gap) {
+        self.took(gap.span, gap.took);
+        let mut counts = self.counts();
+        let at = counts.gaps.partition_point(|other| other.took >= gap.took);
+        counts.gaps.insert(at, gap);
+        counts.gaps.truncate(SHOWN);
+    }
+
+    /// The longest gaps.
+    pub fn longest_gaps(&self) -> Vec<Gap> {
+        self.counts().gaps.clone()
+    }
+
     /// How many there were of a kind.
     pub fn count(&self, fault: Fault) -> usize {
         self.counts().faults.get(&fault).copied().unwrap_or_default()
@@ -128,15 +157,24 @@ impl Tally {
         self.counts().faults.values().sum()
     }
 
-    /// The longest of the gaps after kills.
-    pub fn longest_gap(&self) -> Duration {
+    /// The longest of some spans.
+    fn longest(&self, spans: &[Span]) -> Duration {
         let counts = self.counts();
-        let gaps = [Span::AgentGap, Span::MounterGap, Span::BothGap];
-        gaps.iter().filter_map(|span| counts.spans.get(span)?.iter().max()).max().copied().unwrap_or_default()
+        spans
+            .iter()
+            .filter_map(|span| counts.spans.get(span)?.iter().max())
+            .max()
+            .copied()
+            .unwrap_or_default()
     }
 
-    /// The table of durations, and the line of counts that begins with `kills`.
-    pub fn report(&self, kills: usize, about: &str) -> String {
+    /// The longest gap after a blow that was the only one before the answer.
+    pub fn longest_gap(&self) -> Duration {
+        self.longest(&SINGLE)
+    }
+
+    /// The table of durations, and the line of counts that begins with `blows`.
+    pub fn report(&self, blows: &str, about: &str) -> String {
         let mut text =
             format!("{:<48} {:>6} {:>9} {:>9} {:>9} {:>9}  ms\n", "", "n", "p50", "p90", "p99", "max");
         for (span, name) in SPANS {
@@ -148,12 +186,16 @@ impl Tally {
             }
             text.push('\n');
         }
-        let _ = write!(text, "chaos: {kills} kills ({about})");
+        let _ = write!(text, "chaos: {blows} ({about})");
         for (fault, name) in FAULTS {
             let _ = write!(text, ", {} {name}", self.count(fault));
         }
+        let further = self.longest(&[Span::FurtherGap]).as_millis();
         let gap = self.longest_gap().as_millis();
-        let _ = write!(text, ", longest gap {gap} ms (aim < 1000)");
+        let _ = write!(
+            text,
+            ", longest gap {gap} ms (aim < 1000), {further} ms where further kills fell into it"
+        );
         text
     }
 }
@@ -184,10 +226,25 @@ mod tests {
         tally.took(Span::BothGap, Duration::from_millis(70));
         tally.took(Span::AgentGap, Duration::from_millis(20));
         tally.took(Span::Publish, Duration::from_secs(9));
-        let text = tally.report(5, "seed 1");
+        tally.took(Span::FurtherGap, Duration::from_millis(90));
+        let text = tally.report("5 kills", "seed 1");
         let line = text.lines().last().unwrap_or_default();
         assert!(line.starts_with("chaos: 5 kills (seed 1), 1 lost volumes, 0 wrong"), "{line}");
-        assert!(line.contains(", 3 leaked mounts,") && line.ends_with("gap 70 ms (aim < 1000)"), "{line}");
+        assert!(
+            line.contains(", 3 leaked mounts,") && line.contains("gap 70 ms (aim < 1000), 90 ms where"),
+            "{line}"
+        );
         assert_eq!(tally.all(), 4);
+    }
+
+    #[test]
+    fn the_longest_gaps_are_kept() {
+        let tally = Tally::default();
+        for ms in [3, 9, 1, 7, 5, 8, 2] {
+            let (since, took) = (crate::gaps::Moment::now(), Duration::from_millis(ms));
+            tally.gap(Gap { span: Span::AgentGap, since, took, further: 0, pod: String::new() });
+        }
+        let kept: Vec<_> = tally.longest_gaps().iter().map(|gap| gap.took.as_millis()).collect();
+        assert_eq!(kept, [9, 8, 7, 5, 3]);
     }
 }
