@@ -19,7 +19,7 @@ const SECRET: [&str; 8] = [
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out = env::var("OUT_DIR")?;
-    for name in ["csi", "registration", "workload"] {
+    for name in ["csi", "registration", "workload", "node"] {
         let descriptors = protox::compile([format!("proto/{name}.proto")], ["proto"])?;
         fs::write(Path::new(&out).join(format!("{name}.bin")), descriptors.encode_to_vec())?;
         // In the order of their keys, the Workload API's maps of the same content have the same bytes.

@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::State;
@@ -78,12 +78,14 @@ pub enum Standing {
 /// The conditions, shared by all parts of the agent. Everything starts as not ready.
 #[derive(Debug)]
 pub struct Readiness {
-    standings: Mutex<BTreeMap<Condition, Standing>>,
+    /// With the time since when it has been met, or not.
+    standings: Mutex<BTreeMap<Condition, (Standing, SystemTime)>>,
 }
 
 impl Default for Readiness {
     fn default() -> Self {
-        let start = |c| (c, Standing::NotReady("not looked at yet".to_owned()));
+        let now = SystemTime::now();
+        let start = |c| (c, (Standing::NotReady("not looked at yet".to_owned()), now));
         Self { standings: Mutex::new(Condition::ALL.into_iter().map(start).collect()) }
     }
 }
@@ -92,11 +94,25 @@ impl Readiness {
     /// States a condition. True where that changed something (a reason to log).
     pub fn set(&self, condition: Condition, standing: Standing) -> bool {
         let mut standings = self.standings.lock().unwrap_or_else(PoisonError::into_inner);
-        standings.insert(condition, standing.clone()) != Some(standing)
+        let (old, since) = match standings.get(&condition) {
+            Some((old, _)) if *old == standing => return false,
+            Some((old, since)) => (Some(old), Some(*since)),
+            None => (None, None),
+        };
+        // Another reason is no other state.
+        let same = old.is_some_and(|old| std::mem::discriminant(old) == std::mem::discriminant(&standing));
+        let since = since.filter(|_| same).unwrap_or_else(SystemTime::now);
+        standings.insert(condition, (standing, since));
+        true
     }
 
     /// All conditions.
     pub fn all(&self) -> BTreeMap<Condition, Standing> {
+        self.since().into_iter().map(|(condition, (standing, _))| (condition, standing)).collect()
+    }
+
+    /// All conditions, each with the time since when it has been met, not met, or not needed.
+    pub fn since(&self) -> BTreeMap<Condition, (Standing, SystemTime)> {
         self.standings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

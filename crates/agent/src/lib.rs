@@ -1,5 +1,6 @@
 //! The unprivileged half of the node: CSI, identity, health. `main.rs` only starts it.
 
+pub mod authority;
 pub mod config;
 pub mod csi;
 pub mod endpoint;
@@ -8,6 +9,7 @@ pub mod live;
 pub mod logging;
 pub mod metrics;
 pub mod mounter;
+pub mod node;
 pub mod record;
 pub mod registration;
 pub mod run;

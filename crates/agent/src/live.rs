@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, Args, Config, ConfigError, TokenConfig};
 use crate::csi::request::Rules;
 use crate::http::{Condition, Shown, Standing};
-use crate::logging::LogHandle;
+use crate::logging::{LogHandle, Recent};
 use crate::metrics::Metrics;
 use crate::token::TokenVerifier;
 
@@ -145,6 +145,11 @@ impl Live {
     /// Metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.shown.metrics
+    }
+
+    /// The last warnings and errors of the log; none where the logger is somebody else's.
+    pub fn recent(&self) -> Option<Recent> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(LogHandle::recent)
     }
 
     /// What the HTTP routes show.

@@ -8,13 +8,25 @@ use tracing_subscriber::{Layer as _, Registry, fmt};
 
 use crate::config::{Log, LogFormat, LogLevel};
 
-/// Changes the level of a running agent.
-pub struct LogHandle(reload::Handle<Targets, Registry>);
+mod recent;
+
+pub use recent::{Line, Recent};
+
+/// Changes the level of a running agent, and knows what it said last.
+pub struct LogHandle {
+    level: reload::Handle<Targets, Registry>,
+    recent: Recent,
+}
 
 impl LogHandle {
     /// Takes the level over; the format needs a restart.
     pub fn set_level(&self, level: LogLevel) -> Result<(), reload::Error> {
-        self.0.reload(targets(level))
+        self.level.reload(targets(level))
+    }
+
+    /// The last warnings and errors.
+    pub fn recent(&self) -> Recent {
+        self.recent.clone()
     }
 }
 
@@ -29,8 +41,9 @@ pub fn init(log: Log) -> Result<LogHandle, TryInitError> {
             fmt::layer().json().flatten_event(true).with_target(false).with_writer(std::io::stderr).boxed()
         }
     };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
-    Ok(LogHandle(handle))
+    let recent = Recent::default();
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(recent.layer()).try_init()?;
+    Ok(LogHandle { level: handle, recent })
 }
 
 /// Our own crates at the wished level. The libraries below stay at `warn` even with `debug` and `trace`: h2 and hyper

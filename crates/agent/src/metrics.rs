@@ -80,6 +80,11 @@ pub struct Metrics {
     /// What each volume counts as and when its SVID ends: gauges over all volumes are made from it.
     known: Mutex<Volumes>,
     expiry: Seconds,
+    overdue: Gauge,
+    expired: Gauge,
+    authority_up: Gauge,
+    authority_requests: Family<ResultLabel, Counter>,
+    authority_success: Seconds,
     connections: Gauge,
     streams: Gauge,
     workload_refused: Family<ReasonLabel, Counter>,
@@ -96,15 +101,45 @@ pub struct Metrics {
 #[derive(Default)]
 struct Volumes {
     by_name: HashMap<String, Known>,
-    /// How many SVIDs end when: the first is found without looking at all volumes.
-    ends: BTreeMap<SystemTime, usize>,
+    /// The first end is found without looking at all volumes.
+    ends: Count,
+    overdue: Count,
+}
+
+/// When an SVID is to be replaced, and when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    /// From then on its renewal is overdue ([`crate::volumes::health::overdue`]).
+    pub overdue: SystemTime,
+    /// Then it expires.
+    pub not_after: SystemTime,
+}
+
+/// How many SVIDs end or are overdue when.
+type Count = BTreeMap<SystemTime, usize>;
+
+fn recount(old: Option<SystemTime>, new: Option<SystemTime>, times: &mut Count) {
+    if old == new {
+        return;
+    }
+    if let Some(time) = new {
+        *times.entry(time).or_default() += 1;
+    }
+    if let Some(time) = old
+        && let Some(count) = times.get_mut(&time)
+    {
+        *count -= 1;
+        if *count == 0 {
+            times.remove(&time);
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
 struct Known {
     source: SourceLabel,
     state: VolumeState,
-    not_after: Option<SystemTime>,
+    svid: Option<Schedule>,
 }
 
 impl fmt::Debug for Metrics {
@@ -152,6 +187,36 @@ impl Metrics {
                 &mut r,
                 "svid_earliest_expiry_timestamp_seconds",
                 "When the first of all SVIDs expires, in Unix time; 0: there is none",
+                Seconds::default(),
+            ),
+            overdue: register(
+                &mut r,
+                "svids_overdue",
+                "SVIDs that should have been renewed by now and are not",
+                Gauge::default(),
+            ),
+            expired: register(
+                &mut r,
+                "svids_expired",
+                "SVIDs that have expired and are not renewed; their pods get Unavailable",
+                Gauge::default(),
+            ),
+            authority_up: register(
+                &mut r,
+                "authority_up",
+                "1 while the authority answers, or none is needed (source directory); 0 while there is none or it does not",
+                Gauge::default(),
+            ),
+            authority_requests: register(
+                &mut r,
+                "authority_requests",
+                "Requests to the authority for an SVID",
+                Family::default(),
+            ),
+            authority_success: register(
+                &mut r,
+                "authority_last_success_timestamp_seconds",
+                "When the authority signed last, in Unix time; 0: not since the agent started",
                 Seconds::default(),
             ),
             connections: register(
@@ -213,6 +278,7 @@ impl Metrics {
             let _ = metrics.publish.get_or_create(&label);
             let _ = metrics.unpublish.get_or_create(&label);
             let _ = metrics.rotations.get_or_create(&label);
+            let _ = metrics.authority_requests.get_or_create(&label);
             let _ = metrics.key_refreshes.get_or_create(&label);
         }
         metrics
@@ -220,6 +286,7 @@ impl Metrics {
 
     /// The OpenMetrics text.
     pub fn encode(&self) -> Result<String, fmt::Error> {
+        self.late(SystemTime::now());
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
@@ -241,48 +308,63 @@ impl Metrics {
     }
 
     /// Where a volume stands now. `volume` is `<pod uid>/<volume name>`; it is counted once, whatever came before.
-    pub fn volume(
-        &self,
-        volume: &str,
-        source: SourceLabel,
-        state: VolumeState,
-        svid_not_after: Option<SystemTime>,
-    ) {
-        let new = Known { source, state, not_after: svid_not_after };
+    pub fn volume(&self, volume: &str, source: SourceLabel, state: VolumeState, svid: Option<Schedule>) {
+        let new = Known { source, state, svid };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let old = known.by_name.insert(volume.to_owned(), new);
-        self.recount(old, Some(new), &mut known.ends);
+        self.recount(old, Some(new), &mut known);
     }
 
     /// A volume is gone.
     pub fn volume_gone(&self, volume: &str) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let old = known.by_name.remove(volume);
-        self.recount(old, None, &mut known.ends);
+        self.recount(old, None, &mut known);
     }
 
-    fn recount(&self, old: Option<Known>, new: Option<Known>, ends: &mut BTreeMap<SystemTime, usize>) {
+    fn recount(&self, old: Option<Known>, new: Option<Known>, known: &mut Volumes) {
         for (one, delta) in [(old, -1), (new, 1)] {
             if let Some(Known { source, state, .. }) = one {
                 self.volumes.get_or_create(&VolumeLabels { source, state }).inc_by(delta);
             }
         }
-        let (old, new) = (old.and_then(|k| k.not_after), new.and_then(|k| k.not_after));
-        if old == new {
-            return;
+        let (old, new) = (old.and_then(|k| k.svid), new.and_then(|k| k.svid));
+        recount(old.map(|s| s.overdue), new.map(|s| s.overdue), &mut known.overdue);
+        recount(old.map(|s| s.not_after), new.map(|s| s.not_after), &mut known.ends);
+        self.expiry.set(known.ends.first_key_value().map_or(0.0, |(end, _)| unix(*end)));
+    }
+
+    /// How many SVIDs are overdue, those that have expired among them, and how many have expired.
+    pub fn late(&self, now: SystemTime) -> (usize, usize) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let until_now = |times: &Count| times.range(..=now).map(|(_, count)| count).sum();
+        let (overdue, expired): (usize, usize) = (until_now(&known.overdue), until_now(&known.ends));
+        self.overdue.set(i64::try_from(overdue).unwrap_or(i64::MAX));
+        self.expired.set(i64::try_from(expired).unwrap_or(i64::MAX));
+        (overdue, expired)
+    }
+
+    /// Open connections and streams.
+    pub fn open(&self) -> (i64, i64) {
+        (self.connections.get(), self.streams.get())
+    }
+
+    /// The process's limit of descriptors.
+    pub fn descriptors(&self) -> u64 {
+        u64::try_from(self.descriptors.get()).unwrap_or_default()
+    }
+
+    /// Whether identities can be had.
+    pub fn authority(&self, up: bool) {
+        self.authority_up.set(i64::from(up));
+    }
+
+    /// The authority was asked for an SVID.
+    pub fn authority_request(&self, result: Outcome, now: SystemTime) {
+        self.authority_requests.get_or_create(&ResultLabel { result }).inc();
+        if result == Outcome::success {
+            self.authority_success.set(unix(now));
         }
-        if let Some(end) = new {
-            *ends.entry(end).or_default() += 1;
-        }
-        if let Some(end) = old
-            && let Some(count) = ends.get_mut(&end)
-        {
-            *count -= 1;
-            if *count == 0 {
-                ends.remove(&end);
-            }
-        }
-        self.expiry.set(ends.first_key_value().map_or(0.0, |(end, _)| unix(*end)));
     }
 
     /// An attempt to get an SVID ended.

@@ -92,6 +92,19 @@ pub struct Found {
     pub record: Result<Record, StateError>,
 }
 
+/// How full the state tmpfs is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Bytes in use.
+    pub bytes_used: u64,
+    /// How many files it can hold.
+    pub inodes: u64,
+    /// Files in it, with the directory itself.
+    pub inodes_used: u64,
+}
+
 /// The records, reached by a descriptor alone.
 pub struct StateDir {
     directory: OwnedFd,
@@ -140,6 +153,19 @@ impl StateDir {
     /// Forgets a volume. Idempotent.
     pub fn remove(&self, volume: &Volume) -> Result<(), StateError> {
         self.unlink(&file_name(&volume.pod, &volume.name))
+    }
+
+    /// Size and use of the file system.
+    pub fn usage(&self) -> Result<Usage, StateError> {
+        let fail = |e| StateError::of("directory", "ask for its size", e);
+        let stat = rustix::fs::fstatvfs(&self.directory).map_err(fail)?;
+        let used = |all: u64, free| all.saturating_sub(free);
+        Ok(Usage {
+            bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            bytes_used: used(stat.f_blocks, stat.f_bfree).saturating_mul(stat.f_frsize),
+            inodes: stat.f_files,
+            inodes_used: used(stat.f_files, stat.f_ffree),
+        })
     }
 
     /// Stores the node's record.

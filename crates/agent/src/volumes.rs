@@ -5,9 +5,13 @@
 //! incarnation of a volume is thrown away. An answer is given, and an SVID shown, only after its record is stored.
 
 pub mod health;
+mod report;
 mod restore;
 mod rotate;
 mod serving;
+mod workshop;
+
+pub use report::unix;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,8 +26,9 @@ use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter::protocol::{Fault, flag};
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::authority::Pulse;
 use crate::csi::request::{Parameters, PublishRequest};
-use crate::metrics::{Metrics, SourceLabel, VolumeState};
+use crate::metrics::{Metrics, Schedule, SourceLabel, VolumeState};
 use crate::mounter::{Client, Listener, MounterError};
 use crate::source::Source;
 use crate::state::{StateDir, StateError};
@@ -31,10 +36,11 @@ use crate::token::Token;
 use health::{Condition, Identity, OnDisk, Status};
 use serving::Serving;
 pub use serving::Terms;
+use workshop::Workshop;
 
 /// How long stats and health wait for the mounter: they are asked for every volume every minute.
 const LOOK: Duration = Duration::from_secs(2);
-/// Keys made and certificates signed at once.
+/// Certificates asked for at once. An authority in this process makes one after the other; another one takes its time.
 const SIGNING: usize = 4;
 
 /// Why a volume operation failed.
@@ -136,7 +142,7 @@ struct Entry {
 
 impl Entry {
     fn new(volume: Volume) -> Arc<Self> {
-        let status = Status { identity: Identity::Unknown, failure: None, serving: false };
+        let status = Status { identity: Identity::Unknown, failure: None, serving: false, rotate_at: None };
         let none: Arc<str> = "".into();
         let view = View {
             status,
@@ -190,6 +196,9 @@ pub struct Volumes {
     due: Mutex<Vec<Arc<Entry>>>,
     wake: Notify,
     permits: Arc<Semaphore>,
+    /// None where the thread could not be made: then identities are made among everything else.
+    workshop: Option<Workshop>,
+    pulse: Pulse,
     metrics: Arc<Metrics>,
 }
 
@@ -201,6 +210,9 @@ impl Volumes {
         terms: Terms,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
+        let workshop = Workshop::start()
+            .inspect_err(|e| tracing::warn!(error = %e, "identities have no thread of their own; publishes will wait for them"))
+            .ok();
         Arc::new(Self {
             mounter,
             entries: Mutex::default(),
@@ -213,8 +225,20 @@ impl Volumes {
             due: Mutex::default(),
             wake: Notify::new(),
             permits: Arc::new(Semaphore::new(SIGNING)),
+            workshop,
+            pulse: Pulse::new(Arc::clone(&metrics)),
             metrics,
         })
+    }
+
+    /// Where identities come from.
+    pub fn source(&self) -> watch::Receiver<Source> {
+        self.source.clone()
+    }
+
+    /// Whether the authority answers.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<Key, Arc<Entry>>> {
@@ -431,7 +455,8 @@ impl Volumes {
         view.pod = request.pod_name.as_str().into();
         view.namespace = request.namespace.as_str().into();
         let news = view.status.identity != Identity::Elsewhere;
-        view.status = Status { identity: Identity::Elsewhere, failure: None, serving: false };
+        view.status =
+            Status { identity: Identity::Elsewhere, failure: None, serving: false, rotate_at: None };
         drop(view);
         self.count(entry);
         news
@@ -450,7 +475,8 @@ impl Volumes {
         slot.held = None;
         {
             let mut view = entry.view();
-            view.status = Status { identity: Identity::Unknown, failure: None, serving: false };
+            view.status =
+                Status { identity: Identity::Unknown, failure: None, serving: false, rotate_at: None };
             view.due = None;
         }
         if let Some(serving) = slot.serving.take() {
@@ -509,20 +535,27 @@ impl Volumes {
     /// Tells the metrics where a volume stands; nothing of one that was taken away meanwhile.
     fn count(&self, entry: &Entry) {
         let view = entry.view();
-        let (source, state, not_after) = match view.status.identity {
+        let rotate_at = view.status.rotate_at;
+        let schedule = |not_after| {
+            let overdue = rotate_at.map_or(not_after, |due| health::overdue(due, not_after));
+            Some(Schedule { overdue, not_after })
+        };
+        let (source, state, svid) = match view.status.identity {
             Identity::Elsewhere => (SourceLabel::directory, VolumeState::ready, None),
             Identity::Unknown | Identity::Pending { .. } => {
                 (SourceLabel::authority, VolumeState::pending, None)
             }
             Identity::Ready { not_after } if view.expired => {
-                (SourceLabel::authority, VolumeState::unavailable, Some(not_after))
+                (SourceLabel::authority, VolumeState::unavailable, schedule(not_after))
             }
-            Identity::Ready { not_after } => (SourceLabel::authority, VolumeState::ready, Some(not_after)),
+            Identity::Ready { not_after } => {
+                (SourceLabel::authority, VolumeState::ready, schedule(not_after))
+            }
         };
         drop(view);
         let entries = self.entries();
         if entries.get(&key(&entry.volume)).is_some_and(|known| std::ptr::eq(&raw const **known, entry)) {
-            self.metrics.volume(&entry.volume.to_string(), source, state, not_after);
+            self.metrics.volume(&entry.volume.to_string(), source, state, svid);
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Who signs SVIDs.
 
-use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use crate::{
     bundle::{BundleError, BundleSet},
@@ -114,20 +115,67 @@ pub trait Authority: Send + Sync + 'static {
         token: &'a str,
     ) -> BoxFuture<'a, Result<Vec<CertificateDer<'static>>, AuthorityError>>;
 
+    /// The same for a key that this process has made. An authority outside is sent a request, which proves that the asker
+    /// has the private key; one in this process sees it, and need not make and verify a signature for that.
+    fn sign_key<'a>(
+        &'a self,
+        key: &'a NewKey,
+        workload: &'a Workload,
+        token: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<CertificateDer<'static>>, AuthorityError>> {
+        Box::pin(async move { self.sign(&key.csr()?, workload, token).await })
+    }
+
     /// What to trust now; the receiver is told of every change.
     fn bundles(&self) -> watch::Receiver<Arc<BundleSet>>;
 }
 
-/// Makes a key and a signing request (PKCS#10 DER) for it. The request names nobody: who it is for, is decided
-/// by the authority. An RSA key takes a tenth of a second and more: call this off the asynchronous threads.
+/// A key for which an SVID is to be signed. Whoever has one has the private key.
+pub struct NewKey {
+    pair: KeyPair,
+    pkcs8: Zeroizing<Vec<u8>>,
+}
+
+impl NewKey {
+    /// Makes a key. An RSA key takes a tenth of a second and more: call this off the asynchronous threads.
+    pub fn generate(key_type: KeyType) -> Result<Self, AuthorityError> {
+        let (pair, pkcs8) =
+            KeyPair::generate(key_type).map_err(|_| AuthorityError::Crypto("key generation"))?;
+        Ok(Self { pair, pkcs8 })
+    }
+
+    /// A signing request (PKCS#10 DER). It names nobody: who it is for, is decided by the authority.
+    pub fn csr(&self) -> Result<Vec<u8>, AuthorityError> {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let csr = params
+            .serialize_request(&self.pair)
+            .map_err(|_| AuthorityError::Crypto("signing a certificate request"))?;
+        Ok(csr.der().to_vec())
+    }
+
+    /// The key, to be kept with its SVID.
+    pub fn into_private_key(self) -> PrivateKey {
+        PrivateKey::of_pair(&self.pair, self.pkcs8)
+    }
+
+    /// The public half, for a certificate.
+    fn public(&self) -> &impl rcgen::PublicKeyData {
+        &self.pair
+    }
+}
+
+impl fmt::Debug for NewKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NewKey(…)")
+    }
+}
+
+/// Makes a key and a signing request for it: [`NewKey::generate`] and [`NewKey::csr`].
 pub fn new_key_and_csr(key_type: KeyType) -> Result<(PrivateKey, Vec<u8>), AuthorityError> {
-    let (pair, pkcs8) = KeyPair::generate(key_type).map_err(|_| AuthorityError::Crypto("key generation"))?;
-    let mut params = rcgen::CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    let csr = params
-        .serialize_request(&pair)
-        .map_err(|_| AuthorityError::Crypto("signing a certificate request"))?;
-    Ok((PrivateKey::of_pair(&pair, pkcs8), csr.der().to_vec()))
+    let key = NewKey::generate(key_type)?;
+    let csr = key.csr()?;
+    Ok((key.into_private_key(), csr))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Trust bundles: the CA certificates of a trust domain (SPIFFE Trust Domain and Bundle standard).
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
 
 use rustls_pki_types::CertificateDer;
 
@@ -103,6 +103,13 @@ impl X509Bundle {
     /// The CA certificates.
     pub fn authorities(&self) -> &[CertificateDer<'static>] {
         &self.authorities
+    }
+
+    /// When each of them is valid, from and until.
+    pub fn validities(&self) -> Vec<(SystemTime, SystemTime)> {
+        let parsed =
+            self.authorities().iter().enumerate().filter_map(|(i, der)| certificate::parse(der, i).ok());
+        parsed.map(|certificate| certificate::validity(&certificate)).collect()
     }
 
     /// The certificates' DER one after the other.

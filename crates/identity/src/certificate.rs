@@ -257,35 +257,53 @@ pub(crate) fn is_signed_by(
     certificate.verify_signature(Some(issuer.public_key())).map_err(|_| "the signature does not verify")
 }
 
+/// Reads a chain, leaf first.
+pub(crate) fn parse_chain<'a>(
+    chain: &'a [CertificateDer<'_>],
+) -> Result<Vec<X509Certificate<'a>>, SvidError> {
+    if chain.len() > MAX_CHAIN {
+        return Err(SvidError::TooMany);
+    }
+    chain.iter().enumerate().map(|(position, der)| parse(der, position)).collect()
+}
+
+/// The rules for a leaf and for those that sign it: whose it is.
+pub(crate) fn check_chain(chain: &[X509Certificate<'_>]) -> Result<SpiffeId, SvidError> {
+    let (leaf, signers) = chain.split_first().ok_or(SvidError::Empty)?;
+    let id = check_leaf(leaf)?;
+    signers.iter().try_for_each(|signer| check_signing(signer, id.trust_domain()))?;
+    Ok(id)
+}
+
 /// See [`crate::svid::verify_chain`].
 pub(crate) fn verify_chain(
     chain: &[CertificateDer<'_>],
     bundle: &X509Bundle,
     now: SystemTime,
 ) -> Result<SpiffeId, SvidError> {
-    if chain.len() > MAX_CHAIN {
-        return Err(SvidError::TooMany);
-    }
-    let parsed = chain
-        .iter()
-        .enumerate()
-        .map(|(position, der)| parse(der, position))
-        .collect::<Result<Vec<_>, _>>()?;
-    let leaf = parsed.first().ok_or(SvidError::Empty)?;
-    let id = check_leaf(leaf)?;
+    let parsed = parse_chain(chain)?;
+    let id = check_chain(&parsed)?;
+    verify(&parsed, &id, bundle, now)?;
+    Ok(id)
+}
+
+/// The path of a chain that [`check_chain`] has found to be this ID's.
+pub(crate) fn verify(
+    parsed: &[X509Certificate<'_>],
+    id: &SpiffeId,
+    bundle: &X509Bundle,
+    now: SystemTime,
+) -> Result<(), SvidError> {
     if id.trust_domain() != bundle.trust_domain() {
         let (expected, found) = (bundle.trust_domain().clone(), id.trust_domain().clone());
         return Err(SvidError::OtherTrustDomain { expected, found });
     }
     for (position, certificate) in parsed.iter().enumerate() {
         check_validity(certificate, position, now)?;
-        if position > 0 {
-            check_signing(certificate, id.trust_domain())?;
-            // Between this one and the leaf stand `position - 1` signing certificates (RFC 5280 §4.2.1.9).
-            if path_length(certificate).is_some_and(|most| position - 1 > most as usize) {
-                let reason = "the signer's pathLenConstraint allows no such chain";
-                return Err(SvidError::Untrusted { position: position - 1, signer: "the next one", reason });
-            }
+        // Between this one and the leaf stand `position - 1` signing certificates (RFC 5280 §4.2.1.9).
+        if position > 0 && path_length(certificate).is_some_and(|most| position - 1 > most as usize) {
+            let reason = "the signer's pathLenConstraint allows no such chain";
+            return Err(SvidError::Untrusted { position: position - 1, signer: "the next one", reason });
         }
     }
     for (position, (certificate, issuer)) in parsed.iter().zip(parsed.iter().skip(1)).enumerate() {
@@ -295,10 +313,10 @@ pub(crate) fn verify_chain(
             reason,
         })?;
     }
-    let position = parsed.len() - 1;
     let last = parsed.last().ok_or(SvidError::Empty)?;
+    let position = parsed.len() - 1;
     if position > 0 && bundle.authorities().iter().any(|root| root.as_ref() == last.as_raw()) {
-        return Ok(id);
+        return Ok(());
     }
     let mut reason = "no authority of that name is in it";
     for (index, root) in bundle.authorities().iter().enumerate() {
@@ -318,7 +336,7 @@ pub(crate) fn verify_chain(
             }
         });
         match checked {
-            Ok(()) => return Ok(id),
+            Ok(()) => return Ok(()),
             Err(why) => reason = why,
         }
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::X509Certificate;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -166,22 +167,27 @@ impl X509Svid {
     /// certificates (§3, §4) and that the key is the leaf's. Signatures are checked by
     /// [`verify`](Self::verify), which needs a bundle.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKey) -> Result<Self, SvidError> {
-        if chain.len() > MAX_CHAIN {
-            return Err(SvidError::TooMany);
-        }
-        let mut certificates = chain.iter().enumerate();
-        let Some((_, leaf)) = certificates.next() else { return Err(SvidError::Empty) };
-        let leaf = certificate::parse(leaf, 0)?;
-        let id = certificate::check_leaf(&leaf)?;
-        for (position, signer) in certificates {
-            certificate::check_signing(&certificate::parse(signer, position)?, id.trust_domain())?;
-        }
-        if !certificate::has_key(&leaf, key.public_key()) {
-            return Err(SvidError::KeyMismatch(id));
-        }
-        let (not_before, not_after) = certificate::validity(&leaf);
-        let serial = certificate::serial_hex(&leaf);
-        Ok(Self { id, not_before, not_after, serial, key, chain })
+        let parsed = certificate::parse_chain(&chain)?;
+        let parts = Parts::of(&parsed, &key)?;
+        Ok(Self::of_parts(parts, chain, key))
+    }
+
+    /// As [`new`](Self::new), and what [`verify`](Self::verify) does, with one reading of the certificates.
+    pub fn new_verified(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKey,
+        bundle: &X509Bundle,
+        now: SystemTime,
+    ) -> Result<Self, SvidError> {
+        let parsed = certificate::parse_chain(&chain)?;
+        let parts = Parts::of(&parsed, &key)?;
+        certificate::verify(&parsed, &parts.id, bundle, now)?;
+        Ok(Self::of_parts(parts, chain, key))
+    }
+
+    fn of_parts(parts: Parts, chain: Vec<CertificateDer<'static>>, key: PrivateKey) -> Self {
+        let Parts { id, not_before, not_after, serial } = parts;
+        Self { id, chain, key, not_before, not_after, serial }
     }
 
     /// As [`new`](Self::new), from the certificates' DER one after the other, as the Workload API carries them.
@@ -225,6 +231,13 @@ impl X509Svid {
         self.not_after
     }
 
+    /// When the certificate that signed the leaf is valid, from and until; none where that is the root, which is not in
+    /// the chain.
+    pub fn issuer_validity(&self) -> Option<(SystemTime, SystemTime)> {
+        let der = self.chain.get(1)?;
+        certificate::parse(der, 1).ok().map(|issuer| certificate::validity(&issuer))
+    }
+
     /// The leaf's serial number, lower-case hexadecimal.
     pub fn serial_hex(&self) -> &str {
         &self.serial
@@ -235,6 +248,26 @@ impl fmt::Debug for X509Svid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let until = self.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         write!(f, "X509Svid({}, serial {}, until {} s)", self.id, self.serial, until.as_secs())
+    }
+}
+
+/// What an SVID's leaf says.
+struct Parts {
+    id: SpiffeId,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    serial: String,
+}
+
+impl Parts {
+    fn of(chain: &[X509Certificate<'_>], key: &PrivateKey) -> Result<Self, SvidError> {
+        let id = certificate::check_chain(chain)?;
+        let leaf = chain.first().ok_or(SvidError::Empty)?;
+        if !certificate::has_key(leaf, key.public_key()) {
+            return Err(SvidError::KeyMismatch(id));
+        }
+        let (not_before, not_after) = certificate::validity(leaf);
+        Ok(Self { id, not_before, not_after, serial: certificate::serial_hex(leaf) })
     }
 }
 

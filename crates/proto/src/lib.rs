@@ -43,6 +43,18 @@ pub mod workload {
     tonic::include_proto!("_");
 }
 
+/// What an agent says about its node to whoever operates it (`seamount.node.v1`). It has no place for secrets.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    rustdoc::all,
+    reason = "generated code"
+)]
+pub mod node {
+    tonic::include_proto!("seamount.node.v1");
+}
+
 /// The Workload API's encoded `google.protobuf.FileDescriptorSet`, for gRPC server reflection.
 pub const WORKLOAD_API_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload.bin"));
 

@@ -57,7 +57,10 @@ fn operations_are_counted_by_result() {
 fn each_volume_counts_once_wherever_it_stands() {
     use {SourceLabel::authority, VolumeState::*};
     let metrics = Metrics::new();
-    let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    let at = |seconds| {
+        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        Some(Schedule { overdue: not_after - Duration::from_secs(600), not_after })
+    };
     metrics.volume("a/v", authority, pending, None);
     metrics.volume("b/v", authority, pending, None);
     has(&metrics, r#"seamount_volumes{source="authority",state="pending"} 2"#);
@@ -67,8 +70,15 @@ fn each_volume_counts_once_wherever_it_stands() {
     has(&metrics, r#"seamount_volumes{source="authority",state="pending"} 0"#);
     has(&metrics, r#"seamount_volumes{source="authority",state="ready"} 2"#);
     has(&metrics, "seamount_svid_earliest_expiry_timestamp_seconds 2500.0");
+    let now = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    assert_eq!(metrics.late(now(1899)), (0, 0));
+    assert_eq!(metrics.late(now(1900)), (1, 0));
+    assert_eq!(metrics.late(now(2500)), (2, 1));
+    has(&metrics, "seamount_svids_overdue 2");
+    has(&metrics, "seamount_svids_expired 2");
     metrics.volume_gone("b/v");
     metrics.volume_gone("b/v");
+    has(&metrics, "seamount_svids_expired 1");
     has(&metrics, r#"seamount_volumes{source="authority",state="ready"} 1"#);
     has(&metrics, "seamount_svid_earliest_expiry_timestamp_seconds 3000.0");
     metrics.volume_gone("a/v");
@@ -108,13 +118,26 @@ fn the_manual_lists_every_metric_and_no_other() {
     Observer::refused(&metrics, "too many");
     metrics.volume("a/v", SourceLabel::directory, VolumeState::denied, None);
     let text = text(&metrics);
-    let mut exposed: Vec<_> =
-        text.lines().filter_map(|l| l.strip_prefix("# HELP ")?.split(' ').next()).collect();
-    let manual = include_str!("../../../../docs/agent.md");
-    let mut listed: Vec<_> =
-        manual.lines().filter_map(|l| l.strip_prefix("| `seamount_")?.split('`').next()).collect();
+    let mut exposed: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .map(|(name, kind)| (name.to_owned(), kind.to_owned()))
+        .collect();
+    let manual = include_str!("../../../../docs/operations.md");
+    let mut listed: Vec<_> = manual
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `seamount_")?.split_once("` | "))
+        .map(|(name, rest)| {
+            let mut columns = rest.split(" | ");
+            let kind = columns.next().unwrap().to_owned();
+            // A name that says its unit is told no other.
+            if name.ends_with("_seconds") {
+                assert!(columns.next().unwrap().contains("seconds"), "{name}");
+            }
+            (format!("seamount_{name}"), kind)
+        })
+        .collect();
     exposed.sort_unstable();
     listed.sort_unstable();
-    let exposed: Vec<_> = exposed.iter().filter_map(|name| name.strip_prefix("seamount_")).collect();
     assert_eq!(exposed, listed);
 }

@@ -85,7 +85,10 @@ async fn a_connection_says_hello_first() {
     let client = fake.client();
     let _socket = fake.connection().await;
     let up = client.up().await.unwrap();
-    assert_eq!(up.hello, Hello { descriptors: 1024, age_us: 5, build: "fake".to_owned() });
+    assert_eq!(
+        up.hello,
+        Hello { descriptors: 1024, age_us: 5, build: "fake".to_owned(), ..Hello::default() }
+    );
 }
 
 #[tokio::test]

@@ -8,6 +8,11 @@ use seamount_mounter::protocol::flag;
 /// How long a new volume may be without identity before that counts as a fault.
 pub const GRACE: Duration = Duration::from_secs(30);
 
+/// When the renewal of an SVID is overdue: a quarter of what was left of its life when it was due has passed.
+pub fn overdue(rotate_at: SystemTime, not_after: SystemTime) -> SystemTime {
+    rotate_at + not_after.duration_since(rotate_at).unwrap_or_default() / 4
+}
+
 /// How bad it is (CSI 1.13 `VolumeHealthErrorType`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
@@ -56,6 +61,8 @@ pub struct Status {
     pub failure: Option<Arc<str>>,
     /// Whether the Workload API is being served (never for `directory`).
     pub serving: bool,
+    /// When the SVID is to be renewed.
+    pub rotate_at: Option<SystemTime>,
 }
 
 /// What the mounter sees at the target path.
@@ -76,7 +83,7 @@ pub fn conditions(status: Option<&Status>, disk: OnDisk, now: SystemTime) -> Vec
     match status {
         Some(status) => identity(status, now, &mut found),
         None => {
-            if matches!(disk, OnDisk::Flags(f) if f & flag::IDENTITY != 0) {
+            if matches!(disk, OnDisk::Flags(f) if f & flag::IDENTITY != 0 && f & flag::ORPHAN == 0) {
                 found.push(Condition {
                     severity: Severity::Degraded,
                     reason: "NotServed",
@@ -116,6 +123,14 @@ fn on_disk(disk: OnDisk, found: &mut Vec<Condition>) {
             Severity::Degraded,
             "ForeignMount",
             "another driver's mount is there and was left alone; restart the pod to give it a volume of this driver",
+        );
+    }
+    if flags & flag::ORPHAN != 0 {
+        add(
+            Severity::Degraded,
+            "Orphan",
+            "the kubelet has no record of the volume: its pod is gone and the kubelet did not unpublish it; restart the \
+             kubelet, and if it stays remove the socket and the directory",
         );
     }
     if flags & flag::STALE != 0 {
@@ -160,7 +175,16 @@ fn identity(status: &Status, now: SystemTime, found: &mut Vec<Condition>) {
         Identity::Ready { not_after } if *not_after <= now => {
             add(Severity::Inaccessible, "IdentityExpired", format!("the SVID has expired{}", failure()));
         }
-        Identity::Ready { .. } => {
+        Identity::Ready { not_after } => {
+            let overdue = status.rotate_at.is_some_and(|due| overdue(due, *not_after) <= now);
+            if status.failure.is_none() && overdue {
+                add(
+                    Severity::Degraded,
+                    "RotationOverdue",
+                    "the SVID should have been renewed by now; the authority is slow, or many volumes wait for it"
+                        .to_owned(),
+                );
+            }
             if status.failure.is_some() {
                 add(
                     Severity::Degraded,

@@ -150,7 +150,12 @@ impl Volumes {
             Err(e) => return Err((volume, e.into())),
         };
         self.count(&entry);
-        self.serve(&entry, &mut slot, listener).await.map_err(|e| (volume, e))?;
+        let served = self.serve(&entry, &mut slot, listener).await;
+        if !with && slot.facts.is_some() {
+            // The agent before died between publish and identity: the pod waits since then.
+            self.hurry(&entry);
+        }
+        served.map_err(|e| (volume, e))?;
         Ok(with)
     }
 
@@ -174,6 +179,7 @@ impl Volumes {
                 Some(held) => Identity::Ready { not_after: held.svid.not_after() },
                 None => Identity::Pending { since: now },
             };
+            view.status.rotate_at = held.as_ref().map(|h| h.rotate_at);
             view.due = token.as_ref().map(|_| held.as_ref().map_or(now, |h| h.rotate_at));
         }
         let with = held.is_some();

@@ -5,7 +5,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use seamount_identity::authority::{AuthorityError, KeyType, TemplateError, Workload, new_key_and_csr};
+use seamount_identity::authority::{AuthorityError, KeyType, NewKey, TemplateError, Workload};
 use seamount_identity::rotation::{self, random_jitter};
 use seamount_identity::{BundleSet, SpiffeId, SvidError, X509Svid};
 use tokio::sync::watch;
@@ -74,7 +74,7 @@ impl Volumes {
                 // These alone: among thousands of volumes, a look at all of them for each publish is what takes longest.
                 () = self.wake.notified() => {
                     let due = std::mem::take(&mut *self.due.lock().unwrap_or_else(PoisonError::into_inner));
-                    due.iter().for_each(|entry| self.look_at(entry, SystemTime::now()));
+                    self.look_at_these(&due, SystemTime::now());
                     continue;
                 }
                 () = tokio::time::sleep_until(next) => {}
@@ -122,12 +122,29 @@ impl Volumes {
 
     /// Starts what is due, and takes expired identities back.
     fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
-        for entry in self.all() {
-            self.look_at(&entry, now);
+        let all = self.all();
+        self.look_at_these(&all, now);
+        if self.pulse.is_down() && all.iter().all(|entry| entry.view().failures == 0) {
+            self.pulse.forget();
         }
     }
 
-    fn look_at(self: &Arc<Self>, entry: &Arc<Entry>, now: SystemTime) {
+    fn look_at_these(self: &Arc<Self>, entries: &[Arc<Entry>], now: SystemTime) {
+        let expired: Vec<_> = entries.iter().filter(|entry| self.look_at(entry, now)).collect();
+        // One line, for they expire together when the authority is away for long.
+        if let Some(first) = expired.first() {
+            let volumes = expired.len();
+            first.span().in_scope(|| {
+                tracing::error!(
+                    volumes,
+                    "SVIDs have expired and could not be renewed, this pod's among them; the Workload API answers Unavailable"
+                );
+            });
+        }
+    }
+
+    /// True where its SVID was found to have expired.
+    fn look_at(self: &Arc<Self>, entry: &Arc<Entry>, now: SystemTime) -> bool {
         if entry.view().refresh && self.refresh(entry) {
             self.check(entry);
         }
@@ -140,31 +157,27 @@ impl Volumes {
             let past = matches!(view.status.identity, Identity::Ready { not_after } if not_after <= now);
             (sign, past && !view.expired)
         };
-        if expire {
-            self.expire(entry);
-        }
+        let expired = expire && self.expire(entry);
         if sign {
             let span = entry.span();
             tokio::spawn(Arc::clone(self).renew(Arc::clone(entry)).instrument(span));
         }
+        expired
     }
 
     /// An SVID that has expired is no longer shown. A volume that is busy is looked at with the next tick.
-    fn expire(&self, entry: &Entry) {
-        let Ok(slot) = entry.slot.try_lock() else { return };
+    fn expire(&self, entry: &Entry) -> bool {
+        let Ok(slot) = entry.slot.try_lock() else { return false };
         if slot.held.as_ref().is_none_or(|h| h.svid.not_after() > SystemTime::now()) {
-            return;
+            return false;
         }
         if let Some(serving) = &slot.serving {
             serving.show(self.to_show(&slot));
         }
         entry.view().expired = true;
         self.count(entry);
-        entry.span().in_scope(|| {
-            tracing::error!(
-                "the SVID has expired and could not be renewed; the Workload API answers Unavailable"
-            );
-        });
+        entry.span().in_scope(|| tracing::debug!("the SVID has expired"));
+        true
     }
 
     /// Another source: what failed is tried at once.
@@ -232,6 +245,7 @@ impl Volumes {
                 view.failures = 0;
                 view.expired = false;
                 view.status.failure = None;
+                view.status.rotate_at = Some(due);
                 view.status.identity = Identity::Ready { not_after };
                 drop(view);
                 self.count(&entry);
@@ -252,23 +266,63 @@ impl Volumes {
             Err(e) => {
                 let text = e.to_string();
                 let new = view.status.failure.as_deref() != Some(text.as_str());
+                let has_one =
+                    matches!(view.status.identity, Identity::Ready { not_after } if not_after > now);
                 view.status.failure = Some(text.as_str().into());
                 view.failures = view.failures.saturating_add(1);
-                view.due = Some(now + backoff(view.failures));
+                // Where the authority came while this failed for want of one, its coming was missed.
+                let missed =
+                    matches!(e, IdentityError::NoAuthority(_)) && bundles_of(&self.source.borrow()).is_some();
+                view.due = Some(if missed { now } else { now + backoff(view.failures) });
                 drop(view);
+                if missed {
+                    self.hurry(&entry);
+                }
                 self.metrics.rotation(Outcome::error);
-                if new {
+                let all = self.blame(&e, now);
+                if new && all && has_one {
+                    // The authority's silence is told once (by `pulse`), not for each volume that can go on.
+                    tracing::debug!(error = %text, "no new identity; going on with the old one");
+                } else if new {
                     tracing::warn!(error = %text, "no new identity; trying again");
                 }
             }
         }
     }
 
+    /// Tells what an attempt says about the authority; whether it is the same for all volumes.
+    fn blame(&self, error: &IdentityError, now: SystemTime) -> bool {
+        match error {
+            // Told by whoever keeps the source.
+            IdentityError::NoAuthority(_) => return true,
+            IdentityError::Timeout => self.pulse.failed(now, &error.to_string()),
+            IdentityError::Authority(e @ AuthorityError::Invalid(_)) => {
+                tracing::debug!(error = %e, "the authority's fault");
+                self.pulse.misbehaved(now);
+                return false;
+            }
+            IdentityError::Authority(e) if e.is_retryable() => self.pulse.failed(now, &e.to_string()),
+            IdentityError::Authority(_) => {
+                self.pulse.refused(now);
+                return false;
+            }
+            IdentityError::Svid(_) | IdentityError::OtherId { .. } => {
+                self.pulse.misbehaved(now);
+                return false;
+            }
+            IdentityError::OtherSource
+            | IdentityError::Id(_)
+            | IdentityError::Store(_)
+            | IdentityError::Stopping => return false,
+        }
+        true
+    }
+
     async fn attempt(
         &self,
         entry: &Arc<Entry>,
     ) -> Result<Option<(SpiffeId, SystemTime, SystemTime)>, IdentityError> {
-        let Ok(_permit) = Arc::clone(&self.permits).acquire_owned().await else {
+        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
             return Err(IdentityError::Stopping);
         };
         let signer = match &*self.source.borrow() {
@@ -283,7 +337,15 @@ impl Volumes {
                 _ => return Ok(None),
             }
         };
-        let (svid, bundles) = issue(&signer, &workload, &token).await?;
+        let work = issue(signer, workload, token);
+        let issued = match &self.workshop {
+            Some(workshop) => workshop.run(work).await.ok_or(IdentityError::Stopping)?,
+            None => work.await,
+        };
+        let (svid, bundles) = issued?;
+        // What follows may have to wait for the mounter, and nobody else's identity for that.
+        drop(permit);
+        self.pulse.answered(SystemTime::now(), svid.issuer_validity());
         let due = rotation::due(svid.not_before(), svid.not_after(), random_jitter());
         let not_after = svid.not_after();
         let id = svid.id().clone();
@@ -323,29 +385,28 @@ fn bundles_of(source: &Source) -> Option<watch::Receiver<Arc<BundleSet>>> {
 }
 
 async fn issue(
-    signer: &Signer,
-    workload: &Workload,
-    token: &Token,
+    signer: Signer,
+    workload: Workload,
+    token: Token,
 ) -> Result<(X509Svid, Arc<BundleSet>), IdentityError> {
-    let wanted = signer.template.render(workload)?;
+    let wanted = signer.template.render(&workload)?;
     let kind = signer.key_type;
-    let (key, csr) = match kind {
-        // Microseconds: a thread for it would cost more, and its memory would stay.
-        KeyType::EcP256 | KeyType::EcP384 => new_key_and_csr(kind)?,
+    let key = match kind {
+        // Microseconds, where the certificate is made too.
+        KeyType::EcP256 | KeyType::EcP384 => NewKey::generate(kind)?,
         // A tenth of a second or more.
-        KeyType::Rsa2048 | KeyType::Rsa4096 => tokio::task::spawn_blocking(move || new_key_and_csr(kind))
+        KeyType::Rsa2048 | KeyType::Rsa4096 => tokio::task::spawn_blocking(move || NewKey::generate(kind))
             .await
             .map_err(|_| IdentityError::Stopping)??,
     };
-    let signing = signer.authority.sign(&csr, workload, token.expose());
+    let signing = signer.authority.sign_key(&key, &workload, token.expose());
     let chain = tokio::time::timeout(SIGN, signing).await.map_err(|_| IdentityError::Timeout)??;
-    // Refuses a chain that is not for this key.
-    let svid = X509Svid::new(chain, key)?;
+    let bundles = signer.authority.bundles().borrow().clone();
+    // Refuses a chain that is not for this key, or that clients would not trust.
+    let svid = X509Svid::new_verified(chain, key.into_private_key(), bundles.own(), SystemTime::now())?;
     if *svid.id() != wanted {
         return Err(IdentityError::OtherId { got: svid.id().clone(), wanted });
     }
-    let bundles = signer.authority.bundles().borrow().clone();
-    svid.verify(bundles.own(), SystemTime::now())?;
     Ok((svid, bundles))
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use seamount_identity::workload_api::{self, Limits, Observer, Served};
@@ -31,12 +32,36 @@ pub struct Terms {
     pub observer: Arc<dyn Observer>,
 }
 
+/// Counts for one volume, and passes on.
+struct Counted {
+    connections: AtomicI64,
+    streams: AtomicI64,
+    all: Arc<dyn Observer>,
+}
+
+impl Observer for Counted {
+    fn connection(&self, delta: i64) {
+        self.connections.fetch_add(delta, Ordering::Relaxed);
+        self.all.connection(delta);
+    }
+
+    fn stream(&self, delta: i64) {
+        self.streams.fetch_add(delta, Ordering::Relaxed);
+        self.all.stream(delta);
+    }
+
+    fn refused(&self, why: &'static str) {
+        self.all.refused(why);
+    }
+}
+
 /// A volume that is being served.
 pub struct Serving {
     cookie: u64,
     /// For the mounter to keep, should it come back without.
     kept: Arc<OwnedFd>,
     served: watch::Sender<Served>,
+    counted: Arc<Counted>,
     cancel: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -54,20 +79,31 @@ impl Serving {
         let listener = endpoint::listener(fd)?;
         let (served, seen) = watch::channel(first);
         let cancel = CancellationToken::new();
+        let counted = Arc::new(Counted {
+            connections: AtomicI64::new(0),
+            streams: AtomicI64::new(0),
+            all: Arc::clone(&terms.observer),
+        });
         let task = tokio::spawn(workload_api::serve(
             listener,
             seen,
             terms.limits,
             terms.pending,
-            Arc::clone(&terms.observer),
+            Arc::clone(&counted) as Arc<dyn Observer>,
             cancel.clone(),
         ));
-        Ok(Self { cookie, kept, served, cancel, task })
+        Ok(Self { cookie, kept, served, counted, cancel, task })
     }
 
     /// The listener's `SO_COOKIE`.
     pub fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// Open connections and open streams.
+    pub fn open(&self) -> (i64, i64) {
+        let Counted { connections, streams, .. } = &*self.counted;
+        (connections.load(Ordering::Relaxed), streams.load(Ordering::Relaxed))
     }
 
     /// The listener, to be given to the mounter.

@@ -1,5 +1,7 @@
 //! Against a played mounter and a played authority, which answers when the test lets it.
 
+mod authority;
+
 use super::*;
 use crate::mounter::Socket;
 use crate::source::Signer;
@@ -24,6 +26,10 @@ const LONG: Duration = Duration::from_secs(60);
 /// What the authority does with its next request.
 enum Answer {
     Sign,
+    /// Nothing, for it is away.
+    Away,
+    /// A refusal.
+    Deny,
     /// A certificate for somebody else's service account.
     OtherId,
     /// A certificate for another key.
@@ -51,6 +57,8 @@ impl Authority for Played {
             let answer = self.answers.lock().await.recv().await;
             match answer {
                 None => Err(AuthorityError::Unavailable("closed".to_owned())),
+                Some(Answer::Away) => Err(AuthorityError::Unavailable("no route to it".to_owned())),
+                Some(Answer::Deny) => Err(AuthorityError::Denied("not this one".to_owned())),
                 Some(Answer::Sign) => self.inner.sign(csr, workload, token).await,
                 Some(Answer::OtherId) => {
                     let other = Workload { service_account: "admin".to_owned(), ..workload.clone() };
@@ -92,6 +100,11 @@ impl Drop for World {
 
 impl World {
     async fn new() -> Self {
+        Self::with_lifetime(Duration::from_secs(3600)).await
+    }
+
+    /// With SVIDs that live so long.
+    async fn with_lifetime(svid_ttl: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let cancel = CancellationToken::new();
         tokio::spawn(mounter(dir.path().to_owned()));
@@ -107,7 +120,7 @@ impl World {
             template: template.clone(),
             key_type: KeyType::EcP256,
             ca_ttl: Duration::from_secs(24 * 3600),
-            svid_ttl: Duration::from_secs(3600),
+            svid_ttl,
             directory: None,
         })
         .unwrap();
@@ -241,10 +254,16 @@ async fn mounter(dir: std::path::PathBuf) {
                 _ if directories.contains(volume) => reply.flags = flag::DIRECTORY,
                 _ => reply.flags = flag::IDENTITY | flag::SOCKET,
             },
-            Request::List { cursor } => match directories.get(*cursor as usize) {
-                Some(found) => (reply.volume, reply.flags) = (Some(found.clone()), flag::DIRECTORY),
-                None => reply.fault = Some(Fault::NotFound),
-            },
+            Request::List { cursor } => {
+                let identities = kept.keys().map(|volume| (volume, flag::IDENTITY | flag::SOCKET));
+                let mut all: Vec<_> =
+                    directories.iter().map(|volume| (volume, flag::DIRECTORY)).chain(identities).collect();
+                all.sort_by_key(|(volume, _)| volume.to_string());
+                match all.get(*cursor as usize) {
+                    Some((found, flags)) => (reply.volume, reply.flags) = (Some((*found).clone()), *flags),
+                    None => reply.fault = Some(Fault::NotFound),
+                }
+            }
             _ => {}
         }
         socket.send(&reply.encode(), along.as_ref()).await.unwrap();

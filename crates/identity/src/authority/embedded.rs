@@ -26,7 +26,7 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
-use super::{Authority, AuthorityError, BoxFuture, IdTemplate, KeyType, Workload, load};
+use super::{Authority, AuthorityError, BoxFuture, IdTemplate, KeyType, NewKey, Workload, load};
 use crate::{
     bundle::{BundleSet, X509Bundle},
     certificate,
@@ -188,15 +188,31 @@ impl Embedded {
         workload: &Workload,
     ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
         let id = self.config.template.render(workload)?;
-        let key = verify_request(csr_der)?;
+        self.issue_to(&id, &verify_request(csr_der)?)
+    }
+
+    /// Signs for a key of this process: whoever has it needs no proof. See [`Authority::sign_key`].
+    pub fn issue_key(
+        &self,
+        key: &NewKey,
+        workload: &Workload,
+    ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+        self.issue_to(&self.config.template.render(workload)?, key.public())
+    }
+
+    fn issue_to(
+        &self,
+        id: &SpiffeId,
+        key: &impl rcgen::PublicKeyData,
+    ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
         let now = (self.clock)();
         let slot = self.read(|state| state.active.clone());
         if now >= slot.not_after {
             return Err(AuthorityError::Expired);
         }
         let until = (now + self.config.svid_ttl).min(slot.not_after);
-        let leaf = leaf_params(&id, now, until)?
-            .signed_by(&key, &slot.issuer)
+        let leaf = leaf_params(id, now, until)?
+            .signed_by(key, &slot.issuer)
             .map_err(|_| AuthorityError::Crypto("signing an SVID"))?;
         Ok(vec![leaf.into(), slot.intermediate.clone()])
     }
@@ -271,6 +287,15 @@ impl Authority for Embedded {
         _token: &'a str,
     ) -> BoxFuture<'a, Result<Vec<CertificateDer<'static>>, AuthorityError>> {
         Box::pin(async move { self.issue(csr_der, workload) })
+    }
+
+    fn sign_key<'a>(
+        &'a self,
+        key: &'a NewKey,
+        workload: &'a Workload,
+        _token: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<CertificateDer<'static>>, AuthorityError>> {
+        Box::pin(async move { self.issue_key(key, workload) })
     }
 
     fn bundles(&self) -> watch::Receiver<Arc<BundleSet>> {

@@ -69,6 +69,11 @@ fn issue(authority: &Embedded, kind: KeyType) -> X509Svid {
     X509Svid::new(authority.issue(&csr, &pod()).unwrap(), key).unwrap()
 }
 
+fn issue_key(authority: &Embedded, kind: KeyType) -> X509Svid {
+    let key = NewKey::generate(kind).unwrap();
+    X509Svid::new(authority.issue_key(&key, &pod()).unwrap(), key.into_private_key()).unwrap()
+}
+
 fn bundle(authority: &Embedded) -> crate::X509Bundle {
     authority.bundles().borrow().own().clone()
 }
@@ -84,10 +89,11 @@ fn svids_of_every_key_type_verify() {
     ] {
         let authority =
             Embedded::with_clock(EmbeddedConfig { key_type: ca, ..config() }, time.clock()).unwrap();
-        let svid = issue(&authority, leaf);
-        svid.verify(&bundle(&authority), time.now()).unwrap();
-        assert_eq!(svid.id().as_str(), "spiffe://example.org/ns/shop/sa/cart");
-        assert_eq!(svid.chain().len(), 2);
+        for svid in [issue(&authority, leaf), issue_key(&authority, leaf)] {
+            svid.verify(&bundle(&authority), time.now()).unwrap();
+            assert_eq!(svid.id().as_str(), "spiffe://example.org/ns/shop/sa/cart");
+            assert_eq!(svid.chain().len(), 2);
+        }
     }
 }
 
@@ -244,6 +250,8 @@ fn svids_never_outlive_their_signer() {
     time.forward(60);
     let (_, csr) = new_key_and_csr(KeyType::EcP256).unwrap();
     assert_eq!(authority.issue(&csr, &pod()), Err(AuthorityError::Expired));
+    let key = NewKey::generate(KeyType::EcP256).unwrap();
+    assert_eq!(authority.issue_key(&key, &pod()), Err(AuthorityError::Expired));
     assert!(AuthorityError::Expired.is_retryable());
 }
 
@@ -330,4 +338,78 @@ async fn the_trait_signs_and_tells_of_changes() {
     let set = authority.bundles().borrow().clone();
     crate::svid::verify_chain(&chain, set.own(), SystemTime::now()).unwrap();
     assert_eq!(authority.trust_domain(), &domain());
+
+    let key = NewKey::generate(KeyType::EcP256).unwrap();
+    let chain = authority.sign_key(&key, &pod(), "token").await.unwrap();
+    X509Svid::new_verified(chain, key.into_private_key(), set.own(), SystemTime::now()).unwrap();
+}
+
+/// An authority that is not in this process is asked with a signed request.
+#[tokio::test]
+async fn elsewhere_a_key_is_proved_by_a_request() {
+    struct Elsewhere(Embedded);
+
+    impl Authority for Elsewhere {
+        fn trust_domain(&self) -> &TrustDomain {
+            self.0.trust_domain()
+        }
+
+        fn sign<'a>(
+            &'a self,
+            csr_der: &'a [u8],
+            workload: &'a Workload,
+            token: &'a str,
+        ) -> BoxFuture<'a, Result<Vec<CertificateDer<'static>>, AuthorityError>> {
+            self.0.sign(csr_der, workload, token)
+        }
+
+        fn bundles(&self) -> watch::Receiver<Arc<BundleSet>> {
+            self.0.bundles()
+        }
+    }
+
+    let authority = Elsewhere(Embedded::new(config()).unwrap());
+    let key = NewKey::generate(KeyType::EcP256).unwrap();
+    let chain = authority.sign_key(&key, &pod(), "token").await.unwrap();
+    let set = authority.bundles().borrow().clone();
+    X509Svid::new_verified(chain, key.into_private_key(), set.own(), SystemTime::now()).unwrap();
+}
+
+#[test]
+fn what_is_not_valid_for_its_key_and_bundle_is_not_taken() {
+    let (ours, others) = (Embedded::new(config()).unwrap(), Embedded::new(config()).unwrap());
+    let now = SystemTime::now();
+    let made = |key: &NewKey| ours.issue_key(key, &pod()).unwrap();
+    fn take(
+        chain: Vec<CertificateDer<'static>>,
+        key: NewKey,
+        bundle: &crate::X509Bundle,
+        now: SystemTime,
+    ) -> Result<(), SvidError> {
+        X509Svid::new_verified(chain, key.into_private_key(), bundle, now).map(|_| ())
+    }
+    let key = || NewKey::generate(KeyType::EcP256).unwrap();
+    let bundle = bundle(&ours);
+
+    let (right, wrong) = (key(), key());
+    assert!(matches!(take(made(&right), wrong, &bundle, now), Err(SvidError::KeyMismatch(_))));
+    let untrusted = Err(SvidError::Untrusted {
+        position: 1,
+        signer: "the bundle",
+        reason: "no authority of that name is in it",
+    });
+    assert_eq!(take(made(&right), right, &self::bundle(&others), now), untrusted);
+    let right = key();
+    let late = now + Duration::from_secs(2 * HOUR);
+    assert!(matches!(take(made(&right), right, &bundle, late), Err(SvidError::Validity { position: 0, .. })));
+    let right = key();
+    let mut chain = made(&right);
+    let mut leaf = chain[0].to_vec();
+    // The last byte belongs to the signature.
+    *leaf.last_mut().unwrap() ^= 1;
+    chain[0] = leaf.into();
+    assert!(matches!(take(chain, right, &bundle, now), Err(SvidError::Untrusted { position: 0, .. })));
+    let right = key();
+    assert_eq!(take(made(&right), right, &bundle, now), Ok(()));
+    assert_eq!(format!("{:?}", key()), "NewKey(…)");
 }

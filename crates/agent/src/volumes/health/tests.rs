@@ -8,7 +8,7 @@ fn now() -> SystemTime {
 
 fn ready() -> Status {
     let not_after = now() + Duration::from_secs(60);
-    Status { identity: Identity::Ready { not_after }, failure: None, serving: true }
+    Status { identity: Identity::Ready { not_after }, failure: None, serving: true, rotate_at: None }
 }
 
 fn reasons(status: Option<&Status>, disk: OnDisk) -> Vec<&'static str> {
@@ -18,7 +18,7 @@ fn reasons(status: Option<&Status>, disk: OnDisk) -> Vec<&'static str> {
 #[test]
 fn a_served_volume_with_a_valid_svid_is_healthy() {
     assert!(reasons(Some(&ready()), OK).is_empty());
-    let elsewhere = Status { identity: Identity::Elsewhere, failure: None, serving: false };
+    let elsewhere = Status { identity: Identity::Elsewhere, failure: None, serving: false, rotate_at: None };
     assert!(reasons(Some(&elsewhere), OnDisk::Flags(flag::DIRECTORY)).is_empty());
 }
 
@@ -48,8 +48,27 @@ fn the_identity_is_reported() {
 }
 
 #[test]
+fn a_renewal_that_nobody_refused_is_reported_when_it_is_overdue() {
+    let not_after = now() + Duration::from_secs(60);
+    let due = |seconds| Status { rotate_at: Some(now() - Duration::from_secs(seconds)), ..ready() };
+    // 80 s before its end: overdue 20 s later.
+    assert!(conditions(Some(&due(19)), OK, now()).is_empty());
+    let overdue_at = overdue(not_after - Duration::from_secs(80), not_after);
+    assert_eq!(overdue_at, now());
+    assert_eq!(reasons(Some(&due(20)), OK), ["RotationOverdue"]);
+    let failing = Status { failure: Some("no root".into()), ..due(20) };
+    assert_eq!(reasons(Some(&failing), OK), ["RotationFailing"]);
+}
+
+#[test]
+fn an_orphan_is_reported_and_no_republish_promised() {
+    let disk = OnDisk::Flags(flag::IDENTITY | flag::SOCKET | flag::ORPHAN);
+    assert_eq!(reasons(None, disk), ["Orphan"]);
+}
+
+#[test]
 fn the_source_is_reported() {
-    let elsewhere = Status { identity: Identity::Elsewhere, failure: None, serving: false };
+    let elsewhere = Status { identity: Identity::Elsewhere, failure: None, serving: false, rotate_at: None };
     let found = conditions(Some(&elsewhere), OnDisk::Flags(flag::DIRECTORY | flag::STALE), now());
     assert!(found[0].message.contains("restart the pod"), "{found:?}");
     assert_eq!(reasons(Some(&elsewhere), OnDisk::Flags(flag::FOREIGN)), ["ForeignMount"]);

@@ -1,0 +1,147 @@
+//! Whether the authority answers, as the attempts to get SVIDs tell: for the log, readiness, metrics and `seamount node`.
+//!
+//! Nobody asks it only to know. An authority that is down takes nothing back: what was issued goes on until it expires.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+
+use crate::metrics::{Metrics, Outcome};
+
+/// From and until.
+pub type Validity = (SystemTime, SystemTime);
+
+/// What is known of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Since when it has not answered.
+    pub down_since: Option<SystemTime>,
+    /// When it signed last.
+    pub last_success: Option<SystemTime>,
+    /// When it did not answer last, and why.
+    pub last_failure: Option<(SystemTime, Arc<str>)>,
+    /// Validity of the certificate that signed the last SVID, if it is not the root.
+    pub issuer: Option<Validity>,
+}
+
+/// The pulse of the authority.
+pub struct Pulse {
+    seen: Mutex<Seen>,
+    down: watch::Sender<Option<Arc<str>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Pulse {
+    /// Nothing known yet, which counts as up.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        let (down, _) = watch::channel(None);
+        Self { seen: Mutex::default(), down, metrics }
+    }
+
+    /// Why it does not answer; none while it does.
+    pub fn down(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.down.subscribe()
+    }
+
+    /// Whether it does not answer.
+    pub fn is_down(&self) -> bool {
+        self.down.borrow().is_some()
+    }
+
+    /// What is known.
+    pub fn seen(&self) -> Seen {
+        self.lock().clone()
+    }
+
+    /// It signed.
+    pub fn answered(&self, now: SystemTime, issuer: Option<Validity>) {
+        self.metrics.authority_request(Outcome::success, now);
+        {
+            let mut seen = self.lock();
+            (seen.last_success, seen.issuer) = (Some(now), issuer);
+        }
+        self.up(now);
+    }
+
+    /// It answered that this workload gets nothing.
+    pub fn refused(&self, now: SystemTime) {
+        self.metrics.authority_request(Outcome::refused, now);
+        self.up(now);
+    }
+
+    /// It answered something that cannot be used.
+    pub fn misbehaved(&self, now: SystemTime) {
+        self.metrics.authority_request(Outcome::error, now);
+        self.up(now);
+    }
+
+    fn up(&self, now: SystemTime) {
+        let since = self.lock().down_since.take();
+        if let Some(since) = since {
+            let down_for_s = now.duration_since(since).unwrap_or_default().as_secs();
+            tracing::info!(down_for_s, "the authority answers again");
+            self.down.send_replace(None);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It did not answer. Told once, however many volumes wait for it.
+    pub fn failed(&self, now: SystemTime, why: &str) {
+        self.metrics.authority_request(Outcome::error, now);
+        let why: Arc<str> = why.into();
+        let first = {
+            let mut seen = self.lock();
+            seen.last_failure = Some((now, Arc::clone(&why)));
+            let first = seen.down_since.is_none();
+            seen.down_since.get_or_insert(now);
+            first
+        };
+        if first {
+            tracing::error!(reason = %why, "the authority does not answer; what was issued goes on until it expires");
+            self.down.send_replace(Some(why));
+        }
+    }
+
+    /// Nobody asks it any more, so nobody would learn that it is back.
+    pub fn forget(&self) {
+        if self.lock().down_since.take().is_some() {
+            tracing::info!("no volume waits for the authority any more; whether it answers is not known");
+            self.down.send_replace(None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn down_is_told_once_and_ends_with_an_answer() {
+        let metrics = Arc::new(Metrics::new());
+        let pulse = Pulse::new(Arc::clone(&metrics));
+        let mut down = pulse.down();
+        let now = SystemTime::now();
+        pulse.refused(now);
+        pulse.misbehaved(now);
+        assert!(!pulse.is_down());
+        for why in ["no route", "timeout"] {
+            pulse.failed(now, why);
+        }
+        assert_eq!(down.borrow_and_update().as_deref(), Some("no route"));
+        assert_eq!(pulse.seen().last_failure.unwrap().1.as_ref(), "timeout");
+        pulse.answered(now, None);
+        assert!(down.has_changed().unwrap() && !pulse.is_down());
+        assert_eq!((pulse.seen().down_since, pulse.seen().last_success), (None, Some(now)));
+        pulse.failed(now, "again");
+        pulse.forget();
+        assert!(!pulse.is_down());
+        let text = metrics.encode().unwrap();
+        for line in ["success\"} 1", "refused\"} 1", "error\"} 4"] {
+            assert!(text.contains(&format!("authority_requests_total{{result=\"{line}")), "{text}");
+        }
+    }
+}
