@@ -85,11 +85,22 @@ node_up() { # I
   cert "n$i" "/O=system:nodes/CN=system:node:n$i" "IP:10.70.0.1$i,DNS:n$i"; kubeconfig "n$i"
   node_network "$i"; node_cgroups "$i"; node_configuration "$i"
   # The node's own mount namespace: propagation in it is shared (Bidirectional mounts need that), none of it leaves it,
-  # whatever propagation the machine's own root has.
+  # whatever propagation the machine's own root has. With an argument: one process of a node that is up.
   cat >"$d/etc/start.sh" <<K
 $(declare -f started record)
 PIDS=$PIDS
 export PATH=$BIN:\$PATH
+begin() { local n=n$i-\$1; shift; setsid "\$@" </dev/null >>$RUN/\$n.log 2>&1 & record "\$n" \$!; }
+begin_containerd() {
+  begin containerd containerd -c $d/etc/containerd.toml
+  until ctr version >/dev/null 2>&1; do sleep .1; done
+}
+begin_proxy() { begin proxy kube-proxy --config=$d/etc/proxy.yaml; }
+begin_kubelet() {
+  begin kubelet kubelet --config=$d/etc/kubelet.yaml --kubeconfig=$PKI/n$i.kubeconfig --hostname-override=n$i \\
+    --node-ip=10.70.0.1$i --cert-dir=/var/lib/kubelet/pki ${KUBELET_FLAGS:-}
+}
+if [ -n "\${1:-}" ]; then "begin_\$1"; exit; fi
 mount --make-rshared /
 mkdir -p $PLACES
 mkdir -p $d/log/pods $d/log/containers
@@ -101,13 +112,54 @@ mount --bind $d/cni-lib /var/lib/cni
 mount --bind $d/netns /run/netns;             mount --make-rshared /run/netns
 mount --bind $d/log/pods /var/log/pods
 mount --bind $d/log/containers /var/log/containers
-containerd -c $d/etc/containerd.toml >$RUN/n$i-containerd.log 2>&1 & record n$i-containerd \$!
-until ctr version >/dev/null 2>&1; do sleep .1; done
+begin_containerd
 for t in $WORK/images/*.tar; do ctr -n k8s.io images import \$t >/dev/null; done
-kube-proxy --config=$d/etc/proxy.yaml >$RUN/n$i-proxy.log 2>&1 & record n$i-proxy \$!
-kubelet --config=$d/etc/kubelet.yaml --kubeconfig=$PKI/n$i.kubeconfig --hostname-override=n$i --node-ip=10.70.0.1$i \\
-  --cert-dir=/var/lib/kubelet/pki ${KUBELET_FLAGS:-} >$RUN/n$i-kubelet.log 2>&1 & record n$i-kubelet \$!
-wait
+begin_proxy
+begin_kubelet
+exec sleep infinity                          # holds the namespaces, also while nothing else runs
 K
-  bg "n$i" nsenter --net=/run/netns/$P-n"$i" unshare -m --propagation private bash "$d/etc/start.sh"
+  node_on "$i"
 }
+
+node_on() { # I
+  bg "n$1" nsenter --net=/run/netns/$P-n"$1" unshare -m --propagation private bash "$WORK/n$1/etc/start.sh"
+}
+
+# All processes of a node: its containers, and those in its mount namespace.
+node_processes() { # I MOUNT-NAMESPACE
+  local h
+  for h in $(hierarchies); do
+    [ ! -d "$h/$P-n$1" ] || find "$h/$P-n$1" -name cgroup.procs -exec cat {} + 2>/dev/null || true
+  done
+  [ -n "$2" ] || return 0
+  # A pattern, where `mnt:[4026]` would be a class of characters.
+  find /proc/[0-9]*/ns/mnt -maxdepth 0 -lname "${2//[\[\]]/?}" -printf '%h\n' 2>/dev/null | cut -d/ -f3 || true
+}
+
+# As if the power failed: no process, no mount, nothing in /run, no cgroup; the disk stays as it is.
+node_off() { # I
+  local i=$1 d=$WORK/n$1 pids own
+  own=$(live "n$i" | head -n 1)
+  own=${own:+$(readlink "/proc/$own/ns/mnt")}
+  # What would start others goes first.
+  { live "n$i-kubelet"; live "n$i-containerd"; } | xargs -r kill -9 2>/dev/null || true
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    pids=$(node_processes "$i" "$own" | sort -u)
+    [ -n "$pids" ] || break
+    xargs -r kill -9 <<<"$pids" 2>/dev/null || true
+    sleep .3
+  done
+  rm -rf --one-file-system "$d"/run/* "$d"/netns/*
+  node_cgroups_gone "$i"
+  ip -n "$P-n$i" link del cni0 2>/dev/null || true
+  nsenter --net="/run/netns/$P-n$i" nft flush ruleset 2>/dev/null || true
+}
+
+node_cgroups_gone() { # I
+  local h g
+  for h in $(hierarchies); do
+    g=$h/$P-n$1
+    [ ! -d "$g" ] || until_true 20 .1 rmdir_tree "$g" || true
+  done
+}
+rmdir_tree() { find "$1" -depth -type d -exec rmdir {} + 2>/dev/null; [ ! -d "$1" ]; }

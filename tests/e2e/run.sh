@@ -13,6 +13,7 @@ repo=$(cd "$here/../.." && pwd)
 cache=${SEAMOUNT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/seamount}
 target=${CARGO_TARGET_DIR:-$repo/target}
 work=$target/e2e
+programs=$target/$(uname -m)-unknown-linux-gnu/release
 domain=e2e.test                     # TRUST_DOMAIN of src/lib.rs
 cluster() { "$repo/tests/cluster/cluster.sh" "$@"; }
 say() { printf '%s %s\n' "$(date +%T)" "$*"; }
@@ -42,7 +43,8 @@ clients() {
   xtask image --name test.local/seamount-clients:1 --out "$work/clients.tar" --dir /tmp:1777 --dir /etc "${l[@]}" \
     "$(command -v busybox):/bin/busybox" "$go:/client"
   cat >"$work/env" <<K
-export SEAMOUNT_E2E=1 SEAMOUNT_E2E_PYTHON=$python/bin/python
+export SEAMOUNT_E2E=1 SEAMOUNT_E2E_PYTHON=$python/bin/python SEAMOUNT_E2E_PROGRAM=$programs/seamount
+export SEAMOUNT_E2E_MANIFESTS=$work/manifests.yaml
 K
 }
 
@@ -55,6 +57,9 @@ build() {
   cluster build
   say "building the images"
   xtask images --out "$work"
+  # The same programs in another image, to roll to.
+  local p l=(); for p in seamount seamount-agent seamount-mounter; do l+=("$programs/$p:/$p"); done
+  xtask image --name seamount:dev2 --out "$work/seamount-dev2.tar" --entry /seamount --env RELEASE=2 "${l[@]}"
   clients
   say "building the tests"
   (cd "$repo" && cargo test --quiet --no-run -p seamount-e2e)
@@ -79,10 +84,10 @@ up() {
     cluster up 2
   fi
   say "installing"
-  local image; for image in seamount clients; do cluster load "$work/$image.tar" >/dev/null; done
-  # The cluster has no DNS, hence the address. SVIDs live for a minute, so that the tests see rotations.
-  "$target/$(uname -m)-unknown-linux-gnu/release/seamount" manifests --trust-domain $domain --image seamount:dev \
-    --image-pull-policy Never --api-server https://10.96.0.1 --svid-ttl 60s --log-level debug >"$work/manifests.yaml"
+  local image; for image in seamount seamount-dev2 clients; do cluster load "$work/$image.tar" >/dev/null; done
+  # The cluster has no DNS, hence the address.
+  "$programs/seamount" manifests --trust-domain $domain --image seamount:dev \
+    --image-pull-policy Never --api-server https://10.96.0.1 --log-level debug >"$work/manifests.yaml"
   cluster kubectl apply -f - <"$work/manifests.yaml"
   secret
   echo "export SEAMOUNT_E2E_ROOT_SHA256=$(cat "$work/root.sha256")" >>"$work/env"

@@ -7,10 +7,14 @@
 pub mod cluster;
 pub mod node;
 pub mod pod;
+pub mod spire;
+pub mod survivor;
+pub mod system;
 pub mod test;
 
 pub use cluster::{apply, kubectl};
 pub use pod::Pod;
+pub use survivor::Survivor;
 pub use test::{Test, until};
 
 /// The CSI driver's name.

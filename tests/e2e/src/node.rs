@@ -1,9 +1,10 @@
 //! A node, seen from inside its namespaces as root.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::cluster::{get, script};
-use crate::{DRIVER, SYSTEM};
+use crate::survivor::endpoint;
+use crate::{DRIVER, SYSTEM, until};
 
 /// Runs a command inside node `n1`, `n2`, … and returns what it printed.
 pub fn run(node: &str, command: &[&str]) -> Result<String> {
@@ -53,11 +54,63 @@ pub fn container_pid(node: &str, pod: &serde_json::Value, container: &str) -> Re
     else {
         bail!("container {container} of {} is not running: {}", pod["metadata"]["name"], pod["status"]);
     };
+    pid_of_container(node, id)
+}
+
+/// The host's pid of a container.
+pub fn pid_of_container(node: &str, id: &str) -> Result<u32> {
     let tasks = run(node, &["ctr", "-n", "k8s.io", "task", "ls"])?;
     tasks
         .lines()
+        .filter(|l| l.contains("RUNNING"))
         .find_map(|l| l.strip_prefix(id)?.split_whitespace().next()?.parse().ok())
-        .with_context(|| format!("containerd has no task {id}: {tasks}"))
+        .with_context(|| format!("containerd has no running task {id}: {tasks}"))
+}
+
+/// The pids of the mounters and agents (`process` is `mounter` or `agent`) in the containers of a node, found by name.
+pub fn processes(node: &str, process: &str) -> Result<Vec<u32>> {
+    let list = "ctr -n k8s.io task ls | awk '/RUNNING/{print $2}' | while read -r p; do \
+        echo \"$p $(tr '\\0' ' ' </proc/$p/cmdline)\"; done 2>/dev/null; true";
+    let program = format!("/seamount-{process}");
+    let pids = shell(node, list)?;
+    Ok(pids
+        .lines()
+        .filter_map(|l| {
+            let mut words = l.split_whitespace();
+            let pid = words.next()?.parse().ok()?;
+            (words.next()? == program).then_some(pid)
+        })
+        .collect())
+}
+
+/// Sends a signal (`KILL`, `STOP`, `CONT`) to processes of a node at once.
+pub fn signal(node: &str, signal: &str, pids: &[u32]) -> Result<()> {
+    let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
+    shell(node, &format!("kill -{signal} {}", pids.join(" "))).map(drop)
+}
+
+/// Runs a command among the processes of a container, as the container's root, with the client's environment. Needs
+/// neither the API server nor the kubelet.
+pub fn in_container(node: &str, pid: u32, command: &[&str]) -> Result<String> {
+    let pid = pid.to_string();
+    let enter = ["nsenter", "-t", &pid, "-m", "-u", "-i", "-n", "-p", "--", "/bin/env", &endpoint()];
+    run(node, &[&enter, command].concat())
+}
+
+/// `cluster.sh VERB NODE ARGUMENTS`: `stop` and `start` (of `kubelet`, `containerd`, or of the node as a whole), `link`.
+pub fn control(verb: &str, node: &str, arguments: &[&str]) -> Result<()> {
+    script(&[&[verb, node.trim_start_matches('n')], arguments].concat(), "").map(drop)
+}
+
+/// Waits until nothing of a pod is left on its node: no directory, no mount.
+pub fn forgotten(node: &str, pod_uid: &str) -> Result<()> {
+    until(&format!("pod {pod_uid} to leave {node}"), || {
+        let directory = shell(node, &format!("ls -d {} 2>/dev/null; true", pod_directory(pod_uid)))?;
+        ensure!(directory.trim().is_empty(), "{directory} is there");
+        let mounts: Vec<_> = mounts(node)?.into_iter().filter(|l| l.contains(pod_uid)).collect();
+        ensure!(mounts.is_empty(), "{mounts:?}");
+        Ok(Some(()))
+    })
 }
 
 /// A field of `/proc/<pid>/status` (`proc_pid_status(5)`).

@@ -7,10 +7,11 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use crate::cluster::{MARK, apply, get, kubectl};
+use crate::system::is_ready;
 use crate::{Pod, SYSTEM};
 
 /// How long a pod may take to start or to end before a test gives up. Generous: it is no measurement.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits until `probe` returns something. Errors of the probe are tried again and told at the end.
 pub fn until<T>(what: &str, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
@@ -78,7 +79,7 @@ impl Test {
 
     /// The pods have to end, whatever they were up to; the namespace may take its time.
     fn delete_namespace(&self) -> Result<()> {
-        kubectl(&["delete", "pods", "--all", "-n", &self.namespace, "--timeout=120s"])?;
+        kubectl(&["delete", "pods", "--all", "-n", &self.namespace, "--timeout=180s"])?;
         kubectl(&["delete", "namespace", &self.namespace, "--wait=false"])?;
         Ok(())
     }
@@ -105,23 +106,25 @@ impl Test {
             if object["status"]["phase"] == "Failed" {
                 bail!("it has failed: {}", object["status"]);
             }
-            let conditions = object["status"]["conditions"].as_array();
-            let ready =
-                conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
-            Ok(ready.then_some(object))
+            Ok(is_ready(&object).then_some(object))
         })
     }
 
     /// Makes a pod, waits until all its containers have ended well, and returns what a container printed.
     pub fn output_of(&self, pod: &Pod, container: &str) -> Result<String> {
         self.create(pod)?;
-        let phase = until(&format!("pod {} to end", pod.name()), || {
-            let phase = text(&self.pod(pod.name())?["status"]["phase"]);
+        self.ended_well(pod.name(), container)
+    }
+
+    /// Waits until all containers of a pod have ended well, and returns what one of them printed.
+    pub fn ended_well(&self, pod: &str, container: &str) -> Result<String> {
+        let phase = until(&format!("pod {pod} to end"), || {
+            let phase = text(&self.pod(pod)?["status"]["phase"]);
             Ok(["Succeeded", "Failed"].contains(&phase.as_str()).then_some(phase))
         })?;
-        let logs = self.logs(pod.name(), container)?;
+        let logs = self.logs(pod, container)?;
         if phase != "Succeeded" {
-            bail!("pod {} {phase}: {logs}", pod.name());
+            bail!("pod {pod} {phase}: {logs}");
         }
         Ok(logs)
     }
@@ -150,6 +153,17 @@ impl Test {
     /// Deletes a pod and waits until it is gone.
     pub fn delete(&self, pod: &str) -> Result<()> {
         kubectl(&["delete", "pod", pod, "-n", &self.namespace, "--timeout=120s"]).map(drop)
+    }
+
+    /// Deletes pods and does not wait.
+    pub fn ask_to_end(&self, pods: &[&str]) -> Result<()> {
+        let command = ["delete", "pod", "-n", &self.namespace, "--wait=false"];
+        kubectl(&[&command, pods].concat()).map(drop)
+    }
+
+    /// Waits until a pod is gone from the API.
+    pub fn gone(&self, pod: &str) -> Result<()> {
+        kubectl(&["wait", "pod", pod, "-n", &self.namespace, "--for=delete", "--timeout=180s"]).map(drop)
     }
 
     /// The events of a pod as `reason: message`.

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use seamount_e2e::cluster::{get, kubectl, patch};
+use seamount_e2e::system::{Restore, daemons_ready, restart_daemons, with_svid_ttl};
 use seamount_e2e::test::text;
-use seamount_e2e::{DRIVER, Pod, SYSTEM, TRUST_DOMAIN, Test, node, until};
+use seamount_e2e::{CLIENTS, DRIVER, Pod, SYSTEM, TRUST_DOMAIN, Test, node, until};
 use serde_json::{Value, json};
 
 /// Held by each test of this file.
@@ -18,56 +19,14 @@ fn alone(name: &str, body: impl FnOnce(&Test) -> Result<()>) {
     Test::run(name, body);
 }
 
-/// Puts something back as it was, however the test ends.
-struct Restore(Box<dyn Fn() -> Result<()>>);
-
-impl Restore {
-    fn now(self) -> Result<()> {
-        let outcome = (self.0)();
-        std::mem::forget(self);
-        outcome
-    }
-}
-
-impl Drop for Restore {
-    fn drop(&mut self) {
-        if let Err(error) = (self.0)() {
-            println!("cannot restore what the test changed: {error:#}");
-        }
-    }
-}
-
 /// Changes the CSIDriver object until the guard is dropped.
 fn with_driver(change: &Value) -> Result<Restore> {
     let spec = get(&["csidriver", DRIVER])?["spec"].clone();
-    let restore = Restore(Box::new(move || patch(&["csidriver", DRIVER], &json!({"spec": spec}))));
+    let restore = Restore::new(move || patch(&["csidriver", DRIVER], &json!({"spec": spec})));
     patch(&["csidriver", DRIVER], &json!({"spec": change}))?;
     // The kubelets watch the object; nothing tells when they have seen it.
     std::thread::sleep(std::time::Duration::from_secs(3));
     Ok(restore)
-}
-
-/// Deletes the DaemonSet's pods and waits until new ones run both processes on all nodes. They need not be ready.
-fn restart_daemons() -> Result<()> {
-    let uids = || -> Result<Vec<String>> {
-        ["n1", "n2"].iter().map(|n| Ok(text(&node::daemon(n)?["metadata"]["uid"]))).collect()
-    };
-    let before = uids()?;
-    kubectl(&["delete", "pods", "-n", SYSTEM, "--all", "--timeout=120s"])?;
-    until("the new pods of the DaemonSet", || {
-        for n in ["n1", "n2"] {
-            let pod = node::daemon(n)?;
-            ensure!(!before.contains(&text(&pod["metadata"]["uid"])), "still the old pod on {n}");
-            let statuses = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
-            let running = statuses.iter().filter(|s| !s["state"]["running"].is_null()).count();
-            ensure!(running == 2, "{n}: {}", pod["status"]);
-        }
-        Ok(Some(()))
-    })
-}
-
-fn daemons_ready() -> Result<()> {
-    kubectl(&["rollout", "status", "daemonset/seamount-node", "-n", SYSTEM, "--timeout=120s"]).map(drop)
 }
 
 #[test]
@@ -250,11 +209,11 @@ fn pods_are_deleted_under_a_broken_configuration() {
         let stays = test.start_pod(&Pod::new("stays").on("n1").sleeping())?;
         let map = ["configmap", "seamount-agent", "-n", SYSTEM];
         let good = get(&map)?["data"].clone();
-        let restore = Restore(Box::new(move || {
+        let restore = Restore::new(move || {
             patch(&map, &json!({"data": good}))?;
             restart_daemons()?;
             daemons_ready()
-        }));
+        });
         patch(&map, &json!({"data": {"agent.yaml": "trustDomain: [\nnothing: makes sense\n"}}))?;
         restart_daemons()?;
 
@@ -288,5 +247,25 @@ fn pods_are_deleted_under_a_broken_configuration() {
             "the pod was restarted"
         );
         test.delete("stays")
+    });
+}
+
+#[test]
+fn a_running_pod_sees_the_rotation() {
+    alone("a_running_pod_sees_the_rotation", |test| {
+        let restore = with_svid_ttl("60s")?;
+        let pod = Pod::new("watch").container("main", CLIENTS, &["/client", "watch", "3"]);
+        let output = test.output_of(&pod, "main")?;
+        let seen = output
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
+            .collect::<Result<Vec<Value>>>()?;
+        ensure!(seen.len() == 3, "{output}");
+        for pair in seen.windows(2) {
+            ensure!(pair[0]["id"] == pair[1]["id"], "{output}");
+            ensure!(pair[0]["serial"] != pair[1]["serial"], "the same SVID twice: {output}");
+            ensure!(text(&pair[0]["notAfter"]) < text(&pair[1]["notAfter"]), "not renewed: {output}");
+        }
+        restore.now()
     });
 }

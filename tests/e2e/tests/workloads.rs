@@ -185,23 +185,6 @@ fn a_pod_with_a_user_namespace_has_its_identity() {
 }
 
 #[test]
-fn a_running_pod_sees_the_rotation() {
-    // run.sh installs with an SVID lifetime of one minute.
-    Test::run("a_running_pod_sees_the_rotation", |test| {
-        let output = test
-            .output_of(&Pod::new("watch").container("main", CLIENTS, &["/client", "watch", "3"]), "main")?;
-        let seen = output.lines().map(parse).collect::<Result<Vec<_>>>()?;
-        ensure!(seen.len() == 3, "{output}");
-        for pair in seen.windows(2) {
-            ensure!(pair[0]["id"] == pair[1]["id"], "{output}");
-            ensure!(pair[0]["serial"] != pair[1]["serial"], "the same SVID twice: {output}");
-            ensure!(text(&pair[0]["notAfter"]) < text(&pair[1]["notAfter"]), "not renewed: {output}");
-        }
-        Ok(())
-    });
-}
-
-#[test]
 fn a_read_write_volume_is_refused_by_field() {
     Test::run("a_read_write_volume_is_refused_by_field", |test| {
         let pod = Pod::new("writer").sleeping();

@@ -2,6 +2,7 @@
 //
 //	client fetch      print the X.509 context as one JSON object
 //	client watch N    print a JSON object per update until N were seen
+//	client probe      connect anew all the time; print a JSON object when that was not answered at once
 //
 // The socket is the one of SPIFFE_ENDPOINT_SOCKET. Each leaf is verified against the bundle of its trust domain.
 package main
@@ -95,7 +96,42 @@ func run(ctx context.Context, args []string) error {
 		}
 		return nil
 	}
-	return fmt.Errorf("usage: client fetch | client watch N")
+	if len(args) == 1 && args[0] == "probe" {
+		return probe(ctx)
+	}
+	return fmt.Errorf("usage: client fetch | client watch N | client probe")
+}
+
+// After each answer the next connection is tried 20 ms later, so a gap is at most that much longer than what is printed.
+func probe(ctx context.Context) error {
+	type line struct {
+		Gap      float64   `json:"gap"` // seconds from the first try to the answer
+		Failures int       `json:"failures"`
+		Error    string    `json:"error"`
+		Until    time.Time `json:"until"`
+	}
+	for first := true; ctx.Err() == nil; first = false {
+		l, begun := line{}, time.Now()
+		for ctx.Err() == nil {
+			try, cancel := context.WithTimeout(ctx, 10*time.Second)
+			_, err := workloadapi.FetchX509Context(try)
+			cancel()
+			if err == nil {
+				break
+			}
+			l.Failures, l.Error = l.Failures+1, err.Error()
+			time.Sleep(5 * time.Millisecond)
+		}
+		l.Gap, l.Until = time.Since(begun).Seconds(), time.Now()
+		// The first identity of a pod takes its time.
+		if !first && ctx.Err() == nil && l.Gap > 0.1 {
+			if err := json.NewEncoder(os.Stdout).Encode(l); err != nil {
+				return err
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return nil
 }
 
 func main() {
