@@ -2,6 +2,7 @@
 
 mod api;
 mod manifests;
+mod node;
 mod play;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ enum Command {
     Api(api::Args),
     /// Print the Kubernetes objects of an installation.
     Manifests(Box<manifests::Args>),
+    /// Look at this node's agent, mounter and volumes, and find what is wrong with them. As root.
+    Node(node::Args),
     /// A process that `play` starts.
     #[command(name = play::STAGE, hide = true)]
     PlayStage(play::StageArgs),
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Command::Play(args) => play::run(*args),
         Command::Api(args) => api::run(args),
         Command::Manifests(args) => manifests::run(*args),
+        Command::Node(args) => node::run(args),
         Command::PlayStage(args) => play::run_stage(args),
     };
     match outcome {

@@ -4,15 +4,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use seamount_mounter::protocol::flag;
 use seamount_proto::node;
 
 use super::health::{self, Identity, OnDisk, Severity, Status};
-use super::{Entry, Key, LOOK, Volumes, key};
+use super::{Entry, Key, Volumes, key};
 use crate::mounter::Found;
 use crate::state::{StateError, Usage};
+
+/// How long the mounter may take for the whole list: less than `seamount node` waits.
+const LIST: Duration = Duration::from_secs(3);
 
 /// Unix time in seconds; 0 for times before 1970.
 pub fn unix(time: SystemTime) -> i64 {
@@ -30,10 +33,10 @@ impl Volumes {
     /// All volumes that the agent or the mounter knows, by namespace, pod and name; and why the mounter could not be
     /// asked, if it could not.
     pub async fn report(&self) -> (Vec<node::Volume>, Option<String>) {
-        let mut disk = match tokio::time::timeout(LOOK, self.mounter.list()).await {
+        let mut disk = match tokio::time::timeout(LIST, self.mounter.list()).await {
             Ok(Ok(found)) => Disk::Found(found.into_iter().map(|f| (key(&f.volume), f)).collect()),
             Ok(Err(e)) => Disk::Unasked(e.to_string()),
-            Err(_) => Disk::Unasked(format!("the mounter did not answer List within {} s", LOOK.as_secs())),
+            Err(_) => Disk::Unasked(format!("the mounter did not answer List within {} s", LIST.as_secs())),
         };
         let now = SystemTime::now();
         let mut all: Vec<node::Volume> =

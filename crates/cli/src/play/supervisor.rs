@@ -183,7 +183,8 @@ impl Starts {
                 mounter.extend(["--agent-uid".into(), uid.to_string().into()]);
                 mounter.extend(["--agent-gid".into(), gid.to_string().into()]);
             }
-            None => mounter.push("--rootless".into()),
+            // One id is all there is.
+            None => mounter.extend(["--rootless", "--agent-uid", "0", "--agent-gid", "0"].map(Into::into)),
         }
         Ok(Self { bin: ground.bin.clone(), work: work.clone(), mounter, config, ids })
     }

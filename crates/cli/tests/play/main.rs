@@ -11,5 +11,6 @@
 mod containers;
 mod files;
 mod leftovers;
+mod node;
 mod stage;
 mod users;

@@ -1,0 +1,163 @@
+//! The mounters and agents that can be seen in /proc. In a container that is only what runs in it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Which program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// `seamount-mounter`.
+    Mounter,
+    /// `seamount-agent`.
+    Agent,
+}
+
+impl Program {
+    /// Its file name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mounter => "seamount-mounter",
+            Self::Agent => "seamount-agent",
+        }
+    }
+}
+
+/// A process of this node's driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Which program.
+    pub program: Program,
+    /// Its pid, as seen from here.
+    pub pid: u32,
+    /// Stopped by a signal, or by a debugger.
+    pub stopped: bool,
+    /// How long it has run; none where that cannot be told.
+    pub age: Option<Duration>,
+}
+
+/// What /proc shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Processes {
+    /// Those of this node's driver.
+    pub ours: Vec<Process>,
+    /// Whether this looks like a container: other containers' processes are not visible.
+    pub contained: bool,
+}
+
+impl Processes {
+    /// Those that serve this driver below this root.
+    pub fn look(root: &Path, driver: &str) -> Self {
+        let uptime = fs::read_to_string("/proc/uptime").ok().and_then(|t| t.split('.').next()?.parse().ok());
+        let mut ours = Vec::new();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+            // Threads of this program and others' end while we look.
+            if let Some(process) = look_at(pid, root, driver, uptime) {
+                ours.push(process);
+            }
+        }
+        ours.sort_by_key(|p| p.pid);
+        let first = fs::read_to_string("/proc/1/comm").unwrap_or_default();
+        Self { ours, contained: first.trim_end().starts_with("seamount") }
+    }
+
+    /// Those that run this program.
+    pub fn of(&self, program: Program) -> Vec<&Process> {
+        self.ours.iter().filter(|p| p.program == program).collect()
+    }
+}
+
+fn look_at(pid: u32, root: &Path, driver: &str, uptime: Option<u64>) -> Option<Process> {
+    let directory = PathBuf::from(format!("/proc/{pid}"));
+    let line = fs::read(directory.join("cmdline")).ok()?;
+    let args: Vec<String> =
+        line.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
+    let name = Path::new(args.first()?).file_name()?.to_str()?.to_owned();
+    let program = [Program::Mounter, Program::Agent].into_iter().find(|p| p.name() == name)?;
+    let file = || of_config(&directory, flag(&args, "--config")?.as_str());
+    let (its_root, its_driver) = match program {
+        Program::Mounter => (flag(&args, "--kubelet-root"), flag(&args, "--driver")),
+        Program::Agent => {
+            let (root, driver) = file().unwrap_or_default();
+            (flag(&args, "--kubelet-root").or(root), flag(&args, "--driver-name").or(driver))
+        }
+    };
+    let its_root = its_root.unwrap_or_else(|| "/var/lib/kubelet".to_owned());
+    let its_driver = its_driver.unwrap_or_else(|| "csi.spiffe.io".to_owned());
+    if its_driver != driver || !same(&directory, Path::new(&its_root), root, program) {
+        return None;
+    }
+    let (stopped, start) = stat(&fs::read_to_string(directory.join("stat")).ok()?)?;
+    // Ticks: Linux shows 100 a second to user space on every architecture that Rust's musl targets have.
+    let age = uptime.map(|now| Duration::from_secs(now.saturating_sub(start / 100)));
+    Some(Process { program, pid, stopped, age })
+}
+
+/// Whether the root that a process names is ours: by device and inode, in the process's own mount namespace. The agent
+/// has no such directory: for it the name has to do, or the name as seen from its own root.
+fn same(process: &Path, its: &Path, ours: &Path, program: Program) -> bool {
+    let inside = process.join("root");
+    let there = inside.join(its.strip_prefix("/").unwrap_or(its));
+    match (fs::metadata(&there), fs::metadata(ours)) {
+        (Ok(there), Ok(ours)) => (there.dev(), there.ino()) == (ours.dev(), ours.ino()),
+        (Err(e), _) if program == Program::Agent && e.kind() == ErrorKind::NotFound => {
+            its == ours || ours.ends_with(its.strip_prefix("/").unwrap_or(its))
+        }
+        _ => its == ours,
+    }
+}
+
+/// `--name value` or `--name=value`.
+fn flag(args: &[String], name: &str) -> Option<String> {
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        if arg == name {
+            return args.next().cloned();
+        }
+        if let Some(value) = arg.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) {
+            return Some(value.to_owned());
+        }
+    }
+    None
+}
+
+/// Root and driver as an agent's file has them.
+fn of_config(process: &Path, path: &str) -> Option<(Option<String>, Option<String>)> {
+    let path = process.join("root").join(path.strip_prefix('/').unwrap_or(path));
+    let file: serde_json::Value = serde_saphyr::from_str(&fs::read_to_string(path).ok()?).ok()?;
+    let field = |name: &str| file.get(name).and_then(|v| v.as_str()).map(str::to_owned);
+    Some((field("kubeletRoot"), field("driverName")))
+}
+
+/// State and start (field 22, in ticks since boot) of proc_pid_stat(5). The name in parentheses may hold anything.
+fn stat(line: &str) -> Option<(bool, u64)> {
+    let (_, rest) = line.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let stopped = matches!(*fields.first()?, "T" | "t");
+    Some((stopped, fields.get(19)?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_read_in_both_forms() {
+        let args: Vec<String> =
+            ["x", "--driver", "a", "--kubelet-root=/k"].into_iter().map(str::to_owned).collect();
+        assert_eq!(flag(&args, "--driver").as_deref(), Some("a"));
+        assert_eq!(flag(&args, "--kubelet-root").as_deref(), Some("/k"));
+        assert_eq!(flag(&args, "--kubelet"), None);
+    }
+
+    #[test]
+    fn the_state_is_read_behind_any_name() {
+        let rest = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
+        assert_eq!(stat(&format!("7 (a) b) T {rest}")), Some((true, 4242)));
+        assert_eq!(stat(&format!("7 (x) S {rest}")), Some((false, 4242)));
+        assert_eq!(stat("7 (x"), None);
+    }
+}
