@@ -11,7 +11,10 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::{net::UnixListener, sync::watch};
+use tokio::{
+    net::UnixListener,
+    sync::{Semaphore, watch},
+};
 use tokio_util::sync::CancellationToken;
 
 mod body;
@@ -63,7 +66,7 @@ pub trait Observer: Send + Sync {
     fn connection(&self, delta: i64);
     /// A FetchX509SVID or FetchX509Bundles stream was answered with data (+1) or ended (-1).
     fn stream(&self, delta: i64);
-    /// Something was refused; `why` is one of a small fixed set: `accept`, `connections`, `idle`, `http`,
+    /// Something was refused; `why` is one of a small fixed set: `accept`, `connections`, `node connections`, `idle`, `http`,
     /// `security header`, `method`, `request`, `pending`, `unavailable`, `denied`.
     fn refused(&self, why: &'static str);
 }
@@ -91,8 +94,23 @@ pub async fn serve(
     observer: Arc<dyn Observer>,
     cancel: CancellationToken,
 ) {
+    let all = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+    serve_within(listener, served, limits, all, pending_timeout, observer, cancel).await;
+}
+
+/// As [`serve`], with a bound over several sockets: each connection takes a permit of `all` while it is open, and one
+/// that gets none is accepted and closed.
+pub async fn serve_within(
+    listener: UnixListener,
+    served: watch::Receiver<Served>,
+    limits: Limits,
+    all: Arc<Semaphore>,
+    pending_timeout: Duration,
+    observer: Arc<dyn Observer>,
+    cancel: CancellationToken,
+) {
     let timing = Timing { pending: pending_timeout, ..Timing::default() };
-    connection::serve(listener, Shared { served, limits, timing, observer }, cancel).await;
+    connection::serve(listener, Shared { served, limits, all, timing, observer }, cancel).await;
 }
 
 /// How long a client may take.
@@ -124,6 +142,8 @@ impl Default for Timing {
 struct Shared {
     served: watch::Receiver<Served>,
     limits: Limits,
+    /// Of all sockets that share it.
+    all: Arc<Semaphore>,
     timing: Timing,
     observer: Arc<dyn Observer>,
 }

@@ -79,6 +79,8 @@ struct Slot {
     intermediate: CertificateDer<'static>,
     root: CertificateDer<'static>,
     root_not_after: SystemTime,
+    /// Trusted beside it.
+    others: Vec<(CertificateDer<'static>, SystemTime)>,
     not_before: SystemTime,
     not_after: SystemTime,
 }
@@ -122,21 +124,32 @@ impl Embedded {
 
     /// As [`new`](Self::new), with another clock.
     pub fn with_clock(config: EmbeddedConfig, clock: Clock) -> Result<Self, AuthorityError> {
-        let problem = |field, problem: &str| {
-            Err(AuthorityError::Config { field, problem: format!("{problem}; defaults are 24h and 1h") })
-        };
-        if config.svid_ttl < Duration::from_secs(1) {
-            return problem("svidTtl", "must be at least 1 s");
-        }
-        if config.ca_ttl < config.svid_ttl {
-            return problem("caTtl", "must not be shorter than svidTtl");
-        }
+        check_lifetimes(&config)?;
         if config.template.trust_domain() != &config.trust_domain {
-            return problem("idTemplate", "is of another trust domain");
+            let problem = "is of another trust domain".to_owned();
+            return Err(AuthorityError::Config { field: "idTemplate", problem });
         }
         let active = Arc::new(new_slot(&config, clock())?);
         let state = State { active, prepared: None, retired: Vec::new() };
         let (bundles, _) = watch::channel(Arc::new(bundle_of(&config.trust_domain, &state)?));
+        Ok(Self { config, clock, state: RwLock::new(state), rotation: Mutex::new(()), bundles })
+    }
+
+    /// The same authority with other lifetimes: its roots stay, and with them everything that was issued. An SVID gets
+    /// its new lifetime at once, as far as the intermediate lives; the intermediate and a root in memory get theirs when
+    /// they are replaced next.
+    pub fn with_lifetimes(&self, ca_ttl: Duration, svid_ttl: Duration) -> Result<Self, AuthorityError> {
+        let config = EmbeddedConfig { ca_ttl, svid_ttl, ..self.config.clone() };
+        check_lifetimes(&config)?;
+        // Not in the middle of a step.
+        let _one = self.rotating();
+        let state = self.read(|state| State {
+            active: Arc::clone(&state.active),
+            prepared: state.prepared.clone(),
+            retired: state.retired.clone(),
+        });
+        let (bundles, _) = watch::channel(Arc::new(bundle_of(&config.trust_domain, &state)?));
+        let clock = Arc::clone(&self.clock);
         Ok(Self { config, clock, state: RwLock::new(state), rotation: Mutex::new(()), bundles })
     }
 
@@ -214,7 +227,8 @@ impl Embedded {
         let leaf = leaf_params(id, now, until)?
             .signed_by(key, &slot.issuer)
             .map_err(|_| AuthorityError::Crypto("signing an SVID"))?;
-        Ok(vec![leaf.into(), slot.intermediate.clone()])
+        // Not the buffer that it was written into, which is larger.
+        Ok(vec![leaf.der().to_vec().into(), slot.intermediate.clone()])
     }
 
     fn rotating(&self) -> MutexGuard<'_, ()> {
@@ -307,8 +321,23 @@ impl Authority for Embedded {
 fn bundle_of(trust_domain: &TrustDomain, state: &State) -> Result<BundleSet, AuthorityError> {
     let retired = state.retired.iter().map(|(root, _)| root.clone());
     let current = [Some(&state.active), state.prepared.as_ref()].into_iter().flatten();
-    let roots: Vec<_> = retired.chain(current.map(|slot| slot.root.clone())).collect();
+    let beside: Vec<_> =
+        current.clone().flat_map(|slot| &slot.others).map(|(root, _)| root.clone()).collect();
+    let roots: Vec<_> = retired.chain(current.map(|slot| slot.root.clone())).chain(beside).collect();
     Ok(BundleSet::new(X509Bundle::new(trust_domain.clone(), roots)?))
+}
+
+fn check_lifetimes(config: &EmbeddedConfig) -> Result<(), AuthorityError> {
+    let problem = |field, problem: &str| {
+        Err(AuthorityError::Config { field, problem: format!("{problem}; defaults are 24h and 1h") })
+    };
+    if config.svid_ttl < Duration::from_secs(1) {
+        return problem("svidTtl", "must be at least 1 s");
+    }
+    if config.ca_ttl < config.svid_ttl {
+        return problem("caTtl", "must not be shorter than svidTtl");
+    }
+    Ok(())
 }
 
 /// A new intermediate below a new or the loaded root.
@@ -342,6 +371,7 @@ fn new_slot(config: &EmbeddedConfig, now: SystemTime) -> Result<Slot, AuthorityE
         intermediate,
         root: root.der,
         root_not_after: root.not_after,
+        others: root.others,
         not_before,
         not_after,
     })
@@ -358,7 +388,7 @@ fn new_root(
     let der: CertificateDer<'static> =
         params.self_signed(&key).map_err(|_| AuthorityError::Crypto("signing the root certificate"))?.into();
     let (_, not_after) = certificate::validity(&certificate::parse(&der, 0)?);
-    Ok(load::Root { issuer: Issuer::new(params, key), der, not_after })
+    Ok(load::Root { issuer: Issuer::new(params, key), der, not_after, others: Vec::new() })
 }
 
 fn new_key(kind: KeyType) -> Result<KeyPair, AuthorityError> {

@@ -1,4 +1,7 @@
 //! Reads the authority's root from a directory: `tls.crt` and `tls.key`, as a Kubernetes TLS Secret is mounted.
+//!
+//! `tls.crt` may hold several roots. The first, whose key is there, signs; the others are trusted too. So a root is
+//! replaced without a gap: first every node trusts the new one, then it signs, then the old one leaves.
 
 use std::{
     fs::File,
@@ -16,9 +19,14 @@ use crate::{certificate, id::TrustDomain, keys::KeyPair};
 /// Larger files are no key or certificate.
 const MAX_FILE: u64 = 256 * 1024;
 
+/// More roots than this are a mistake.
+const MAX_ROOTS: usize = 16;
+
 /// A root with its key.
 pub(super) struct Root {
     pub(super) der: CertificateDer<'static>,
+    /// What is trusted beside it, and until when.
+    pub(super) others: Vec<(CertificateDer<'static>, SystemTime)>,
     pub(super) issuer: rcgen::Issuer<'static, KeyPair>,
     pub(super) not_after: SystemTime,
 }
@@ -31,11 +39,11 @@ pub(super) fn load(
 ) -> Result<Root, AuthorityError> {
     let crt = directory.join("tls.crt");
     let key = directory.join("tls.key");
-    let der = certificate_of(&crt, trust_domain, now)?;
+    let (der, others) = certificates_of(&crt, trust_domain, now)?;
     let pair = key_of(&key)?;
 
     let parsed = certificate::parse(&der, 0)
-        .map_err(|error| fail(&crt, error, "put one CA certificate as PEM there"))?;
+        .map_err(|error| fail(&crt, error, "put CA certificates as PEM there, that of tls.key first"))?;
     if !certificate::has_key(&parsed, pair.public_key()) {
         let problem = "it does not belong to the certificate in tls.crt";
         return Err(fail(&key, problem, "put certificate and key of the same authority there"));
@@ -43,41 +51,68 @@ pub(super) fn load(
     let (_, not_after) = certificate::validity(&parsed);
     let issuer = rcgen::Issuer::from_ca_cert_der(&der, pair)
         .map_err(|error| fail(&crt, error, "use a certificate with a plain subject name"))?;
-    Ok(Root { issuer, not_after, der })
+    Ok(Root { issuer, not_after, der, others })
 }
 
-fn certificate_of(
+/// The root that signs, and the others that are valid, or will be.
+#[allow(clippy::type_complexity, reason = "used once")]
+fn certificates_of(
     file: &Path,
     trust_domain: &TrustDomain,
     now: SystemTime,
-) -> Result<CertificateDer<'static>, AuthorityError> {
-    const REMEDY: &str = "put exactly one self-signed CA certificate as PEM there";
+) -> Result<(CertificateDer<'static>, Vec<(CertificateDer<'static>, SystemTime)>), AuthorityError> {
+    const REMEDY: &str = "put self-signed CA certificates as PEM there, that of tls.key first";
     let text = read(file)?;
     let blocks = pem::parse_many(text.as_slice()).map_err(|error| fail(file, error, REMEDY))?;
-    let [block] = blocks.as_slice() else {
+    if blocks.is_empty() || blocks.len() > MAX_ROOTS {
         return Err(fail(file, format!("it holds {} PEM blocks", blocks.len()), REMEDY));
-    };
-    if block.tag() != "CERTIFICATE" {
-        return Err(fail(file, format!("it holds a block {:?}", block.tag()), REMEDY));
     }
-    let der = CertificateDer::from(block.contents().to_vec());
-    let root = certificate::parse(&der, 0).map_err(|error| fail(file, error, REMEDY))?;
-    certificate::check_root(&root, trust_domain)
-        .map_err(|error| fail(file, error, "make a CA certificate for this trust domain"))?;
+    let mut found = Vec::new();
+    for (position, block) in blocks.iter().enumerate() {
+        if block.tag() != "CERTIFICATE" {
+            return Err(fail(file, format!("it holds a block {:?}", block.tag()), REMEDY));
+        }
+        let der = CertificateDer::from(block.contents().to_vec());
+        let (not_before, not_after) = root_validity(file, &der, trust_domain, position)?;
+        if position == 0 && now < not_before {
+            return Err(fail(file, "it is not valid yet", "check the clock of this machine"));
+        }
+        if position == 0 && now >= not_after {
+            return Err(fail(file, "it has expired", "put a new authority there"));
+        }
+        // One that is trusted no more may stay in the file for a while.
+        if now < not_after {
+            found.push((der, not_after));
+        }
+    }
+    let (first, _) = found.remove(0);
+    Ok((first, found))
+}
+
+/// A root's validity, if it is one of this trust domain.
+fn root_validity(
+    file: &Path,
+    der: &CertificateDer<'static>,
+    trust_domain: &TrustDomain,
+    position: usize,
+) -> Result<(SystemTime, SystemTime), AuthorityError> {
+    let which = |why: String| match position {
+        0 => why,
+        _ => format!("certificate {} in it: {why}", position + 1),
+    };
+    let remedy = "put self-signed CA certificates as PEM there, that of tls.key first";
+    let root =
+        certificate::parse(der, position).map_err(|error| fail(file, which(error.to_string()), remedy))?;
+    certificate::check_root(&root, trust_domain).map_err(|error| {
+        fail(file, which(error.to_string()), "make a CA certificate for this trust domain")
+    })?;
     certificate::is_signed_by(&root, &root)
-        .map_err(|why| fail(file, format!("it is not self-signed: {why}"), REMEDY))?;
-    if certificate::path_length(&root) == Some(0) {
+        .map_err(|why| fail(file, which(format!("it is not self-signed: {why}")), remedy))?;
+    if position == 0 && certificate::path_length(&root) == Some(0) {
         let problem = "its pathLenConstraint is 0, so that it cannot sign the intermediate certificate";
         return Err(fail(file, problem, "make it with a path length of 1 or without one"));
     }
-    let (not_before, not_after) = certificate::validity(&root);
-    if now < not_before {
-        return Err(fail(file, "it is not valid yet", "check the clock of this machine"));
-    }
-    if now >= not_after {
-        return Err(fail(file, "it has expired", "put a new authority there"));
-    }
-    Ok(der)
+    Ok(certificate::validity(&root))
 }
 
 fn key_of(file: &Path) -> Result<KeyPair, AuthorityError> {

@@ -69,8 +69,12 @@ pub(super) async fn serve(listener: UnixListener, shared: Shared, cancel: Cancel
             shared.observer.refused("connections");
             continue;
         };
+        let Ok(of_all) = shared.all.clone().try_acquire_owned() else {
+            shared.observer.refused("node connections");
+            continue;
+        };
         // Not wrapped in another async block, which would hold its future twice.
-        tasks.spawn(run(stream, slot, shared.clone(), tasks.clone(), cancel.child_token()));
+        tasks.spawn(run(stream, (slot, of_all), shared.clone(), tasks.clone(), cancel.child_token()));
     }
     drop(listener);
     tasks.close();
@@ -80,12 +84,12 @@ pub(super) async fn serve(listener: UnixListener, shared: Shared, cancel: Cancel
 /// One connection until it ends, is cancelled, or asks nothing for too long.
 async fn run(
     stream: UnixStream,
-    slot: OwnedSemaphorePermit,
+    slots: (OwnedSemaphorePermit, OwnedSemaphorePermit),
     shared: Arc<Shared>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 ) {
-    let _slot = slot;
+    let _slots = slots;
     let _streams = cancel.clone().drop_guard();
     let _open = Open::new(&shared);
     let requests = Request::default();

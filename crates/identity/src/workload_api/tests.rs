@@ -54,7 +54,13 @@ fn start(timing: Timing) -> Server {
     let listener = UnixListener::bind(&path).unwrap();
     let seen = Arc::new(Seen::default());
     let (served, receiver) = watch::channel(Served::Pending);
-    let shared = Shared { served: receiver, limits: Limits::default(), timing, observer: seen.clone() };
+    let shared = Shared {
+        served: receiver,
+        limits: Limits::default(),
+        all: Arc::new(tokio::sync::Semaphore::new(64)),
+        timing,
+        observer: seen.clone(),
+    };
     let task = tokio::spawn(connection::serve(listener, shared, CancellationToken::new()));
     Server { _directory: directory, path, seen, served, task }
 }

@@ -166,8 +166,8 @@ fn bad_pem_in_the_certificate_file() {
     let made = directory(&ca(), &key);
     let file = made.path().join("tls.crt");
     let good = fs::read_to_string(&file).unwrap();
-    fs::write(&file, format!("{good}{good}")).unwrap();
-    assert!(error(made.path(), "tls.crt").contains("2 PEM blocks"));
+    fs::write(&file, good.repeat(17)).unwrap();
+    assert!(error(made.path(), "tls.crt").contains("17 PEM blocks"));
     fs::write(&file, "hello").unwrap();
     assert!(error(made.path(), "tls.crt").contains("0 PEM blocks"));
     fs::write(&file, key.serialize_pem()).unwrap();
@@ -203,4 +203,50 @@ fn bad_keys() {
     // What is wrong in a key file is never quoted.
     let secret = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PUBLIC KEY-----\n";
     assert!(!with(secret).contains("c2VjcmV0"));
+}
+
+#[test]
+fn a_root_is_replaced_without_a_gap() {
+    let time = Time::new();
+    let (old, new) = (RcgenKey::generate().unwrap(), RcgenKey::generate().unwrap());
+    let certificate = |key: &RcgenKey, name: &str| {
+        let mut params = ca();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.self_signed(key).unwrap().pem()
+    };
+    let (of_old, of_new) = (certificate(&old, "old"), certificate(&new, "new"));
+    let dir = tempfile::tempdir().unwrap();
+    let signed = |authority: &Embedded| {
+        let (key, csr) = new_key_and_csr(KeyType::EcP256).unwrap();
+        X509Svid::new(authority.issue(&csr, &pod()).unwrap(), key).unwrap()
+    };
+    let trusts = |authority: &Embedded, svid: &X509Svid| {
+        svid.verify(authority.bundles().borrow().own(), time.now()).is_ok()
+    };
+    // Nodes are never all of one step at the same time: each understands those of the step before and after it.
+    let steps: Vec<_> = [
+        (of_old.clone(), &old),
+        (format!("{of_old}{of_new}"), &old),
+        (format!("{of_new}{of_old}"), &new),
+        (of_new.clone(), &new),
+    ]
+    .into_iter()
+    .map(|(certificates, key)| {
+        put(dir.path(), &certificates, &key.serialize_pem());
+        open(dir.path(), &time).unwrap()
+    })
+    .collect();
+    for pair in steps.windows(2) {
+        let (before, after) = (signed(&pair[0]), signed(&pair[1]));
+        assert!(trusts(&pair[0], &after) && trusts(&pair[1], &before));
+    }
+    assert!(!trusts(&steps[3], &signed(&steps[0])), "the old root is out in the end");
+    // The key is the first one's; whatever is beside it must be a root, too.
+    put(dir.path(), &format!("{of_old}{of_new}"), &new.serialize_pem());
+    assert!(error(dir.path(), "tls.key").contains("does not belong"));
+    let mut foreign = ca();
+    foreign.subject_alt_names = vec![SanType::URI("spiffe://elsewhere.org".try_into().unwrap())];
+    let foreign = foreign.self_signed(&new).unwrap().pem();
+    put(dir.path(), &format!("{of_old}{foreign}"), &old.serialize_pem());
+    assert!(error(dir.path(), "tls.crt").contains("certificate 2"));
 }
