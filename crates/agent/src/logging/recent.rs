@@ -41,9 +41,12 @@ impl Recent {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        // Spans pass, because they carry the pod's name.
-        let wanted = filter_fn(|metadata| metadata.is_span() || *metadata.level() <= Level::WARN)
-            .with_max_level_hint(LevelFilter::INFO);
+        // Spans of ours pass, because they carry the pod's name. Nothing may pass that is beyond the hint: a debug build
+        // panics on it.
+        let wanted = filter_fn(|metadata| {
+            *metadata.level() <= if metadata.is_span() { Level::INFO } else { Level::WARN }
+        })
+        .with_max_level_hint(LevelFilter::INFO);
         let lines = fmt::layer().with_ansi(false).with_target(false).with_level(false).without_time();
         lines.with_writer(self.clone()).with_filter(wanted)
     }
@@ -115,5 +118,16 @@ mod tests {
             (0..2 * LINES).for_each(|n| tracing::warn!(n, "again"));
         });
         assert_eq!(recent.lines().len(), LINES);
+    }
+
+    #[test]
+    fn spans_that_only_another_layer_wants_are_left_to_it() {
+        // As with `log.level: debug`, when h2 opens its own spans.
+        let recent = Recent::default();
+        let all = fmt::layer().with_writer(io::sink).with_filter(LevelFilter::TRACE);
+        tracing::subscriber::with_default(Registry::default().with(all).with(recent.layer()), || {
+            tracing::debug_span!("theirs").in_scope(|| tracing::debug!("nor this"));
+        });
+        assert_eq!(recent.lines(), []);
     }
 }
