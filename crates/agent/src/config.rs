@@ -53,6 +53,8 @@ pub const HTTP_ADDRESS: &str = "127.0.0.1:9808";
 pub const CONNECTIONS: u32 = 64;
 /// The largest value of either; their product is bounded by the descriptors and memory of a node.
 pub const MAX_CONNECTIONS: u32 = 4096;
+/// The largest `workloadApi.connectionsPerNode`: the kernel's own bound for the descriptors of a process (`fs.nr_open`).
+pub const MAX_NODE_CONNECTIONS: u32 = 1 << 20;
 /// The largest configuration file that is read, in bytes.
 pub const MAX_FILE: u64 = 256 * 1024;
 
@@ -217,6 +219,8 @@ pub enum LogLevel {
 pub struct WorkloadApi {
     /// Connections that one volume's socket accepts at a time.
     pub connections_per_volume: u32,
+    /// Connections of all volumes of the node together; none: three quarters of the descriptors.
+    pub connections_per_node: Option<u32>,
     /// Streams on one connection at a time.
     pub streams_per_connection: u32,
 }

@@ -64,6 +64,11 @@ struct RefusedLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhatLabel {
+    what: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
 }
@@ -96,6 +101,8 @@ pub struct Metrics {
     key_refreshes: Family<ResultLabel, Counter>,
     keys_refreshed: Seconds,
     descriptors: Gauge,
+    connection_limit: Gauge,
+    leftovers: Family<WhatLabel, Gauge>,
 }
 
 #[derive(Default)]
@@ -270,6 +277,19 @@ impl Metrics {
                 "Descriptors that the agent may have open",
                 Gauge::default(),
             ),
+            connection_limit: register(
+                &mut r,
+                "workload_api_connection_limit",
+                "Workload API connections that all volumes may have open together",
+                Gauge::default(),
+            ),
+            leftovers: register(
+                &mut r,
+                "leftovers",
+                "Volumes that the kubelet has no record of, and mounts of another driver in volumes of this one, when the \
+                 node was looked over last",
+                Family::default(),
+            ),
             registry: r,
         };
         // Series that begin at 0, so that the first failure is a change and not a new series.
@@ -395,6 +415,19 @@ impl Metrics {
         if result == Outcome::success {
             self.keys_refreshed.set(unix(now));
         }
+    }
+
+    /// What a look over the whole node has found that nobody should have left.
+    pub fn leftovers(&self, orphans: usize, foreign: usize, stacked: usize) {
+        for (what, number) in [("orphan", orphans), ("foreign", foreign), ("stacked", stacked)] {
+            let number = i64::try_from(number).unwrap_or(i64::MAX);
+            self.leftovers.get_or_create(&WhatLabel { what }).set(number);
+        }
+    }
+
+    /// How many Workload API connections the node may have open.
+    pub fn connection_limit(&self, limit: u64) {
+        self.connection_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
 
     /// The process's limit of descriptors.

@@ -367,7 +367,10 @@ impl Client {
 
     /// The listener that the mounter keeps for this volume.
     pub async fn fetch(&self, volume: &Volume) -> Result<Listener, MounterError> {
-        listener(self.call(Request::Fetch(volume.clone())).await?, "Fetch")
+        let found = self.inspect(volume, self.patience).await?;
+        let refused =
+            |fault, text: &str| MounterError::Fault { operation: "Inspect", fault, text: text.to_owned() };
+        found.and_then(|f| f.listener).ok_or_else(|| refused(Fault::NotFound, "no listener is kept"))
     }
 
     /// Binds the source directory; the reply's flags.
@@ -389,23 +392,42 @@ impl Client {
         }
     }
 
-    /// All volumes of our driver on this node.
+    /// All volumes of our driver on this node: as one mounter found them in one scan. Where the connection breaks in
+    /// between it begins anew, for the pages of another mounter, or of no scan, would be missing without a word.
     pub async fn list(&self) -> Result<Vec<Found>, MounterError> {
         let _alone = self.listing.lock().await;
+        let mut link = self.link.clone();
+        let mut deadline = Instant::now() + self.patience;
+        let mut after = 0;
+        loop {
+            let up = self.connection(&mut link, after, deadline, "List", self.patience).await?;
+            if let Some(all) = self.list_on(&up, &mut deadline).await? {
+                return Ok(all);
+            }
+            after = up.number;
+        }
+    }
+
+    /// The same on one connection; `None` where it broke. Each page has a deadline of its own.
+    async fn list_on(&self, up: &Up, deadline: &mut Instant) -> Result<Option<Vec<Found>>, MounterError> {
         let mut all = Vec::new();
         // The first has the mounter make the scan; the others are pages of it and need not wait for each other.
         let mut pages = 1;
         loop {
             let next = all.len() as u64;
-            let asked = (next..next + pages).map(|cursor| self.call(Request::List { cursor }));
+            let requests: Vec<_> = (next..next + pages).map(|cursor| Request::List { cursor }).collect();
+            let until = *deadline;
+            let asked = requests.iter().map(|request| ask(up, request, None, until, self.patience));
             for answer in join_all(asked).await {
                 match answer {
-                    Ok(answer) => all.push(found(answer, "List")?),
-                    Err(e) if e.is(Fault::NotFound) => return Ok(all),
+                    Ok(Some(answer)) => all.push(found(answer, "List")?),
+                    Ok(None) => return Ok(None),
+                    Err(e) if e.is(Fault::NotFound) => return Ok(Some(all)),
                     Err(e) => return Err(e),
                 }
             }
             pages = PAGES;
+            *deadline = Instant::now() + self.patience;
         }
     }
 

@@ -19,7 +19,7 @@ use seamount_proto::csi::node_server::NodeServer;
 use seamount_proto::node::node_server::NodeServer as NodeReportServer;
 use seamount_proto::registration::registration_server::RegistrationServer;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -41,7 +41,7 @@ use door::Door;
 const PENDING: Duration = Duration::from_secs(20);
 /// How long calls in flight may take after SIGTERM.
 const STOP: Duration = Duration::from_secs(5);
-/// How long to wait before what failed with a connected mounter is tried again.
+/// How long to wait at most before what failed with a connected mounter is tried again; at first a sixteenth of it.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -110,6 +110,12 @@ async fn live_on(
     let shown = Shown::default();
     let descriptors = limits::raise_descriptors();
     shown.metrics.descriptor_limit(descriptors);
+    let of_node = loaded.as_ref().ok().and_then(|c| c.workload_api.connections_per_node);
+    let of_node = limits::connections(of_node, descriptors);
+    shown.metrics.connection_limit(of_node);
+    let connections = Arc::new(Semaphore::new(
+        usize::try_from(of_node).map_or(Semaphore::MAX_PERMITS, |n| n.min(Semaphore::MAX_PERMITS)),
+    ));
     let bounds =
         loaded.as_ref().map_or(Limits { connections: CONNECTIONS as usize, streams: CONNECTIONS }, |c| {
             Limits {
@@ -124,9 +130,11 @@ async fn live_on(
     tokio::spawn(Arc::clone(&live).follow(args, node_name));
 
     let (source_sender, source) = watch::channel(Source::Missing("the agent has just started".into()));
-    tokio::spawn(source::supervise(live.configs(), source_sender, cancel.clone()));
-    let terms = Terms { limits: bounds, pending: PENDING, descriptors, observer: shown.metrics.clone() };
+    let terms =
+        Terms { limits: bounds, connections, pending: PENDING, descriptors, observer: shown.metrics.clone() };
     let volumes = Volumes::new(mounter.clone(), source, terms, Arc::clone(&shown.metrics));
+    // An authority takes longer to make than all volumes to bring back, and they do not wait for it.
+    volumes.aside(source::supervise(live.configs(), source_sender, cancel.clone()));
     tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
     tokio::spawn(tell_source(Arc::clone(&volumes), Arc::clone(&live)));
     let beat = Arc::clone(&shown.progress);
@@ -301,13 +309,14 @@ impl House {
         let mut link = self.mounter.link();
         let mut registered = self.registered.subscribe();
         let mut done = 0;
+        let mut pause = AGAIN / 16;
         self.tell_registration();
         loop {
             let now = link.borrow_and_update().clone();
             match now {
                 Link::Up(up) if up.number != done => match self.attach().await {
                     Ok(()) => {
-                        done = up.number;
+                        (done, pause) = (up.number, AGAIN / 16);
                         self.volumes.set_complete(done);
                         self.live.metrics().mounter(true);
                         self.live.set(Condition::Mounter, Standing::Ready(up.hello.build));
@@ -316,7 +325,8 @@ impl House {
                         self.live.set(Condition::Mounter, Standing::NotReady(e.to_string()));
                         // What there is is served meanwhile: deletions do not wait for the state directory.
                         self.open_doors();
-                        tokio::time::sleep(AGAIN).await;
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(AGAIN);
                         continue;
                     }
                 },

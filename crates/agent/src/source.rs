@@ -51,6 +51,16 @@ struct Made {
     files: [u8; 32],
 }
 
+impl Made {
+    fn differs_in_lifetimes_only(&self, new: &Self) -> bool {
+        let config::Embedded { directory, key_type, svid_key_type, ca_ttl: _, svid_ttl: _ } = &self.embedded;
+        let parts = (&new.embedded.directory, &new.embedded.key_type, &new.embedded.svid_key_type);
+        (&self.trust_domain, &self.id_template, self.files)
+            == (&new.trust_domain, &new.id_template, new.files)
+            && (directory, key_type, svid_key_type) == parts
+    }
+}
+
 /// Follows the configuration until cancelled.
 pub async fn supervise(
     mut config: watch::Receiver<Option<Arc<Config>>>,
@@ -103,6 +113,29 @@ async fn embed(
     let new = Made { trust_domain, id_template, embedded: parts, files };
     if embedded.as_ref().is_some_and(|(_, made)| *made == new) {
         return trouble(source, tick(embedded).await);
+    }
+    if let Some((old, made)) = embedded.as_ref()
+        && made.differs_in_lifetimes_only(&new)
+        && new.embedded.directory.is_none()
+    {
+        let old = Arc::clone(old);
+        match old.with_lifetimes(new.embedded.ca_ttl, new.embedded.svid_ttl) {
+            Ok(authority) => {
+                tracing::info!("the embedded authority has other lifetimes; its root stays");
+                let authority = Arc::new(authority);
+                source.send_if_modified(|now| match now {
+                    Source::Authority(signer) => {
+                        signer.authority = Arc::clone(&authority) as Arc<dyn Authority>;
+                        signer.trouble = None;
+                        true
+                    }
+                    _ => false,
+                });
+                *embedded = Some((authority, new));
+            }
+            Err(e) => trouble(source, Some(format!("the changed authority is not usable: {e}"))),
+        }
+        return;
     }
     match make(wanted.clone()).await {
         Ok((authority, signer)) => {

@@ -4,16 +4,19 @@
 //! for the authority: the SVID is made behind it, and the pod's first stream waits. What is made late for an earlier
 //! incarnation of a volume is thrown away. An answer is given, and an SVID shown, only after its record is stored.
 
+mod elsewhere;
 pub mod health;
+mod leftovers;
 mod report;
 mod restore;
 mod rotate;
+mod rush;
 mod serving;
 mod workshop;
 
 pub use report::unix;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -34,6 +37,7 @@ use crate::source::Source;
 use crate::state::{StateDir, StateError};
 use crate::token::Token;
 use health::{Condition, Identity, OnDisk, Status};
+use rush::Rush;
 use serving::Serving;
 pub use serving::Terms;
 use workshop::Workshop;
@@ -109,6 +113,8 @@ struct Slot {
     facts: Option<Facts>,
     held: Option<Held>,
     serving: Option<Serving>,
+    /// What a republish of a `directory` volume must repeat, since this agent has seen it.
+    directory: Option<Parameters>,
 }
 
 /// What is read without waiting for that lock.
@@ -188,6 +194,8 @@ pub struct Volumes {
     no_state: Mutex<String>,
     /// Whether the records were read: before that, a publish would take a known volume for a new one.
     restored: AtomicBool,
+    /// What was unpublished before that: a scan, or a record that was read, may be older.
+    unpublished: Mutex<HashSet<Key>>,
     /// Number of the connection whose mounter has every listener that is served.
     complete: AtomicU64,
     source: watch::Receiver<Source>,
@@ -196,6 +204,8 @@ pub struct Volumes {
     due: Mutex<Vec<Arc<Entry>>>,
     wake: Notify,
     permits: Arc<Semaphore>,
+    /// What the kubelet waits for goes before what is made behind its back.
+    rush: Rush,
     /// None where the thread could not be made: then identities are made among everything else.
     workshop: Option<Workshop>,
     pulse: Pulse,
@@ -219,12 +229,14 @@ impl Volumes {
             state: ArcSwapOption::empty(),
             no_state: Mutex::new("the mounter has not been asked".to_owned()),
             restored: AtomicBool::new(false),
+            unpublished: Mutex::default(),
             complete: AtomicU64::new(0),
             source,
             terms,
             due: Mutex::default(),
             wake: Notify::new(),
             permits: Arc::new(Semaphore::new(SIGNING)),
+            rush: Rush::default(),
             workshop,
             pulse: Pulse::new(Arc::clone(&metrics)),
             metrics,
@@ -239,6 +251,14 @@ impl Volumes {
     /// Whether the authority answers.
     pub fn pulse(&self) -> &Pulse {
         &self.pulse
+    }
+
+    /// Starts what nobody waits for, with the low priority of making identities. Needs a tokio runtime.
+    pub fn aside(&self, work: impl Future<Output = ()> + Send + 'static) {
+        match &self.workshop {
+            Some(workshop) => workshop.start_work(work),
+            None => drop(tokio::spawn(work)),
+        }
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<Key, Arc<Entry>>> {
@@ -303,6 +323,7 @@ impl Volumes {
         workload: Workload,
         token: (Token, SystemTime),
     ) -> Result<(), VolumeError> {
+        let _call = self.rush.call();
         let volume = &request.volume;
         let (entry, mut slot) = self.locked(volume).await;
         let result = self.publish_locked(&entry, &mut slot, request, workload, token).await;
@@ -341,6 +362,7 @@ impl Volumes {
             self.foreign(entry, request);
             return Ok(());
         };
+        self.ours_again(entry, slot);
         let same_socket = slot.serving.as_ref().is_some_and(|s| s.cookie() == listener.cookie && s.alive());
         let same_token = slot.facts.as_ref().is_some_and(|f| f.token == token);
         if same_socket && same_token {
@@ -408,67 +430,17 @@ impl Volumes {
         Served::Ready(Arc::new(Response::new(&[Arc::clone(&held.svid)], &bundles)))
     }
 
-    /// Publishes a volume of the `directory` source.
-    pub async fn publish_directory(&self, request: &PublishRequest) -> Result<(), VolumeError> {
-        let volume = &request.volume;
-        let (entry, mut slot) = self.locked(volume).await;
-        if let Some(field) = conflict_id(&entry, volume) {
-            return Err(VolumeError::Conflict { field, volume: volume.clone() });
-        }
-        if slot.facts.is_some() || slot.serving.is_some() {
-            // Of the time when the source was `authority`: it goes on as it is (see `IdentityError::OtherSource`).
-            return Ok(());
-        }
-        match self.mounter.publish_directory(volume).await {
-            Ok(flags) if flags & flag::FOREIGN != 0 => self.foreign(&entry, request),
-            Ok(flags) => {
-                if self.elsewhere(&entry, request) {
-                    entry.span().in_scope(|| tracing::info!("published, source directory"));
-                }
-                if flags & flag::STALE != 0 {
-                    self.remember_stale(&entry, &mut slot, request);
-                }
-            }
-            Err(e) => {
-                if entry.view().status.identity != Identity::Elsewhere {
-                    slot.gone = true;
-                    self.forget(&entry);
-                }
-                return Err(e.into());
-            }
-        }
-        Ok(())
-    }
-
-    /// A publish over another driver's mount succeeds, changes nothing, and is reported (node core §7).
-    fn foreign(&self, entry: &Entry, request: &PublishRequest) {
-        if self.elsewhere(entry, request) {
-            entry.span().in_scope(|| {
-                tracing::warn!("another driver's mount is there; left alone until the pod is restarted");
-            });
-        }
-    }
-
-    /// The volume has no identity of ours; whether that is news.
-    fn elsewhere(&self, entry: &Entry, request: &PublishRequest) -> bool {
-        let mut view = entry.view();
-        view.pod = request.pod_name.as_str().into();
-        view.namespace = request.namespace.as_str().into();
-        let news = view.status.identity != Identity::Elsewhere;
-        view.status =
-            Status { identity: Identity::Elsewhere, failure: None, serving: false, rotate_at: None };
-        drop(view);
-        self.count(entry);
-        news
-    }
-
     /// Takes a volume away: cuts every connection, wipes the record, removes what is on disk. Works for unknown
     /// volumes and without state, authority or configuration.
     pub async fn unpublish(&self, volume: &Volume) -> Result<(), VolumeError> {
+        let _call = self.rush.call();
         let (entry, mut slot) = self.locked(volume).await;
         if conflict_id(&entry, volume).is_some() {
             // Which id is right, the mounter knows by the kubelet's record: a wrong one takes nothing away.
             self.mounter.unpublish(volume).await?;
+        }
+        if !self.restored.load(Ordering::Acquire) {
+            self.unpublished.lock().unwrap_or_else(PoisonError::into_inner).insert(key(volume));
         }
         let span = entry.span();
         slot.facts = None;
@@ -479,9 +451,7 @@ impl Volumes {
                 Status { identity: Identity::Unknown, failure: None, serving: false, rotate_at: None };
             view.due = None;
         }
-        if let Some(serving) = slot.serving.take() {
-            serving.stop().await;
-        }
+        let serving = slot.serving.take().inspect(Serving::cut);
         match self.state.load_full() {
             Some(state) => {
                 if let Err(e) = state.remove(&entry.volume) {
@@ -494,7 +464,13 @@ impl Volumes {
                 );
             }),
         }
-        let removed = self.mounter.unpublish(volume).await;
+        // Its connections close while the mounter works; the answer waits for both.
+        let stopped = async {
+            if let Some(serving) = serving {
+                serving.stop().await;
+            }
+        };
+        let (removed, ()) = tokio::join!(self.mounter.unpublish(volume), stopped);
         // Where the mounter failed too: nothing is left here, and the kubelet comes again.
         slot.gone = true;
         self.forget(&entry);

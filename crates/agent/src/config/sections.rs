@@ -11,8 +11,8 @@ use super::reader::{Problems, Section, absolute, word};
 use super::{
     API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, Args, AuthoritySource, CA_TTL,
     CONNECTIONS, Config, DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, ISSUER, KUBELET_ROOT, Keys, Log,
-    LogFormat, LogLevel, MAX_CONNECTIONS, MAX_SVID_TTL, MIN_SVID_TTL, MOUNTER_SOCKET, Problem, SVID_TTL,
-    SVIDS_PER_CA, Source, TokenConfig, WorkloadApi, format_duration,
+    LogFormat, LogLevel, MAX_CONNECTIONS, MAX_NODE_CONNECTIONS, MAX_SVID_TTL, MIN_SVID_TTL, MOUNTER_SOCKET,
+    Problem, SVID_TTL, SVIDS_PER_CA, Source, TokenConfig, WorkloadApi, format_duration,
 };
 
 const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -361,6 +361,9 @@ fn workload_api(root: &mut Section, p: &mut Problems) -> WorkloadApi {
     let bounds = (1, MAX_CONNECTIONS);
     let connections_per_volume = section.number("connectionsPerVolume", CONNECTIONS, bounds, p);
     let streams_per_connection = section.number("streamsPerConnection", CONNECTIONS, bounds, p);
+    let connections_per_node = section
+        .has("connectionsPerNode")
+        .then(|| section.number("connectionsPerNode", CONNECTIONS, (1, MAX_NODE_CONNECTIONS), p));
     section.end(p);
-    WorkloadApi { connections_per_volume, streams_per_connection }
+    WorkloadApi { connections_per_volume, connections_per_node, streams_per_connection }
 }

@@ -18,7 +18,7 @@ authority: {embedded: {directory: /etc/root, keyType: ec-p384, svidKeyType: rsa-
 token: {audience: a, issuer: https://issuer, keys: {file: /jwks.json}, allowVolumeContext: true}
 http: {address: "[::1]:1"}
 log: {format: json, level: debug}
-workloadApi: {connectionsPerVolume: 1, streamsPerConnection: 4096}
+workloadApi: {connectionsPerVolume: 1, connectionsPerNode: 300, streamsPerConnection: 4096}
 "#;
 
 fn parse(yaml: &str) -> Result<Config, ConfigError> {
@@ -52,7 +52,10 @@ fn defaults() {
     assert_eq!(config.kubelet_uid, 0);
     assert_eq!(config.http.unwrap().to_string(), "127.0.0.1:9808");
     assert_eq!(config.log, Log { format: LogFormat::Text, level: LogLevel::Info });
-    assert_eq!(config.workload_api, WorkloadApi { connections_per_volume: 64, streams_per_connection: 64 });
+    assert_eq!(
+        config.workload_api,
+        WorkloadApi { connections_per_volume: 64, connections_per_node: None, streams_per_connection: 64 }
+    );
     let authority = config.authority().unwrap();
     assert_eq!(authority.trust_domain.to_string(), "example.org");
     assert_eq!(authority.id_template, ID_TEMPLATE);
@@ -89,7 +92,14 @@ fn every_field_is_taken() {
     assert_eq!(config.mounter_socket, Path::new("/run/x.sock"));
     assert_eq!(config.http.unwrap().to_string(), "[::1]:1");
     assert_eq!(config.log, Log { format: LogFormat::Json, level: LogLevel::Debug });
-    assert_eq!(config.workload_api, WorkloadApi { connections_per_volume: 1, streams_per_connection: 4096 });
+    assert_eq!(
+        config.workload_api,
+        WorkloadApi {
+            connections_per_volume: 1,
+            connections_per_node: Some(300),
+            streams_per_connection: 4096
+        }
+    );
     let authority = config.authority().unwrap();
     assert_eq!(authority.id_template, "spiffe://{trustDomain}/{namespace}/{serviceAccount}");
     let embedded = &authority.embedded;
@@ -273,6 +283,7 @@ fn each_field_has_its_rule() {
     refused("http: {address: \":9808\"}", "http.address", "IP address");
     refused("log: {level: INFO}", "log.level", "error, warn, info, debug, trace");
     refused("workloadApi: {connectionsPerVolume: 4097}", "workloadApi.connectionsPerVolume", "4096");
+    refused("workloadApi: {connectionsPerNode: 0}", "workloadApi.connectionsPerNode", "from 1");
     refused("\"a\\nb\": 1", "a\\nb", "not known");
 }
 

@@ -156,7 +156,8 @@ async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>, superseded: &Can
                     fail(job, &e.to_string());
                     break e.to_string();
                 }
-                pending.insert(next, job);
+                // The message has the descriptor now. A reply that never comes must not keep a listener open.
+                pending.insert(next, Job { fd: None, ..job });
                 next += 1;
             }
         }

@@ -464,3 +464,56 @@ async fn another_drivers_mount_has_no_listener() {
     });
     assert!(result.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn a_list_that_a_restart_interrupts_begins_anew() {
+    let fake = Fake::new();
+    let client = fake.client();
+    let work = tokio::spawn(async move { client.list().await });
+    let names = ["a", "b", "c"];
+    // Of the first mounter's scan two pages come, then it is killed.
+    let socket = fake.connection().await;
+    let page = async |socket: &Socket| {
+        let (id, request) = next(socket).await;
+        let Request::List { cursor } = request else { panic!("{request:?}") };
+        let mut reply = Reply::to(id, &request);
+        match names.get(cursor as usize) {
+            Some(name) => reply.volume = Some(volume(name)),
+            None => reply.fault = Some(Fault::NotFound),
+        }
+        socket.send(&reply.encode(), None).await.unwrap();
+        cursor
+    };
+    assert_eq!(page(&socket).await, 0);
+    assert_eq!(page(&socket).await, 1);
+    drop(socket);
+    // The next one has made no scan: it would take the third page for the end of the list.
+    let socket = fake.connection().await;
+    assert_eq!(page(&socket).await, 0, "the new mounter was asked for a page of the old one's scan");
+    while !work.is_finished() {
+        tokio::select! {
+            _ = page(&socket) => {}
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+    }
+    let found: Vec<_> = work.await.unwrap().unwrap().into_iter().map(|f| f.volume).collect();
+    assert_eq!(found, names.map(volume));
+}
+
+#[tokio::test]
+async fn a_listener_that_was_sent_is_not_held_for_an_answer() {
+    let fake = Fake::new();
+    let client = fake.client().with_patience(Duration::from_millis(50));
+    let (listener, cookie, path) = fake.listening("l");
+    let work = tokio::spawn(async move {
+        client.store(Some(volume("a")), keep::VOLUME, Arc::new(listener), cookie).await
+    });
+    let socket = fake.connection().await;
+    let received = socket.receive().await.unwrap();
+    assert!(received.fd.is_some());
+    // The answer never comes; whoever asked is gone, and so is the mounter's copy.
+    assert!(matches!(work.await.unwrap(), Err(MounterError::Timeout { .. })));
+    drop(received);
+    closed(&path).await;
+    drop(socket);
+}

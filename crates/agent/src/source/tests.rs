@@ -1,3 +1,8 @@
+use std::time::SystemTime;
+
+use seamount_identity::X509Svid;
+use seamount_identity::authority::{Workload, new_key_and_csr};
+
 use super::*;
 
 fn config(yaml: &str) -> Arc<Config> {
@@ -75,8 +80,40 @@ async fn a_root_in_memory_outlives_other_rules_for_tokens() {
     let first = Arc::clone(&embedded.as_ref().unwrap().0);
     embed(&mut embedded, &with("token: {audience: b, issuer: c}"), &sender).await;
     assert!(Arc::ptr_eq(&first, &embedded.as_ref().unwrap().0));
-    embed(&mut embedded, &with("authority: {embedded: {svidTtl: 2h}}"), &sender).await;
+    embed(&mut embedded, &with("authority: {embedded: {keyType: ec-p384}}"), &sender).await;
     assert!(!Arc::ptr_eq(&first, &embedded.as_ref().unwrap().0));
+}
+
+#[tokio::test]
+async fn a_root_in_memory_outlives_other_lifetimes() {
+    let (sender, source) = watch::channel(Source::Missing("start".into()));
+    let mut embedded = None;
+    let with =
+        |yaml: &str| config(&format!("trustDomain: example.org\n{yaml}\n")).authority().unwrap().clone();
+    let now = || match &*source.borrow() {
+        Source::Authority(signer) => Arc::clone(&signer.authority),
+        _ => panic!("no authority"),
+    };
+    let workload = Workload {
+        namespace: "shop".to_owned(),
+        service_account: "cart".to_owned(),
+        pod_name: "cart-1".to_owned(),
+        pod_uid: "1".to_owned(),
+        node: "node-1".to_owned(),
+    };
+    let lifetime = async || {
+        let (key, csr) = new_key_and_csr(KeyType::EcP256).unwrap();
+        let chain = now().sign(&csr, &workload, "").await.unwrap();
+        let svid = X509Svid::new(chain, key).unwrap();
+        svid.verify(now().bundles().borrow().own(), SystemTime::now()).unwrap();
+        svid.not_after().duration_since(SystemTime::now()).unwrap()
+    };
+    embed(&mut embedded, &with(""), &sender).await;
+    let roots = now().bundles().borrow().clone();
+    assert!(lifetime().await < Duration::from_secs(3601));
+    embed(&mut embedded, &with("authority: {embedded: {caTtl: 48h, svidTtl: 2h}}"), &sender).await;
+    assert_eq!(*now().bundles().borrow(), roots, "another root");
+    assert!(lifetime().await > Duration::from_secs(3700), "the new lifetime is not in force");
 }
 
 #[test]

@@ -34,7 +34,10 @@ impl Volumes {
     /// asked, if it could not.
     pub async fn report(&self) -> (Vec<node::Volume>, Option<String>) {
         let mut disk = match tokio::time::timeout(LIST, self.mounter.list()).await {
-            Ok(Ok(found)) => Disk::Found(found.into_iter().map(|f| (key(&f.volume), f)).collect()),
+            Ok(Ok(found)) => {
+                super::leftovers::look(&found, &self.metrics, false);
+                Disk::Found(found.into_iter().map(|f| (key(&f.volume), f)).collect())
+            }
             Ok(Err(e)) => Disk::Unasked(e.to_string()),
             Err(_) => Disk::Unasked(format!("the mounter did not answer List within {} s", LIST.as_secs())),
         };

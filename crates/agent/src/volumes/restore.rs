@@ -1,21 +1,27 @@
 //! Coming back: volumes from their records and from what the mounter finds on disk, and listeners back to a mounter
 //! that lost them.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use futures_util::StreamExt as _;
 use seamount_identity::authority::Workload;
 use seamount_identity::{BundleSet, PrivateKey, SpiffeId, X509Bundle, X509Svid};
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Fault, flag, keep};
 
 use super::health::Identity;
+use super::leftovers;
 use super::{Entry, Facts, Held, Slot, VolumeError, Volumes};
 use crate::csi::request::PublishRequest;
 use crate::mounter::{Found, Listener, MounterError};
 use crate::record::{Record, StoredSvid, VolumeSource};
-use crate::state::StateDir;
+use crate::state::{StateDir, StateError};
+
+/// Volumes that are brought back at once. Else each that needs a new socket waits for the mounter's turn on a busy node.
+const AT_ONCE: usize = 16;
 
 /// What [`Volumes::restore`] did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,25 +61,20 @@ impl Volumes {
     /// Brings every volume back that is on disk. May be repeated; a volume that is known already is left alone.
     pub async fn restore(&self) -> Result<Restored, VolumeError> {
         let state = self.state()?;
+        let wiping = Arc::clone(&state);
         let mut done = Restored::default();
-        let mut records = Vec::new();
-        for found in state.list()? {
-            match found.record {
-                Ok(record) => records.push(record),
-                Err(e) => {
-                    tracing::error!(error = %e, "a record cannot be used; its volume waits for a republish")
-                }
-            }
-        }
-        for found in self.mounter.list().await? {
-            if found.has(flag::ORPHAN) {
-                // Its id is not known here; where there is a record, that has it, and the volume is looked at below.
-                tracing::warn!(volume = %found.volume, "the volume's pod is gone; left to the kubelet's unpublish");
-                continue;
-            }
-            let at = records.iter().position(|r| r.volume == found.volume);
-            let record = at.map(|at| records.swap_remove(at));
-            match self.bring_back(found, record).await {
+        // While the mounter looks through the pods' directories; keys and certificates take longer than the files.
+        let recalled = tokio::task::spawn_blocking(move || recall_all(&state));
+        let (recalled, found) = tokio::join!(recalled, self.mounter.list());
+        let mut records = recalled.map_err(|e| VolumeError::NoState(e.to_string()))??;
+        let mut all = found?;
+        leftovers::look(&all, &self.metrics, true);
+        all.retain(|found| !found.has(flag::ORPHAN));
+        let all: Vec<_> = all.into_iter().map(|found| (records.remove(&found.volume), found)).collect();
+        let all = all.into_iter().map(|(record, found)| self.bring_back(found, record));
+        let mut back = futures_util::stream::iter(all).buffer_unordered(AT_ONCE);
+        while let Some(outcome) = back.next().await {
+            match outcome {
                 Ok(true) => done.with_identity += 1,
                 Ok(false) => done.without += 1,
                 // Without the mounter each of the others would wait in vain, too.
@@ -85,43 +86,56 @@ impl Volumes {
             }
         }
         // What is left has no volume on disk. Only the mounter's word that nothing is there ends a record.
-        for record in records {
-            match self.mounter.inspect(&record.volume, super::LOOK).await {
+        for recalled in records.into_values() {
+            let volume = &recalled.record.volume;
+            match self.mounter.inspect(volume, super::LOOK).await {
                 Ok(None) => {
-                    if self.get(&record.volume).is_none() {
-                        state.remove(&record.volume)?;
+                    if self.get(volume).is_none() {
+                        wiping.remove(volume)?;
                         done.forgotten += 1;
                     }
                 }
                 Ok(Some(found)) => {
-                    let _ = self.bring_back(found, Some(record)).await;
+                    let _ = self.bring_back(found, Some(recalled)).await;
                 }
                 Err(e) if e.is(Fault::NotOurs) => {
-                    state.remove(&record.volume)?;
+                    wiping.remove(volume)?;
                     done.forgotten += 1;
                 }
                 // One volume that cannot be looked at must not keep the node from publishing all others.
                 Err(e) if e.is_fault() => {
-                    tracing::error!(volume = %record.volume, error = %e, "a record's volume cannot be looked at; it waits for a republish");
+                    tracing::error!(%volume, error = %e, "a record's volume cannot be looked at; it waits for a republish");
                 }
                 Err(e) => return Err(e.into()),
             }
         }
         self.restored.store(true, Ordering::Release);
+        self.unpublished.lock().unwrap_or_else(PoisonError::into_inner).clear();
         Ok(done)
     }
 
     /// One volume; whether it has its identity again.
-    async fn bring_back(&self, found: Found, record: Option<Record>) -> Result<bool, (Volume, VolumeError)> {
+    pub(super) async fn bring_back(
+        &self,
+        found: Found,
+        record: Option<Recalled>,
+    ) -> Result<bool, (Volume, VolumeError)> {
         let Found { volume, flags, listener, .. } = found;
         let (entry, mut slot) = self.locked(&volume).await;
+        // Under the lock: it was taken away since it was found, or its record read. No publish comes before all is
+        // restored, so it is gone, and its listener is dead.
+        if self.unpublished.lock().unwrap_or_else(PoisonError::into_inner).contains(&super::key(&volume)) {
+            slot.gone = true;
+            self.forget(&entry);
+            return Ok(false);
+        }
         if slot.serving.is_some() {
             return Ok(slot.held.is_some());
         }
         if flags & flag::IDENTITY == 0 {
             let mut view = entry.view();
             view.status.identity = Identity::Elsewhere;
-            view.stale |= record.is_some_and(|record| record.source == VolumeSource::Directory);
+            view.stale |= record.is_some_and(|recalled| recalled.record.source == VolumeSource::Directory);
             drop(view);
             self.count(&entry);
             return Ok(false);
@@ -142,7 +156,7 @@ impl Volumes {
         // An earlier attempt may have come as far as this.
         let with = match slot.facts {
             Some(_) => slot.held.is_some(),
-            None => record.is_some_and(|record| self.take(&entry, &mut slot, record)),
+            None => record.is_some_and(|recalled| self.take(&entry, &mut slot, recalled)),
         };
         let listener = match listener {
             Ok(Some(listener)) => listener,
@@ -160,17 +174,13 @@ impl Volumes {
     }
 
     /// Takes a record over; whether it has a usable identity.
-    fn take(&self, entry: &Arc<Entry>, slot: &mut Slot, record: Record) -> bool {
+    fn take(&self, entry: &Arc<Entry>, slot: &mut Slot, recalled: Recalled) -> bool {
+        let Recalled { record, held } = recalled;
         if record.source == VolumeSource::Directory {
             return false;
         }
         let now = SystemTime::now();
-        let Record { generation, workload, parameters, token, svid, .. } = record;
-        let held = svid.and_then(|svid| {
-            held(&svid)
-                .inspect_err(|why| tracing::error!(volume = %entry.volume, reason = %why, "the recorded SVID cannot be used"))
-                .ok()
-        });
+        let Record { generation, workload, parameters, token, .. } = record;
         {
             let mut view = entry.view();
             view.pod = workload.pod_name.as_str().into();
@@ -267,6 +277,33 @@ impl Volumes {
         tracing::warn!(volume = %entry.volume, "the mounter keeps another listener; it is served now");
         self.serve(entry, slot, listener).await
     }
+}
+
+/// A record, and what its identity was made into.
+pub(super) struct Recalled {
+    record: Record,
+    held: Option<Held>,
+}
+
+/// All records that can be used.
+pub(super) fn recall_all(state: &StateDir) -> Result<HashMap<Volume, Recalled>, StateError> {
+    let mut records = HashMap::new();
+    for found in state.list()? {
+        match found.record {
+            Ok(mut record) => {
+                let unusable = |why: &String| {
+                    tracing::error!(volume = %record.volume, reason = %why, "the recorded SVID cannot be used");
+                };
+                let held = record.svid.as_ref().and_then(|svid| held(svid).inspect_err(unusable).ok());
+                record.svid = None;
+                records.insert(record.volume.clone(), Recalled { record, held });
+            }
+            Err(e) => {
+                tracing::error!(error = %e, "a record cannot be used; its volume waits for a republish");
+            }
+        }
+    }
+    Ok(records)
 }
 
 fn stored(held: &Held) -> StoredSvid {

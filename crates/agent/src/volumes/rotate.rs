@@ -25,6 +25,8 @@ pub const TICK: Duration = Duration::from_secs(1);
 const SET_BACK: Duration = Duration::from_secs(5);
 /// How long an authority may take for one certificate.
 const SIGN: Duration = Duration::from_secs(30);
+/// How long a new identity lets the kubelet's calls pass.
+const YIELD: Duration = Duration::from_millis(100);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
@@ -112,7 +114,7 @@ impl Volumes {
     }
 
     /// Where the clock was set back: what is not valid yet by it is due, and what failed is tried at once.
-    pub(super) fn look_back(&self, last: SystemTime, now: SystemTime) {
+    pub(super) fn look_back(self: &Arc<Self>, last: SystemTime, now: SystemTime) {
         if now + SET_BACK < last {
             tracing::warn!("the clock was set back; identities of the future are made anew");
             self.retry_all();
@@ -146,7 +148,7 @@ impl Volumes {
     /// True where its SVID was found to have expired.
     fn look_at(self: &Arc<Self>, entry: &Arc<Entry>, now: SystemTime) -> bool {
         if entry.view().refresh && self.refresh(entry) {
-            self.check(entry);
+            self.check(vec![Arc::clone(entry)]);
         }
         let (sign, expire) = {
             let mut view = entry.view();
@@ -193,14 +195,14 @@ impl Volumes {
     }
 
     /// Other bundles: every response is made again, and an SVID that they do not verify (the root was replaced) is due.
-    pub(super) fn refresh_all(&self) {
+    pub(super) fn refresh_all(self: &Arc<Self>) {
         let mut all = self.all();
         // First all streams have it, then signatures are verified, which takes much longer.
         all.retain(|entry| {
             entry.view().refresh = true;
             self.refresh(entry)
         });
-        all.iter().for_each(|entry| self.check(entry));
+        self.check(all);
     }
 
     /// Shows the bundles of now. A volume that is busy is looked at with the next tick: one that waits for the mounter
@@ -219,26 +221,58 @@ impl Volumes {
         true
     }
 
-    /// Has an SVID made anew that the bundles do not verify.
-    fn check(&self, entry: &Arc<Entry>) {
-        let Ok(slot) = entry.slot.try_lock() else {
-            entry.view().refresh = true;
+    /// Has SVIDs made anew that the bundles do not verify. Signatures are verified where identities are made, so that
+    /// nothing waits for thousands of them.
+    fn check(self: &Arc<Self>, entries: Vec<Arc<Entry>>) {
+        if entries.is_empty() || !matches!(&*self.source.borrow(), Source::Authority(_)) {
             return;
-        };
-        if let (Source::Authority(_), Some(held)) = (&*self.source.borrow(), &slot.held)
-            && held.svid.verify(held.bundles.own(), SystemTime::now()).is_err()
-        {
-            entry.view().due = Some(SystemTime::now());
-            self.hurry(entry);
         }
+        let held = |entry: Arc<Entry>| {
+            let Ok(slot) = entry.slot.try_lock() else {
+                entry.view().refresh = true;
+                return None;
+            };
+            let pair = slot.held.as_ref().map(|held| (Arc::clone(&held.svid), Arc::clone(&held.bundles)));
+            drop(slot);
+            pair.map(|(svid, bundles)| (entry, svid, bundles))
+        };
+        let all: Vec<_> = entries.into_iter().filter_map(held).collect();
+        let verify = async move {
+            let mut refused = Vec::new();
+            for (entry, svid, bundles) in all {
+                if svid.verify(bundles.own(), SystemTime::now()).is_err() {
+                    refused.push((entry, svid));
+                }
+                // New identities go in between.
+                tokio::task::yield_now().await;
+            }
+            refused
+        };
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let refused = match &this.workshop {
+                Some(workshop) => workshop.run(verify).await.unwrap_or_default(),
+                None => verify.await,
+            };
+            for (entry, svid) in refused {
+                let slot = entry.slot.lock().await;
+                if slot.held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.svid, &svid)) {
+                    entry.view().due = Some(SystemTime::now());
+                    this.hurry(&entry);
+                }
+            }
+        });
     }
 
     /// One attempt to get an SVID.
     async fn renew(self: Arc<Self>, entry: Arc<Entry>) {
+        let under_way = UnderWay(&entry);
         let result = self.attempt(&entry).await;
         let now = SystemTime::now();
         let mut view = entry.view();
         view.signing = false;
+        // Only a reference; what follows says how it ended.
+        std::mem::forget(under_way);
         match result {
             Ok(Some((id, not_after, due))) => {
                 view.due = Some(due);
@@ -322,6 +356,7 @@ impl Volumes {
         &self,
         entry: &Arc<Entry>,
     ) -> Result<Option<(SpiffeId, SystemTime, SystemTime)>, IdentityError> {
+        self.rush.over(YIELD).await;
         let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
             return Err(IdentityError::Stopping);
         };
@@ -374,6 +409,20 @@ impl Volumes {
             Source::Authority(signer) => signer.authority.bundles().borrow().clone(),
             Source::Missing(_) | Source::Directory => Arc::clone(&held.bundles),
         }
+    }
+}
+
+/// An attempt that breaks off (a panic) must not count as under way for ever.
+pub(super) struct UnderWay<'a>(pub(super) &'a Entry);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut view = self.0.view();
+        view.signing = false;
+        view.failures = view.failures.saturating_add(1);
+        view.due = Some(SystemTime::now() + backoff(view.failures));
+        view.status.failure =
+            Some("the last attempt broke off, which is a fault of the agent: see its log".into());
     }
 }
 

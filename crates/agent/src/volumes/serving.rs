@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use seamount_identity::workload_api::{self, Limits, Observer, Served};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,8 @@ const RESERVED: u64 = 24;
 pub struct Terms {
     /// Bounds per volume.
     pub limits: Limits,
+    /// A permit for each connection of all volumes together.
+    pub connections: Arc<Semaphore>,
     /// How long a stream is held while there is no identity yet; then it is answered `Unavailable`.
     pub pending: Duration,
     /// The process's limit of descriptors.
@@ -84,10 +86,11 @@ impl Serving {
             streams: AtomicI64::new(0),
             all: Arc::clone(&terms.observer),
         });
-        let task = tokio::spawn(workload_api::serve(
+        let task = tokio::spawn(workload_api::serve_within(
             listener,
             seen,
             terms.limits,
+            Arc::clone(&terms.connections),
             terms.pending,
             Arc::clone(&counted) as Arc<dyn Observer>,
             cancel.clone(),
@@ -121,9 +124,14 @@ impl Serving {
         self.served.send_replace(served);
     }
 
+    /// Has the listener and every accepted connection closed, and does not wait for it.
+    pub fn cut(&self) {
+        self.cancel.cancel();
+    }
+
     /// Closes the listener and every accepted connection, and returns when that is done.
     pub async fn stop(mut self) {
-        self.cancel.cancel();
+        self.cut();
         if tokio::time::timeout(CLOSE, &mut self.task).await.is_err() {
             tracing::warn!("the volume's connections did not close by themselves; ended");
             self.task.abort();

@@ -1,6 +1,7 @@
 //! Against a played mounter and a played authority, which answers when the test lets it.
 
 mod authority;
+mod elsewhere;
 
 use super::*;
 use crate::mounter::Socket;
@@ -34,6 +35,8 @@ enum Answer {
     OtherId,
     /// A certificate for another key.
     OtherKey,
+    /// A fault of the agent.
+    Panic,
 }
 
 /// Signs when it is told to.
@@ -64,6 +67,7 @@ impl Authority for Played {
                     let other = Workload { service_account: "admin".to_owned(), ..workload.clone() };
                     self.inner.sign(csr, &other, token).await
                 }
+                Some(Answer::Panic) => panic!("as the test wants it"),
                 Some(Answer::OtherKey) => {
                     let (_, csr) = new_key_and_csr(KeyType::EcP256)?;
                     self.inner.sign(&csr, workload, token).await
@@ -131,6 +135,7 @@ impl World {
         let (sender, source) = watch::channel(Source::Authority(signer));
         let terms = Terms {
             limits: workload_api::Limits { connections: 8, streams: 8 },
+            connections: Arc::new(Semaphore::new(64)),
             pending: LONG,
             descriptors: u64::MAX,
             observer: Arc::new(Silent),
@@ -231,6 +236,7 @@ async fn mounter(dir: std::path::PathBuf) {
         let mut reply = Reply::to(id, &request);
         let mut along = None;
         match &request {
+            Request::PublishIdentity(_) if dir.join("foreign").exists() => reply.flags = flag::FOREIGN,
             Request::PublishIdentity(volume) => {
                 let fd = kept.entry(volume.clone()).or_insert_with(|| bound(&dir, volume));
                 reply.cookie = sockopt::socket_cookie(&*fd).unwrap();

@@ -37,6 +37,11 @@ impl Workshop {
         Ok(Self { runtime: handle, _stop: stop })
     }
 
+    /// Starts something there; it ends with this at the latest.
+    pub fn start_work(&self, work: impl Future<Output = ()> + Send + 'static) {
+        drop(self.runtime.spawn(work));
+    }
+
     /// What this comes to, worked out there; none where the agent is stopping.
     pub async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
         self.runtime.spawn(work).await.ok()

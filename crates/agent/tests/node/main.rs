@@ -16,3 +16,4 @@ mod forgeries;
 mod harness;
 mod identity;
 mod lifecycle;
+mod stopped;

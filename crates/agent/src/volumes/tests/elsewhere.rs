@@ -1,0 +1,100 @@
+//! Mounts of other drivers, the source `directory`, and attempts that break off.
+
+use super::*;
+
+#[tokio::test]
+async fn a_volume_is_ours_again_when_the_other_drivers_mount_is_gone() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+    let status = || world.volumes.get(&volume()).unwrap().view().status.clone();
+    let before = status();
+    assert!(matches!(before.identity, Identity::Ready { .. }) && before.serving);
+    std::fs::write(world.dir.path().join("foreign"), "").unwrap();
+    world.publish("frontend").await.unwrap();
+    assert_eq!(status().identity, Identity::Elsewhere);
+    std::fs::remove_file(world.dir.path().join("foreign")).unwrap();
+    // The kubelet's next republish, with the same token as before.
+    world.publish("frontend").await.unwrap();
+    assert_eq!(status(), before);
+    assert!(world.volumes.metrics.encode().unwrap().contains("state=\"ready\"} 1"));
+    // One that was never ours before comes to its identity, too.
+    let (mut request, claims) = request("frontend");
+    request.volume.name = "later".parse().unwrap();
+    let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
+    let token = (Token::new("t".to_owned()), claims.expires);
+    std::fs::write(world.dir.path().join("foreign"), "").unwrap();
+    world.volumes.publish(&request, workload.clone(), token.clone()).await.unwrap();
+    std::fs::remove_file(world.dir.path().join("foreign")).unwrap();
+    world.volumes.publish(&request, workload, token).await.unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    let ready = || {
+        let entry = world.volumes.get(&request.volume).unwrap();
+        let view = entry.view();
+        view.status.serving && matches!(view.status.identity, Identity::Ready { .. })
+    };
+    world.until("the identity", ready).await;
+}
+
+#[tokio::test]
+async fn a_directory_volume_with_other_parameters_is_refused() {
+    let world = World::new().await;
+    let (mut request, _) = request("frontend");
+    request.volume.name = "shared".parse().unwrap();
+    world.volumes.publish_directory(&request).await.unwrap();
+    world.volumes.publish_directory(&request).await.unwrap();
+    let mut other = request.clone();
+    other.parameters = Parameters([9; 32]);
+    let result = world.volumes.publish_directory(&other).await;
+    assert!(matches!(result, Err(VolumeError::Conflict { .. })), "{result:?}");
+    world.volumes.publish_directory(&request).await.unwrap();
+    // A new volume may be anything.
+    world.volumes.unpublish(&request.volume).await.unwrap();
+    world.volumes.publish_directory(&other).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_attempt_that_breaks_off_is_followed_by_the_next() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    world.answers.send(Answer::Panic).unwrap();
+    world.until("the failure", || !world.failure().is_empty()).await;
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+    assert_eq!(world.failure(), "");
+    // Where nothing catches a panic in between, too.
+    let entry = world.volumes.get(&volume()).unwrap();
+    entry.view().signing = true;
+    let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _under_way = rotate::UnderWay(&entry);
+        panic!("as the test wants it");
+    }));
+    assert!(broken.is_err());
+    let view = entry.view();
+    assert!(!view.signing && view.due.is_some() && view.failures == 1, "it counts as under way for ever");
+}
+
+#[tokio::test]
+async fn a_volume_that_goes_while_all_are_brought_back_stays_gone() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+    // An agent that has just started has scanned and read; then the kubelet's call comes in between.
+    world.volumes.entries().clear();
+    world.volumes.restored.store(false, Ordering::Release);
+    let found = world.volumes.mounter.inspect(&volume(), LONG).await.unwrap().unwrap();
+    let mut records = restore::recall_all(&world.volumes.state().unwrap()).unwrap();
+    world.volumes.unpublish(&volume()).await.unwrap();
+    let back = world.volumes.bring_back(found, records.remove(&volume())).await;
+    assert!(matches!(back, Ok(false)), "{:?}", back.err());
+    assert!(world.volumes.all().is_empty(), "key and token of a pod that is gone");
+    assert!(!world.dir.path().join("id").exists(), "its socket is there again");
+    assert!(world.volumes.state().unwrap().list().unwrap().is_empty());
+    // The next pod of that name comes as usual.
+    world.volumes.restore().await.unwrap();
+    world.publish("database").await.unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+}
