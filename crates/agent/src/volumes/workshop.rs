@@ -1,8 +1,8 @@
 //! The thread on which keys are made and certificates asked for.
 //!
 //! An SVID costs more processor time than the whole publish before it, and the kubelet waits for publishes alone: with
-//! its low priority this thread yields to everything else that the agent does, and takes what is left. Nothing that
-//! others wait for is held here: no lock, no record, no log line.
+//! its low priority this thread yields to everything else that the agent does, and takes what is left. What makes an
+//! identity holds nothing here that others wait for: no lock, no record, no log line.
 
 use std::io;
 use std::thread;
