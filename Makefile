@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 XTASK := cargo run --quiet --locked --package xtask --
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run)
 
-.PHONY: help demo test check chaos sanity e2e bench images clean
+.PHONY: help demo test check chaos sanity e2e selinux bench images clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,6 +41,10 @@ sanity: ## csi-sanity against agent and mounter (root)
 e2e: ## a real two-node Kubernetes cluster on this machine (root)
 	@tests/setup.sh build go
 	@$(XTASK) test e2e
+
+selinux: ## mounter, agent and pods under an enforcing SELinux policy, in a qemu guest (no root)
+	@tests/setup.sh build guest
+	@$(XTASK) selinux
 
 bench: ## measure speed and size into bench/ (root); some rows with ROWS=N1,N3
 	@tests/setup.sh build

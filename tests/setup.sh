@@ -3,6 +3,7 @@
 #   tests/setup.sh build      a C compiler and linker, the pinned Rust toolchain
 #   tests/setup.sh check      cargo-deny and shellcheck
 #   tests/setup.sh play       newuidmap, so that the tests play pods with subordinate ids as well
+#   tests/setup.sh guest      qemu, a policy compiler and what packs the guest of the SELinux rules
 #   tests/setup.sh go         nothing, but says what to do without Go (csi-sanity and the cluster are built with it)
 # Tools that are built go to SEAMOUNT_CACHE (default ~/.cache/seamount), so that a second checkout finds them.
 set -euo pipefail
@@ -64,13 +65,22 @@ play() {
   install_missing
 }
 
+guest() {
+  need qemu-system-x86 command -v qemu-system-x86_64
+  need secilc command -v secilc
+  need cpio command -v cpio
+  need xz-utils command -v xz
+  PATH=$PATH:/usr/sbin:/sbin need e2fsprogs command -v mkfs.ext4
+  install_missing
+}
+
 go() {
   command -v go >/dev/null || { echo "setup: go is missing; install it from https://go.dev/dl (1.21 or newer fetches the version it needs)" >&2; exit 1; }
 }
 
 for what in "$@"; do
   case $what in
-    build | check | play | go) "$what" ;;
-    *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    build | check | play | guest | go) "$what" ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
 done

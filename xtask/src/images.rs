@@ -64,7 +64,7 @@ pub fn target() -> PathBuf {
 
 /// Builds static binaries of packages; their directory. The mounter by itself: built along with the others, its crates
 /// would have the features that they ask for.
-fn build(packages: &[&str]) -> anyhow::Result<PathBuf> {
+pub fn build(packages: &[&str]) -> anyhow::Result<PathBuf> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut build = cargo();
     build.args(["build", "--release", "--locked", "--target", &triple]);

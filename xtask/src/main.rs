@@ -5,6 +5,7 @@ mod budget;
 mod chaos;
 mod image;
 mod images;
+mod selinux;
 mod test;
 
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ enum Task {
     Bench(bench::Args),
     /// Kill mounter and agent at random under a played kubelet (root), and count what is lost.
     Chaos(chaos::Args),
+    /// Run the SELinux rules in a guest; the last line is `N passed, N failed, N skipped`.
+    Selinux,
     /// Run all suites; the last line is `N passed, N failed, N skipped`.
     Test(test::Args),
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::Budget => budget::run(),
         Task::Bench(args) => bench::run(&args),
         Task::Chaos(args) => chaos::run(&args),
+        Task::Selinux => selinux::run(),
         Task::Test(args) => test::run(&args),
     };
     match outcome {

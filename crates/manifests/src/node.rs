@@ -108,8 +108,10 @@ fn mounter(options: &Options) -> Container {
             run_as_user: Some(0),
             run_as_group: Some(0),
             read_only_root_filesystem: Some(true),
+            // Without a level a runtime picks two categories for it, and the sockets that it makes would have them too.
             se_linux_options: Some(SELinuxOptions {
                 type_: Some("spc_t".to_owned()),
+                level: Some("s0".to_owned()),
                 ..SELinuxOptions::default()
             }),
             ..SecurityContext::default()

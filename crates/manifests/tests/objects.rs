@@ -188,7 +188,7 @@ fn the_mounter_has_the_kubelets_directory_and_nothing_else_of_the_host() {
     );
     assert_eq!(mounter["securityContext"]["privileged"], true, "Bidirectional demands it");
     assert_eq!(mounter["securityContext"]["readOnlyRootFilesystem"], true);
-    assert_eq!(mounter["securityContext"]["seLinuxOptions"]["type"], "spc_t");
+    assert_eq!(mounter["securityContext"]["seLinuxOptions"], json!({"type": "spc_t", "level": "s0"}));
     for shared in ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"] {
         assert!(pod.get(shared).is_none(), "{shared}");
     }
