@@ -114,7 +114,6 @@ pub fn operation(request: &Request) -> &'static str {
         Request::Inspect(_) => "Inspect",
         Request::List { .. } => "List",
         Request::Store { .. } => "Store",
-        Request::Fetch(_) => "Fetch",
     }
 }
 

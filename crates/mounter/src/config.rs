@@ -21,7 +21,6 @@ pub struct Config {
     /// The socket's name, then the symlinks to it.
     pub socket_names: Vec<String>,
     pub source_directory: Option<PathBuf>,
-    pub no_wait: bool,
     pub rootless: bool,
     pub no_idmap: bool,
 }
@@ -37,13 +36,10 @@ impl Config {
             let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
             good && (1..=63).contains(&name.len()) && !name.starts_with('.')
         };
-        if !component(&config.driver) {
-            return fail!(Malformed, "--driver {:?} is not a CSI driver name", config.driver);
-        }
-        for (i, name) in config.socket_names.iter().enumerate() {
-            if !component(name) || config.socket_names.iter().skip(i + 1).any(|other| other == name) {
-                return fail!(Malformed, "--socket-name {name:?} is no file name, or given twice");
-            }
+        let mut names = std::iter::once(&config.driver).chain(&config.socket_names);
+        let twice = |name: &&String| config.socket_names.iter().filter(|other| other == name).count() > 1;
+        if let Some(bad) = names.find(|name| !component(name) || twice(name)) {
+            return fail!(Malformed, "--driver or --socket-name {bad:?} is not a name, or given twice");
         }
         Ok(config)
     }
@@ -66,15 +62,10 @@ impl Config {
                 Long("agent-gid") => config.agent_gid = args.value()?.parse()?,
                 Long("socket-name") => config.socket_names.push(args.value()?.string()?),
                 Long("source-directory") => config.source_directory = Some(args.value()?.into()),
-                Long("no-wait") => config.no_wait = true,
                 Long("rootless") => config.rootless = true,
                 Long("no-idmap") => config.no_idmap = true,
                 other => return Err(other.unexpected()),
             }
-        }
-        if config.rootless {
-            // The only ids that there are.
-            (config.agent_uid, config.agent_gid) = (0, 0);
         }
         if config.socket_names.is_empty() {
             config.socket_names = ["spire-agent.sock", "agent.sock", "socket"].map(String::from).to_vec();

@@ -23,6 +23,8 @@ macro_rules! fail {
 }
 pub(crate) use fail;
 
+const STRANGE: &str = "; the kubelet makes no link, mount or file there: nothing is touched";
+
 /// Turns the kernel's refusal into a [`Failure`] that says what was being done.
 pub trait Doing<T> {
     fn doing(self, what: impl Display) -> Outcome<T>;
@@ -33,15 +35,11 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
         self.map_err(|e| {
             let e = e.into();
             let (fault, remedy) = match Errno::from_io_error(&e).unwrap_or(Errno::IO) {
-                Errno::MFILE | Errno::NFILE => {
-                    (Fault::Exhausted, "; raise the mounter's limit of open files")
-                }
+                Errno::MFILE | Errno::NFILE => (Fault::Exhausted, "; raise the limit of open files"),
                 Errno::NOSPC | Errno::DQUOT => (Fault::Storage, "; free space on the kubelet's disk"),
                 Errno::ROFS => (Fault::Storage, "; mount the kubelet's directory read-write"),
                 Errno::NOENT => (Fault::NotFound, ""),
-                Errno::XDEV | Errno::LOOP | Errno::NOTDIR | Errno::NAMETOOLONG => {
-                    (Fault::NotOurs, "; the kubelet makes no link, mount or file there: nothing is touched")
-                }
+                Errno::XDEV | Errno::LOOP | Errno::NOTDIR | Errno::NAMETOOLONG => (Fault::NotOurs, STRANGE),
                 _ => (Fault::System, ""),
             };
             Failure { fault, text: format!("cannot {what}: {e}{remedy}") }

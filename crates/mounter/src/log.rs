@@ -14,8 +14,7 @@ fn line(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) -> String {
     let mut line = format!("level={level} msg={msg:?}");
     for (key, value) in fields {
         let value = value.to_string();
-        let plain =
-            value.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'=') && !value.is_empty();
+        let plain = !value.is_empty() && value.bytes().all(|b| b.is_ascii_graphic() && !b"\"=".contains(&b));
         line += &if plain { format!(" {key}={value}") } else { format!(" {key}={value:?}") };
     }
     line + "\n"

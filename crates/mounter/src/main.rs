@@ -13,12 +13,14 @@ mod succession;
 mod volume;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use config::Config;
 use failure::{Doing, Outcome, fail};
 use log::event;
 use node::Node;
 use seamount_sys::mounter as sys;
+use signal_hook::{consts::SIGTERM, flag};
 use volume::tmpfs;
 
 fn main() -> ExitCode {
@@ -31,7 +33,8 @@ fn run(config: Config) -> Outcome<()> {
     if !rustix::process::geteuid().is_root() {
         return fail!(Unsupported, "the mounter needs root, or --rootless in a user namespace");
     }
-    sys::exit_on_sigterm();
+    // The first process of a container ignores what it does not handle (pid_namespaces(7)).
+    flag::register_conditional_shutdown(SIGTERM, 0, Arc::new(true.into())).doing("handle SIGTERM")?;
     // Modes are given in full everywhere.
     rustix::process::umask(rustix::fs::Mode::empty());
     let left = sys::leave_network().or_else(|e| if config.rootless { Ok(()) } else { Err(e) });
@@ -45,7 +48,6 @@ fn run(config: Config) -> Outcome<()> {
     let descriptors = privileges::raise_descriptor_limit();
     privileges::drop_the_rest()?;
     let mut node = Node::open(config, swap, noswap, descriptors)?;
-    let idmap = node.swap.is_some();
-    event("info", "ready", &[("volumes", &node.limit), ("idmap", &idmap), ("noswap", &noswap)]);
-    server::serve(&mut node)
+    event("info", "ready", &[("volumes", &node.limit), ("idmap", &node.swap.is_some()), ("noswap", &noswap)]);
+    server::serve(&mut node).map(|()| event("info", "another mounter has taken over", &[]))
 }

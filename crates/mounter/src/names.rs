@@ -3,23 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Why a name was refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NameError {
-    /// Which kind of name: `pod UID`, `volume name` or `volume id`.
-    pub what: &'static str,
-    /// What is wrong with it.
-    pub reason: &'static str,
-}
-
-impl fmt::Display for NameError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.what, self.reason)
-    }
-}
-
-impl std::error::Error for NameError {}
-
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal, $max:literal, $valid:expr, $reason:literal) => {
         $(#[$doc])*
@@ -34,17 +17,17 @@ macro_rules! name {
         }
 
         impl FromStr for $type {
-            type Err = NameError;
+            type Err = &'static str;
 
-            fn from_str(s: &str) -> Result<Self, NameError> {
+            /// The error says which kind of name it is and what is wrong with it.
+            fn from_str(s: &str) -> Result<Self, &'static str> {
                 let valid: fn(&str) -> bool = $valid;
-                let reason = match s.len() {
-                    0 => "is empty",
-                    1..=$max if valid(s) => return Ok(Self(s.to_owned())),
-                    1..=$max => $reason,
-                    _ => concat!("is longer than ", $max, " bytes"),
-                };
-                Err(NameError { what: $what, reason })
+                match s.len() {
+                    0 => Err(concat!($what, " is empty")),
+                    1..=$max if valid(s) => Ok(Self(s.to_owned())),
+                    1..=$max => Err(concat!($what, " ", $reason)),
+                    _ => Err(concat!($what, " is longer than ", $max, " bytes")),
+                }
             }
         }
 

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{self, Mode, OFlags, ResolveFlags};
 use rustix::net::{SocketType, sockopt};
-use seamount_mounter::names::{PodUid, Volume, VolumeName};
+use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag, keep};
 
 use crate::config::Config;
 use crate::failure::{Doing, Failure, Outcome, fail};
 use crate::log::{done, event};
-use crate::path::{self, Place, Target};
+use crate::path::{self, DIRECTORY, Place, Target};
 use crate::socket;
 use crate::succession::Seat;
 use crate::volume::scan::Found;
@@ -21,7 +21,6 @@ use crate::volume::tmpfs;
 
 /// Descriptors that are never given to listeners: the mounter's own and those of one request.
 pub const RESERVED: u64 = 64;
-const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 const STATE: &str = "mode=0700,size=64m";
 const STATE_INODES: u64 = 65_536;
 
@@ -32,12 +31,6 @@ pub type Attached = Option<Rc<OwnedFd>>;
 pub type At<'a> = (&'a OwnedFd, &'a str);
 /// How it is bound.
 pub type Make<'a> = &'a dyn Fn(&Node) -> Outcome<OwnedFd>;
-/// Which kept listener: [`keep`], and the volume where it is one's.
-pub type Slot = (u32, Option<(PodUid, VolumeName)>);
-
-pub fn slot(volume: &Volume) -> Slot {
-    (keep::VOLUME, Some((volume.pod.clone(), volume.name.clone())))
-}
 
 /// Sends a kept listener along.
 pub fn attach(fd: &Rc<OwnedFd>, reply: &mut Reply) -> Attached {
@@ -68,19 +61,18 @@ impl Node {
     /// Opens the kubelet's directories and takes the place of the node's mounter.
     pub fn open(config: Config, swap: Option<OwnedFd>, noswap: bool, descriptors: u64) -> Outcome<Self> {
         let root = config.kubelet_root.display();
-        let parts = ["pods", "plugins", "plugins_registry"];
         let at = fs::openat(fs::CWD, &config.kubelet_root, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let at = at.doing(format_args!("open {root}, the kubelet's --root-dir"))?;
-        if parts.iter().all(|p| fs::statat(&at, *p, AtFlags::empty()).is_err()) {
-            return fail!(NotFound, "{root} has none of {parts:?}: is it the kubelet's --root-dir?");
-        }
-        let [pods, plugins, registry] = parts.map(|part| make_directory(&at, part, 0o750));
-        let plugin = make_directory(&plugins?, &config.driver, 0o750)?;
+        // The kubelet makes it before anything else.
+        let pods = path::open(&at, "pods", DIRECTORY, ResolveFlags::empty());
+        let pods = pods.doing(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
+        let registry = make_directory(&at, "plugins_registry", 0o750)?;
+        let plugin = make_directory(&make_directory(&at, "plugins", 0o750)?, &config.driver, 0o750)?;
         let source = config.source_directory.as_deref().map(open_parent).transpose()?;
         let seat = Seat::take(&plugin, &config)?;
         Ok(Self {
-            pods: pods?,
-            registry: Rc::new(registry?),
+            pods,
+            registry: Rc::new(registry),
             listed: Vec::new(),
             started: Instant::now(),
             seat,
@@ -137,14 +129,7 @@ impl Node {
             Request::Unpublish(volume) => self.unpublish(volume),
             Request::Inspect(volume) => self.inspect(volume, reply),
             Request::List { cursor } => self.list(*cursor, reply),
-            Request::Store { volume, slot: number, cookie } => {
-                volume.as_ref().map_or(Ok(()), |v| self.ours(v).map(drop))?;
-                self.store(volume.as_ref().map_or((*number, None), slot), *cookie, fd)
-            }
-            Request::Fetch(volume) => match self.kept(volume, reply) {
-                None => fail!(NotFound, "no listener is kept"),
-                kept => Ok(kept),
-            },
+            Request::Store { volume, slot, cookie } => self.keep(volume, *slot, *cookie, fd),
         }
     }
 
@@ -158,7 +143,7 @@ impl Node {
     }
 
     /// Refuses, before anything is done, if there is no room for one more listener.
-    pub fn room(&self, slot: &Slot) -> Outcome<()> {
+    pub fn room(&self, slot: &str) -> Outcome<()> {
         if self.seat.kept.contains_key(slot) || (self.seat.kept.len() as u64) < self.limit {
             return Ok(());
         }
@@ -166,7 +151,7 @@ impl Node {
     }
 
     /// The kept listener, if it has that name still; else a new one, which is then kept.
-    pub fn listener(&mut self, slot: Slot, at: At, reply: &mut Reply, make: Make) -> Outcome<Attached> {
+    pub fn listener(&mut self, slot: String, at: At, reply: &mut Reply, make: Make) -> Outcome<Attached> {
         if let Some(kept) = self.seat.kept.get(&slot).filter(|fd| socket::leads_to(at.0, at.1, fd)) {
             reply.flags |= flag::EXISTING;
             return Ok(attach(kept, reply));
@@ -184,8 +169,8 @@ impl Node {
             keep::CSI => (Rc::clone(&self.plugin), "csi.sock".to_owned()),
             _ => (Rc::clone(&self.registry), format!("{}-reg.sock", self.config.driver)),
         };
-        self.listener((number, None), (&dir, &name), reply, &|node| {
-            if !node.seat.kept.contains_key(&(number, None)) && socket::is_alive(&dir, &name)? {
+        self.listener(number.to_string(), (&dir, &name), reply, &|node| {
+            if !node.seat.kept.contains_key(&number.to_string()) && socket::is_alive(&dir, &name)? {
                 return fail!(Busy, "another process serves {name}: use another --driver");
             }
             socket::bind(&dir, &name, SocketType::STREAM, 0o600)
@@ -209,8 +194,10 @@ impl Node {
         Ok(Some(Rc::new(self.hand_out(&held)?)))
     }
 
-    fn store(&mut self, slot: Slot, cookie: u64, fd: Option<OwnedFd>) -> Outcome<Attached> {
+    fn keep(&mut self, v: &Option<Volume>, slot: u32, cookie: u64, fd: Option<OwnedFd>) -> Outcome<Attached> {
         let Some(fd) = fd else { return Ok(None) };
+        v.as_ref().map_or(Ok(()), |volume| self.ours(volume).map(drop))?;
+        let slot = v.as_ref().map_or(slot.to_string(), Volume::to_string);
         socket::check(&fd, cookie)?;
         if self.seat.kept.contains_key(&slot) {
             return fail!(Busy, "a listener is kept already");

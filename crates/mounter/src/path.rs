@@ -5,9 +5,8 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{
-    self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
-};
+use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 use rustix::path::Arg;
@@ -21,6 +20,9 @@ pub const CSI: &str = "volumes/kubernetes.io~csi";
 pub const TARGET: &str = "mount";
 const VOL_DATA: &str = "vol_data.json";
 const VOL_DATA_MAX: u64 = 4096;
+
+/// How directories are held.
+pub const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
 /// Opens something beneath `dir` without ever following a link or climbing; with `NO_XDEV` without crossing a mount.
 pub fn open(dir: impl AsFd, path: impl Arg, flags: OFlags, more: ResolveFlags) -> Result<OwnedFd, Errno> {
@@ -59,8 +61,7 @@ pub struct Place(pub OwnedFd);
 impl Place {
     /// `None` where the kubelet has no such directory.
     pub fn open(pods: &OwnedFd, pod: &PodUid, name: &VolumeName) -> Outcome<Option<Self>> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY;
-        let fd = open(pods, format!("{pod}/{CSI}/{name}"), flags, ResolveFlags::NO_XDEV);
+        let fd = open(pods, format!("{pod}/{CSI}/{name}"), DIRECTORY, ResolveFlags::NO_XDEV);
         Ok(found(fd).doing("open the volume's directory")?.map(Self))
     }
 
@@ -108,13 +109,12 @@ impl Place {
     /// The target directory, and whether it was made now.
     pub fn make_target(&self) -> Outcome<(Target, bool)> {
         let created = make(&self.0, TARGET, 0o755)?;
-        match self.target() {
-            Ok(Some(target)) if target.is_directory() => Ok((target, created)),
-            other => {
-                self.undo(created);
-                other.and_then(|_| fail!(NotOurs, "the target path is no directory: remove it"))
-            }
-        }
+        let target = self.target().and_then(|target| match target.filter(Target::is_directory) {
+            Some(target) => Ok((target, created)),
+            None => fail!(NotOurs, "the target path is no directory: remove it"),
+        });
+        self.undo(created && target.is_err());
+        target
     }
 
     /// Mounts on the target directory, which must be new or empty.

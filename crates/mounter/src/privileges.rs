@@ -42,9 +42,8 @@ pub fn raise_descriptor_limit() -> u64 {
 pub fn drop_the_rest() -> Outcome<()> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
-        // The first number that the kernel does not know ends the list.
-        let Ok(present) = thread::capability_is_in_bounding_set(capability) else { break };
-        if present && !USED.contains(capability) {
+        // Numbers that the kernel does not know are an error.
+        if thread::capability_is_in_bounding_set(capability) == Ok(true) && !USED.contains(capability) {
             thread::remove_capability_from_bounding_set(capability).doing("limit the capabilities")?;
         }
     }

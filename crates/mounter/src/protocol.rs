@@ -13,17 +13,17 @@
 //! | 20 | 4 | flags ([`Reply::flags`]) or kind |
 //! | 24 | 8 | socket cookie (`SO_COOKIE`) |
 //! | 32 | 24 | three numbers, by operation |
-//! | 56 | 36 | pod UID |
-//! | 92 | 1 + 63 | volume name |
-//! | 156 | 1 + 128 | volume id |
-//! | 285 | 2 + 737 | text: a fault's message, the mounter's build, or a version directory's name |
+//! | 56 | 2 + 229 | `<pod UID>/<volume name>/<volume id>`, or nothing |
+//! | 287 | 2 + 735 | text: a fault's message, the mounter's build, or a version directory's name |
+//!
+//! A text is its length and its UTF-8 bytes.
 //!
 //! A reply repeats operation, id, pod, name and volume id of its request (`node core`: a mounter that was stopped
 //! answers late, and listeners bound by relative name all look alike); [`Reply::answers`] compares them.
 
 use std::fmt;
 
-use crate::names::{NameError, Volume};
+use crate::names::Volume;
 
 /// Bytes of every frame.
 pub const FRAME: usize = 1024;
@@ -33,8 +33,7 @@ pub const VERSION: u16 = 1;
 pub const MAX_TEXT: usize = FRAME - TEXT - 2;
 
 const MAGIC: [u8; 4] = *b"SMT\x01";
-const ID: usize = 156;
-const TEXT: usize = 285;
+const TEXT: usize = 287;
 
 /// What the agent may ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +65,7 @@ pub enum Request {
     Settle {
         /// Which volume.
         volume: Volume,
-        /// One path component.
+        /// A path in the volume; what is outside cannot be reached by it.
         version: String,
     },
     /// A bind mount of the mounter's configured source directory; idempotent.
@@ -95,8 +94,6 @@ pub enum Request {
         /// The socket's cookie.
         cookie: u64,
     },
-    /// The kept listener of this volume. Reply: descriptor, cookie; `NotFound` where none is kept.
-    Fetch(Volume),
 }
 
 /// Slots for kept descriptors.
@@ -192,9 +189,8 @@ pub enum FrameError {
 
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (ours, remedy) = (VERSION, "run mounter and agent of one release");
         match self {
-            Self::Version(other) => write!(f, "protocol version {other}, this side speaks {ours}: {remedy}"),
+            Self::Version(other) => write!(f, "protocol version {other}, not {VERSION}: run one release"),
             Self::Malformed(why) => write!(f, "malformed frame: {why}"),
         }
     }
@@ -223,7 +219,6 @@ impl Request {
             Self::Inspect(volume) => (10, Some(volume)),
             Self::List { .. } => (11, None),
             Self::Store { volume, .. } => (12, volume.as_ref()),
-            Self::Fetch(volume) => (13, Some(volume)),
         }
     }
 
@@ -278,7 +273,6 @@ impl Request {
             11 => Self::List { cursor: first },
             12 if right_slot => Self::Store { volume, slot: flags, cookie },
             12 => return Err(FrameError::field("slot")),
-            13 => Self::Fetch(given?),
             _ => return Err(FrameError::field("operation")),
         })
     }
@@ -311,29 +305,20 @@ impl Reply {
         out.extend(self.flags.to_le_bytes());
         out.extend(self.cookie.to_le_bytes());
         out.extend(self.numbers.iter().flat_map(|n| n.to_le_bytes()));
-        if let Some(v) = &self.volume {
-            out.extend(v.pod.as_str().bytes());
-            // The lengths fit a byte: the types bound them at 63 and 128.
-            for (name, end) in [(v.name.as_str(), ID), (v.id.as_str(), TEXT)] {
-                out.push(name.len() as u8);
-                out.extend(name.bytes());
-                out.resize(end, 0);
-            }
+        let volume = self.volume.as_ref().map_or(String::new(), |v| format!("{v}/{}", v.id));
+        // The types bound a volume at 229 bytes.
+        for (text, end) in [(volume.as_str(), TEXT), (self.text.as_str(), FRAME)] {
+            let text = text.get(..text.floor_char_boundary(end - out.len() - 2)).unwrap_or_default();
+            out.extend((text.len() as u16).to_le_bytes());
+            out.extend(text.bytes());
+            out.resize(end, 0);
         }
-        out.resize(TEXT, 0);
-        let text = self.text.as_bytes().get(..self.text.floor_char_boundary(MAX_TEXT)).unwrap_or_default();
-        out.extend((text.len() as u16).to_le_bytes());
-        out.extend(text);
-        out.resize(FRAME, 0);
         // Its length is FRAME, by the line above.
         out.try_into().unwrap_or([0; FRAME])
     }
 
     /// Reads a reply.
     pub fn decode(frame: &[u8]) -> Result<Self, FrameError> {
-        if frame.len() != FRAME {
-            return Err(FrameError::Malformed(format!("{} bytes, not {FRAME}", frame.len())));
-        }
         let rest = &mut &*frame;
         if take(rest)? != MAGIC {
             return Err(FrameError::Malformed("something else speaks on this socket".to_owned()));
@@ -349,30 +334,19 @@ impl Reply {
             flags: u32::from_le_bytes(take(rest)?),
             cookie: u64::from_le_bytes(take(rest)?),
             numbers: [take(rest)?, take(rest)?, take(rest)?].map(u64::from_le_bytes),
-            volume: volume(&take::<36>(rest)?, &take::<64>(rest)?, &take::<129>(rest)?)?,
-            text: text(u16::from_le_bytes(take(rest)?).into(), rest, "text")?,
+            volume: volume(text(&take::<{ TEXT - 56 }>(rest)?)?)?,
+            text: text(rest)?.to_owned(),
         };
-        // One encoding only: what is not used is zero.
-        if reply.encode() == frame { Ok(reply) } else { Err(FrameError::field("padding")) }
+        // One length and one encoding only: what is not used is zero.
+        if reply.encode() == frame { Ok(reply) } else { Err(FrameError::field("length or padding")) }
     }
 }
 
 impl Fault {
     fn from_number(n: u32) -> Result<Option<Self>, FrameError> {
         use Fault::*;
-        let all = [
-            Malformed,
-            Version,
-            Busy,
-            NotOurs,
-            NotFound,
-            Exhausted,
-            Storage,
-            Unsupported,
-            System,
-            Superseded,
-        ];
-        let known = all.into_iter().find(|fault| *fault as u32 == n);
+        let all = [Malformed, Version, Busy, NotOurs, NotFound, Exhausted, Storage, Unsupported, System];
+        let known = all.into_iter().chain([Superseded]).find(|fault| *fault as u32 == n);
         if n == 0 { Ok(None) } else { known.map(Some).ok_or_else(|| FrameError::field("fault")) }
     }
 }
@@ -383,21 +357,18 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], FrameError> {
     Ok(*head)
 }
 
-fn volume(pod: &[u8; 36], name: &[u8; 64], id: &[u8; 129]) -> Result<Option<Volume>, FrameError> {
-    let ([name_len, name @ ..], [id_len, id @ ..]) = (name, id);
-    if *pod == [0; 36] {
-        return Ok(None);
-    }
-    let bad = |e: NameError| FrameError::Malformed(e.to_string());
-    let pod = text(36, pod, "pod UID")?.parse().map_err(bad)?;
-    let name = text((*name_len).into(), name, "volume name")?.parse().map_err(bad)?;
-    let id = text((*id_len).into(), id, "volume id")?.parse().map_err(bad)?;
-    Ok(Some(Volume { pod, name, id }))
+fn volume(text: &str) -> Result<Option<Volume>, FrameError> {
+    let mut parts = text.splitn(3, '/');
+    let [pod, name, id] = [parts.next(), parts.next(), parts.next()].map(Option::unwrap_or_default);
+    let bad = |e: &str| FrameError::Malformed(e.to_owned());
+    let read = || Ok(Volume { pod: pod.parse()?, name: name.parse()?, id: id.parse()? });
+    if text.is_empty() { Ok(None) } else { read().map(Some).map_err(bad) }
 }
 
-fn text(len: usize, bytes: &[u8], field: &'static str) -> Result<String, FrameError> {
-    let text = bytes.get(..len).and_then(|b| str::from_utf8(b).ok());
-    text.map(String::from).ok_or_else(|| FrameError::field(field))
+fn text(mut bytes: &[u8]) -> Result<&str, FrameError> {
+    let len = u16::from_le_bytes(take(&mut bytes)?);
+    let text = bytes.get(..len.into()).and_then(|b| str::from_utf8(b).ok());
+    text.ok_or_else(|| FrameError::field("text"))
 }
 
 #[cfg(test)]

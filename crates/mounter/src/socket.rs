@@ -5,17 +5,16 @@
 //! is told from every other, also by a mounter that did not make it.
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::failure::{Doing, Outcome, fail};
+use crate::server::PATIENCE;
 
 const BACKLOG: i32 = 1024;
-/// How long a full queue is waited for.
-const IMPATIENCE: Duration = Duration::from_millis(100);
 
 /// The time in a name under which a socket is bound before it gets its own; none in other names.
 pub fn made_at(name: &[u8]) -> Option<(i64, i64)> {
@@ -62,10 +61,10 @@ pub fn leads_to(dir: &OwnedFd, name: &str, listener: &OwnedFd) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Socket && same
 }
 
-/// Connects to `name` in `dir`.
+/// Connects to `name` in `dir`; a full queue is waited for, but not for ever.
 pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType) -> Result<OwnedFd, Errno> {
     let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(IMPATIENCE))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
     rustix::process::fchdir(dir)?;
     let connected = SocketAddrUnix::new(name).and_then(|name| net::connect(&socket, &name));
     let _ = rustix::process::chdir("/");

@@ -15,16 +15,6 @@ pub fn leave_network() -> io::Result<()> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
-/// Makes SIGTERM end the process. Without a handler the first process of a container ignores it (pid_namespaces(7)).
-pub fn exit_on_sigterm() {
-    extern "C" fn exit(_: libc::c_int) {
-        // SAFETY: _exit is async-signal-safe.
-        unsafe { libc::_exit(0) }
-    }
-    // SAFETY: the handler touches nothing but _exit.
-    unsafe { libc::signal(libc::SIGTERM, exit as extern "C" fn(libc::c_int) as libc::sighandler_t) };
-}
-
 /// The uid of a Unix socket's peer (SO_PEERCRED, unix(7)), or `u32::MAX`, which is nobody's. rustix's call takes a pid of
 /// 0 for an error, and every peer in another PID namespace, such as the other container of a pod, has that one.
 pub fn peer_uid(socket: impl AsFd) -> u32 {
@@ -92,17 +82,10 @@ pub fn set_attributes(mount: impl AsFd, set: u64, idmap: Option<&OwnedFd>) -> io
         propagation: libc::MS_PRIVATE,
         userns_fd: idmap.map_or(0, |n| n.as_raw_fd() as u64),
     };
+    let (fd, path, flags) = (mount.as_fd().as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH);
+    let (attr, size) = (&raw const attr, size_of_val(&attr));
     // SAFETY: both descriptors are borrowed for the call; path and attributes are valid for the lengths given.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attr,
-            size_of_val(&attr),
-        )
-    };
+    let done = unsafe { libc::syscall(libc::SYS_mount_setattr, fd, path, flags, attr, size) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

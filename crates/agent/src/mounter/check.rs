@@ -21,7 +21,7 @@ enum Wanted {
 
 fn wanted(request: &Request) -> Wanted {
     match request {
-        Request::CsiListener | Request::RegistrationListener | Request::Fetch(_) => Wanted::Listener,
+        Request::CsiListener | Request::RegistrationListener => Wanted::Listener,
         Request::PublishIdentity(_) => Wanted::ListenerOrForeign,
         Request::Inspect(_) | Request::List { .. } => Wanted::ListenerByCookie,
         Request::State | Request::PublishTmpfs { .. } => Wanted::Directory,

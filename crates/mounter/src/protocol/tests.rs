@@ -37,7 +37,6 @@ fn request() -> impl Strategy<Value = Request> {
             cookie
         }),
         (1..=2u32, any::<u64>()).prop_map(|(slot, cookie)| Request::Store { volume: None, slot, cookie }),
-        volume().prop_map(Request::Fetch),
     ]
 }
 
@@ -89,7 +88,9 @@ proptest! {
 #[test]
 fn wrong_sizes_and_versions_are_named() {
     let why = |frame: &[u8]| Request::decode(frame).unwrap_err().1.to_string();
-    assert!(why(&[0; 7]).contains("7 bytes, not 1024"));
+    assert!(
+        why(&[0; 3]).contains("length") && why(&Request::Hello.encode(1)[..FRAME - 1]).contains("padding")
+    );
     assert!(why(&[0; FRAME]).contains("something else"));
     let mut frame = Request::Hello.encode(1);
     frame[4] = 9;

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{self, OFlags, ResolveFlags};
+use rustix::fs::{self, ResolveFlags};
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Reply, flag};
 use seamount_sys::mounter::set_attributes;
@@ -10,7 +10,7 @@ use seamount_sys::mounter::set_attributes;
 use crate::failure::{Doing, Outcome, fail};
 use crate::log::done;
 use crate::node::{Attached, Node};
-use crate::path::{self, Target};
+use crate::path::{self, DIRECTORY, Target};
 use crate::volume::tmpfs::{self, INODES, PLAIN};
 
 impl Node {
@@ -19,12 +19,11 @@ impl Node {
         let Some((parent, name)) = &self.source else {
             return fail!(Unsupported, "the mounter was started without --source-directory");
         };
-        let flags = OFlags::PATH | OFlags::DIRECTORY;
-        let fd = path::open(parent, name, flags, ResolveFlags::empty());
+        let fd = path::open(parent, name, DIRECTORY, ResolveFlags::empty());
         fd.doing(format_args!("open the source directory {name:?} (is its owner running?)"))
     }
 
-    /// What kind of mount is there, as [`flag`] bits.
+    /// What kind of mount (or other strange thing) is there, as [`flag`] bits.
     pub fn mounted(&self, target: &Target) -> u32 {
         if tmpfs::is_one(&target.fd, INODES) {
             return flag::TMPFS;

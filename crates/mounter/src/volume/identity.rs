@@ -3,13 +3,12 @@
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{self, AtFlags};
-use rustix::io::Errno;
 use rustix::net::SocketType;
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Reply, flag};
 
 use crate::failure::{Doing, Outcome, fail};
-use crate::node::{Attached, Node, slot};
+use crate::node::{Attached, Node};
 use crate::path;
 use crate::socket;
 
@@ -21,8 +20,8 @@ impl Node {
             reply.flags |= flag::FOREIGN;
             return Ok(None);
         }
-        let name = self.config.socket_name().to_owned();
-        let made = self.listener(slot(volume), (&target.fd, &name), reply, &|node| node.fill(&target.fd));
+        let (slot, name) = (volume.to_string(), self.config.socket_name().to_owned());
+        let made = self.listener(slot, (&target.fd, &name), reply, &|node| node.fill(&target.fd));
         if made.is_err() && created {
             let _ = self.empty(&place, false);
             place.undo(true);
@@ -41,11 +40,7 @@ impl Node {
         }
         let first = self.config.socket_name();
         for link in self.config.socket_names.iter().skip(1) {
-            match fs::readlinkat(dir, link, Vec::new()) {
-                Ok(to) if to.as_bytes() == first.as_bytes() => continue,
-                Err(Errno::NOENT) => {}
-                _ => fs::unlinkat(dir, link, AtFlags::empty()).doing("replace a link to the socket")?,
-            }
+            path::found(fs::unlinkat(dir, link, AtFlags::empty())).doing("replace a link to the socket")?;
             fs::symlinkat(first, dir, link).doing("make a link to the socket")?;
         }
         socket::bind(dir, first, SocketType::STREAM, 0o666)

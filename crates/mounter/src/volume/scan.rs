@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 
-use rustix::fs::{self, AtFlags, FileType, OFlags, ResolveFlags};
+use rustix::fs::{self, AtFlags, FileType, ResolveFlags};
 use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter::protocol::{Reply, flag};
 
 use crate::failure::{Doing, Outcome, fail};
-use crate::node::{Attached, Node, attach, slot};
-use crate::path::{self, CSI, Place, Target};
+use crate::node::{Attached, Node, attach};
+use crate::path::{self, CSI, DIRECTORY, Place, Target};
 use crate::volume::tmpfs::{self, INODES};
 
-/// Volumes, pods and volumes per pod that a scan looks at.
-const MAX: usize = 65_536;
+/// Volumes, pods, volumes per pod, and files of a volume that one request looks at.
+pub const MAX: usize = 65_536;
 /// Stands for the volume id where no `vol_data.json` gives one.
 const ORPHAN: &str = "orphan";
 
@@ -35,7 +35,7 @@ impl Node {
 
     /// Sends the volume's kept listener along, if there is one.
     pub fn kept(&self, volume: &Volume, reply: &mut Reply) -> Attached {
-        self.seat.kept.get(&slot(volume)).and_then(|kept| attach(kept, reply))
+        self.seat.kept.get(&volume.to_string()).and_then(|kept| attach(kept, reply))
     }
 
     pub fn list(&mut self, cursor: u64, reply: &mut Reply) -> Outcome<Attached> {
@@ -50,11 +50,8 @@ impl Node {
     }
 
     fn flags(&self, target: &Target) -> u32 {
-        if target.is_mount() {
+        if target.is_mount() || !target.is_directory() {
             return self.mounted(target);
-        }
-        if !target.is_directory() {
-            return flag::FOREIGN;
         }
         let stat = fs::statat(&target.fd, self.config.socket_name(), AtFlags::SYMLINK_NOFOLLOW);
         let socket = stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Socket);
@@ -65,11 +62,10 @@ impl Node {
     fn scan(&mut self) -> Outcome<Vec<Found>> {
         let mut all = Vec::new();
         let stacks = stacks();
-        let directory = OFlags::PATH | OFlags::DIRECTORY;
         for pod in path::names(&self.pods, MAX).doing("read the kubelet's pods")? {
             let Some(pod) = pod.to_str().ok().and_then(|p| p.parse::<PodUid>().ok()) else { continue };
             // A pod that goes while we look, or that is no directory of the kubelet's, is not a reason to see none.
-            let csi = path::open(&self.pods, format!("{pod}/{CSI}"), directory, ResolveFlags::NO_XDEV);
+            let csi = path::open(&self.pods, format!("{pod}/{CSI}"), DIRECTORY, ResolveFlags::NO_XDEV);
             let names = csi.and_then(|csi| path::names(csi, MAX)).unwrap_or_default();
             for name in names.iter().filter_map(|n| n.to_str().ok()?.parse::<VolumeName>().ok()) {
                 if all.len() < MAX {
@@ -77,8 +73,10 @@ impl Node {
                 }
             }
         }
-        let gone = |pod: &PodUid, name: &VolumeName| matches!(Place::open(&self.pods, pod, name), Ok(None));
-        self.seat.kept.retain(|(_, of), _| !of.as_ref().is_some_and(|(pod, name)| gone(pod, name)));
+        self.seat.kept.retain(|slot, _| {
+            let of = slot.split_once('/').and_then(|(pod, name)| pod.parse().ok().zip(name.parse().ok()));
+            !of.is_some_and(|(pod, name)| matches!(Place::open(&self.pods, &pod, &name), Ok(None)))
+        });
         Ok(all)
     }
 

@@ -4,11 +4,8 @@ use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, open_tree,
-};
+use rustix::fs::{self, AtFlags, FileType, Gid, OFlags, ResolveFlags, Uid};
+use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Reply, flag};
 use seamount_sys::mounter::set_attributes;
@@ -37,15 +34,15 @@ pub const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
 pub fn make(uid: u32, gid: u32, options: &str, inodes: u64, noswap: bool) -> Outcome<OwnedFd> {
     let options = format!("source=seamount,uid={uid},gid={gid},nr_inodes={inodes},{options}");
     let make = || {
-        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let context = mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
         for (key, value) in options.split(',').filter_map(|option| option.split_once('=')) {
-            fsconfig_set_string(&context, key, value)?;
+            mount::fsconfig_set_string(&context, key, value)?;
         }
         if noswap {
-            fsconfig_set_flag(&context, "noswap")?;
+            mount::fsconfig_set_flag(&context, "noswap")?;
         }
-        fsconfig_create(&context)?;
-        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, PLAIN)
+        mount::fsconfig_create(&context)?;
+        mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, PLAIN)
     };
     make().doing(format_args!("make a tmpfs ({options})"))
 }
@@ -59,7 +56,7 @@ pub fn is_one(fd: &OwnedFd, inodes: u64) -> bool {
 pub fn clone(root: &OwnedFd) -> Outcome<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    open_tree(root, "", flags).doing("clone the mount")
+    mount::open_tree(root, "", flags).doing("clone the mount")
 }
 
 impl Node {
@@ -76,8 +73,7 @@ impl Node {
         }
         let clone = clone(&root.fd)?;
         set_attributes(&clone, 0, self.swap.as_ref().filter(|_| mapped)).doing("idmap the clone")?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        fs::openat(&clone, ".", flags, Mode::empty()).doing("open the clone")
+        path::open(&clone, ".", OFlags::DIRECTORY, ResolveFlags::empty()).doing("open the clone")
     }
 
     pub fn publish_tmpfs(&self, v: &Volume, gid: u32, size: u64, reply: &mut Reply) -> Outcome<Attached> {
@@ -102,13 +98,10 @@ impl Node {
         Ok(Some(Rc::new(handed?)))
     }
 
-    /// Gives the files of one version directory to root and the volume's group. Directories stay the agent's, who has
+    /// Gives the files of one version directory, which is somewhere in the tmpfs, to root and the volume's group. Directories stay the agent's, who has
     /// to remove old versions.
     pub fn settle(&mut self, volume: &Volume, version: &str) -> Outcome<Attached> {
         let name = CString::new(version).unwrap_or_default();
-        if version.contains('/') || matches!(name.to_bytes(), b"" | b"." | b"..") {
-            return fail!(Malformed, "the version is not one file name");
-        }
         let target = match self.ours(volume)?.target()? {
             Some(target) if target.is_mount() && is_one(&target.fd, INODES) => target,
             _ => return fail!(NotFound, "no tmpfs is published there"),

@@ -9,20 +9,19 @@ use seamount_mounter::names::Volume;
 
 use crate::failure::{Doing, Outcome, fail};
 use crate::log::done;
-use crate::node::{Attached, Node, Slot, slot};
+use crate::node::{Attached, Node};
 use crate::path::{self, Place, TARGET};
 use crate::socket;
+use crate::volume::scan::MAX;
 
 /// Mounts on top of each other that one request unwinds.
 const MAX_MOUNTS: usize = 128;
-/// Leftover files that one request removes.
-const MAX_FILES: usize = 65_536;
 
 impl Node {
     pub fn unpublish(&mut self, volume: &Volume) -> Outcome<Attached> {
         let place = Place::open(&self.pods, &volume.pod, &volume.name)?;
         let ours = place.as_ref().map_or(Ok(false), |p| p.is_ours(&self.config.driver, volume))?;
-        self.forget(&slot(volume));
+        self.forget(&volume.to_string());
         let Some(place) = place else { return Ok(None) };
         for _ in 0..MAX_MOUNTS {
             let Some(target) = place.target()? else { return Ok(None) };
@@ -53,7 +52,7 @@ impl Node {
     }
 
     /// Ends a kept listener, also for the agent and whoever else has a copy of it.
-    pub fn forget(&mut self, slot: &Slot) {
+    pub fn forget(&mut self, slot: &str) {
         if let Some(kept) = self.seat.kept.remove(slot) {
             let _ = shutdown(&kept, Shutdown::Both);
         }
@@ -69,7 +68,7 @@ impl Node {
     pub fn empty(&self, place: &Place, ours: bool) -> Outcome<()> {
         let dir = path::open(&place.0, TARGET, OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::NO_XDEV)
             .doing("open the target directory")?;
-        for name in path::names(&dir, MAX_FILES).doing("read the target directory")? {
+        for name in path::names(&dir, MAX).doing("read the target directory")? {
             if ours || socket::made_at(name.to_bytes()).is_some() || self.is_socket_name(&name) {
                 match fs::unlinkat(&dir, &name, AtFlags::empty()) {
                     Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}

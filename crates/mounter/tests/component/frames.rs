@@ -7,7 +7,7 @@ use rustix::net::sockopt::socket_cookie;
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{FRAME, Fault, Request, keep};
 
-use crate::bench::bench;
+use crate::bench::{POD, bench};
 
 #[test]
 fn messages_that_are_no_frames_are_refused_and_the_connection_goes_on() {
@@ -20,9 +20,9 @@ fn messages_that_are_no_frames_are_refused_and_the_connection_goes_on() {
         let mut unknown = good;
         unknown[6] = 99;
         for (bytes, text) in [
-            (&good[..1], "bytes"),
-            (&good[..FRAME - 1], "bytes"),
-            (&long[..FRAME + 1], "bytes"),
+            (&good[..1], "length"),
+            (&good[..FRAME - 1], "length"),
+            (&long[..FRAME + 1], "length"),
             (&long[..], "too long"),
             (&[0; FRAME][..], "something else"),
             (&[0xff; FRAME][..], "something else"),
@@ -44,7 +44,7 @@ fn an_agent_of_another_version_is_told_both() {
         frame[4] = 7;
         agent.send(&frame, &[]);
         let answer = agent.receive().unwrap();
-        assert!(answer.reply.text.contains("version 7") && answer.reply.text.contains("speaks 1"));
+        assert!(answer.reply.text.contains("version 7") && answer.reply.text.contains("not 1"));
         answer.bad(Fault::Version, "one release");
     });
 }
@@ -56,26 +56,33 @@ fn names_that_could_leave_a_directory_do_not_get_in() {
         let agent = bench.agent();
         let volume = bench.volume("v");
         let frame = Request::Unpublish(volume).encode(1);
-        // Volume name: length at 92, bytes from 93. Pod UID: 56 to 92.
-        for name in ["..", ".", "a/b", "../../x", "\0", "V", "-"] {
+        // The volume's text: its length at 56, `<pod UID>/<name>/<id>` from 58.
+        let with = |text: &str| {
             let mut bad = frame;
-            bad[92] = name.len() as u8;
-            bad[93..93 + name.len()].copy_from_slice(name.as_bytes());
-            agent.send(&bad, &[]);
-            agent.receive().unwrap().bad(Fault::Malformed, "volume name");
+            bad[56..58].copy_from_slice(&(text.len() as u16).to_le_bytes());
+            bad[58..287].fill(0);
+            bad[58..58 + text.len()].copy_from_slice(text.as_bytes());
+            bad
+        };
+        assert_eq!(with(&format!("{POD}/v/csi-v")), frame);
+        let long = "x".repeat(64);
+        let refuse = |text: &str, field: &str| {
+            agent.send(&with(text), &[]);
+            agent.receive().unwrap().bad(Fault::Malformed, field);
+        };
+        for name in ["..", ".", "", "\0", "V", "-", &long] {
+            refuse(&format!("{POD}/{name}/csi-v"), "volume name");
         }
-        let mut long = frame;
-        long[92] = 200;
-        agent.send(&long, &[]);
-        agent.receive().unwrap().bad(Fault::Malformed, "volume name");
-        let mut pod = frame;
-        pod[56..92].copy_from_slice(b"../../../../../../../../../../../etc");
-        agent.send(&pod, &[]);
-        agent.receive().unwrap().bad(Fault::Malformed, "pod UID");
-        let mut id = frame;
-        id[157] = b'\n';
-        agent.send(&id, &[]);
-        agent.receive().unwrap().bad(Fault::Malformed, "volume id");
+        // A slash more belongs to the id, and there it is no path.
+        refuse(&format!("{POD}/../../x/csi-v"), "volume name");
+        for pod in ["../../../../../../../../../../../etc", "", "..", "/etc"] {
+            refuse(&format!("{pod}/v/csi-v"), "pod UID");
+        }
+        for id in ["", "\n", "a b"] {
+            refuse(&format!("{POD}/v/{id}"), "volume id");
+        }
+        refuse(POD, "volume name");
+        refuse(&format!("{POD}/v"), "volume id");
     });
 }
 
@@ -134,7 +141,7 @@ fn garbage_never_ends_the_mounter() {
         };
         let volume = bench.volume("v");
         for round in 0..5000u64 {
-            let mut frame = Request::Fetch(volume.clone()).encode(round);
+            let mut frame = Request::Inspect(volume.clone()).encode(round);
             for _ in 0..1 + next() % 4 {
                 let at = usize::from(next()) * 4 + usize::from(next() % 4);
                 frame[at] = next();

@@ -26,7 +26,7 @@ fn a_full_disk_leaves_nothing_half_done() {
             }
             agent.identity(&volume).bad(Fault::Storage, "free space");
             assert_eq!(names(bench.place(&volume)), ["vol_data.json"], "{free} inodes free");
-            agent.ask(&Request::Fetch(volume.clone())).bad(Fault::NotFound, "");
+            agent.ask(&Request::Inspect(volume.clone())).bad(Fault::NotFound, "");
             (0..free).for_each(|i| drop(fs::File::create(filler.join(i.to_string())).unwrap()));
         }
         agent.tmpfs(&volume, 0, 4096).bad(Fault::Storage, "free space");
