@@ -92,6 +92,13 @@ impl Spawn {
         self
     }
 
+    /// Has its log in another directory.
+    #[must_use]
+    pub fn log_in(mut self, logs: &Path) -> Self {
+        self.log = logs.join(self.log.file_name().unwrap_or_default());
+        self
+    }
+
     /// Runs it as this uid and gid, without supplementary groups. (Takes root.)
     #[must_use]
     pub fn ids(mut self, uid: u32, gid: u32) -> Self {

@@ -80,7 +80,10 @@ fn found(node: &Node, Base(base): Base, volumes: usize) -> Vec<(Fault, usize, St
         found.push((Fault::LeakedDirectory, pods.len().abs_diff(volumes), format!("{} pods", pods.len())));
     }
     for (part, wanted) in [
-        (format!("plugins/{DRIVER}"), vec!["csi.sock".to_owned(), "lock".to_owned(), "state".to_owned()]),
+        (
+            format!("plugins/{DRIVER}"),
+            ["csi.sock", "lock", "state", "take-over.sock"].map(String::from).to_vec(),
+        ),
         ("plugins_registry".to_owned(), vec![format!("{DRIVER}-reg.sock")]),
     ] {
         let there = directory(&part);

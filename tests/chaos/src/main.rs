@@ -122,10 +122,10 @@ async fn chaos(args: &Args, prober: Handle) -> anyhow::Result<bool> {
     for gap in world.tally.longest_gaps() {
         eprint!("{}", anatomy(&gap, &agent_log));
     }
-    let Blows { kills, both, stops, ended, beside } = blows;
+    let Blows { kills, both, stops, ended, beside, rolls } = blows;
     let what = format!(
         "{kills} kills, {both} of them of both, {stops} stops, {ended} of them ended by a kill, {beside} with a kill of \
-         the other process"
+         the other process, {rolls} roll-outs"
     );
     let about = format!(
         "seed {seed}, {} s, {} volumes at a time, {} altogether",

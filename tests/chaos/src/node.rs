@@ -2,14 +2,15 @@
 
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::process::Signal;
 use seamount_testkit::issuer::{Algorithm, TokenIssuer};
 pub use seamount_testkit::node::DRIVER;
-use seamount_testkit::node::{ISSUER, RUN, ready};
+use seamount_testkit::node::{ISSUER, RUN, free_address, ready};
 use seamount_testkit::processes::Process;
 
 /// One of the two processes.
@@ -47,6 +48,14 @@ pub struct Node {
     pair: Mutex<Arc<Pair>>,
     agent: Mutex<Option<Process>>,
     mounter: Mutex<Option<Process>>,
+    pairs: AtomicUsize,
+}
+
+/// The pair before the one that a roll-out has started.
+#[derive(Debug)]
+pub struct Old {
+    pair: Arc<Pair>,
+    processes: Vec<(Who, Process)>,
 }
 
 impl Deref for Node {
@@ -76,7 +85,8 @@ impl Node {
         // Nothing is due for a new SVID while this runs: another serial is a lost one.
         base.configure(&base.yaml_with(&format!("directory: {root}, svidTtl: 12h, caTtl: 96h")))?;
         let pair = Mutex::new(Arc::new(Pair { run: RUN.to_owned(), http: base.http.clone() }));
-        Ok(Self { base, pair, agent: Mutex::default(), mounter: Mutex::default() })
+        let (agent, mounter, pairs) = Default::default();
+        Ok(Self { base, pair, agent, mounter, pairs })
     }
 
     fn process(&self, who: Who) -> MutexGuard<'_, Option<Process>> {
@@ -135,6 +145,46 @@ impl Node {
             bail!("{who:?} ended by itself: {status}; see {}", process.log_path().display());
         }
         Ok(process.signal(signal)?)
+    }
+
+    /// Starts a second pair of processes beside the first, as a DaemonSet with `maxSurge: 1` does, and no other than
+    /// these are signalled from then on.
+    ///
+    /// # Errors
+    /// If one cannot be started.
+    pub fn roll(&self, first: Who) -> anyhow::Result<Old> {
+        let number = self.pairs.fetch_add(1, Ordering::Relaxed) + 1;
+        let pair = Arc::new(Pair { run: format!("{RUN}{number}"), http: free_address()? });
+        self.base.make_run(&pair.run)?;
+        let old = std::mem::replace(&mut *self.pair.lock().unwrap_or_else(PoisonError::into_inner), pair);
+        let mut processes = Vec::new();
+        for who in [first, first.other()] {
+            processes.extend(self.process(who).take().map(|process| (who, process)));
+            self.start(who)?;
+        }
+        Ok(Old { pair: old, processes })
+    }
+
+    /// Waits until the processes before a roll-out have left by themselves.
+    ///
+    /// # Errors
+    /// If one does not leave within `limit`, or not with success.
+    pub async fn left(&self, mut old: Old, limit: Duration) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        for (who, process) in &mut old.processes {
+            loop {
+                match process.ended()? {
+                    Some(status) if status.success() => break,
+                    Some(status) => bail!("the old {who:?} ended with {status} in a roll-out"),
+                    None if begun.elapsed() > limit => {
+                        bail!("the old {who:?} did not leave within {limit:?}")
+                    }
+                    None => tokio::time::sleep(Duration::from_millis(2)).await,
+                }
+            }
+        }
+        std::fs::remove_dir_all(self.base.path(&old.pair.run))?;
+        Ok(())
     }
 
     /// Asks both to stop, and waits.

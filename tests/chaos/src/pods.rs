@@ -118,8 +118,10 @@ pub struct World {
     pub calm: CancellationToken,
     /// Pods close their streams.
     pub silence: CancellationToken,
-    /// How often the agent was killed.
+    /// How often the agent was killed, or left in a roll-out.
     pub deaths: AtomicUsize,
+    /// A roll-out is under way: the agent will leave.
+    pub rolling: AtomicBool,
     /// The thread that asks the volumes.
     pub prober: Handle,
     /// When a process was killed, stopped or continued.
@@ -133,9 +135,21 @@ pub struct World {
 impl World {
     /// A node without pods.
     pub fn new(node: Node, republish: Duration, prober: Handle) -> Arc<Self> {
-        let (tally, live, published, deaths, blows) = Default::default();
+        let (tally, live, published, deaths, rolling, blows) = Default::default();
         let (calm, silence) = (CancellationToken::new(), CancellationToken::new());
-        Arc::new(Self { node, tally, calm, silence, deaths, prober, blows, republish, live, published })
+        Arc::new(Self {
+            node,
+            tally,
+            calm,
+            silence,
+            deaths,
+            rolling,
+            prober,
+            blows,
+            republish,
+            live,
+            published,
+        })
     }
 
     /// A process was killed, stopped or continued just now.
@@ -255,7 +269,9 @@ impl World {
                 if pod.ended.is_cancelled() {
                     return;
                 }
-                if let Some(end) = broken.filter(|_| deaths == self.deaths.load(Ordering::Relaxed)) {
+                let excused =
+                    self.rolling.load(Ordering::Relaxed) || deaths != self.deaths.load(Ordering::Relaxed);
+                if let Some(end) = broken.filter(|_| !excused) {
                     self.tally.fault(Fault::BrokenStream, &format!("{}: {end}", pod.name()));
                 }
                 // Client libraries wait longer; this one is here to be a burden.

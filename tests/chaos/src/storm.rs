@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::gaps::{Gap, Moment};
 use crate::node::Who;
@@ -20,6 +21,8 @@ const PROBES: usize = 6;
 /// kubelet much longer.
 const SHORTEST_STOP: u64 = 50;
 const LONGEST_STOP: u64 = 12_000;
+/// How long a roll-out may take.
+const ROLL: Duration = Duration::from_secs(60);
 
 /// How many blows there were of each kind.
 #[derive(Debug, Default, Clone, Copy)]
@@ -34,6 +37,8 @@ pub struct Blows {
     pub ended: usize,
     /// SIGKILL to the other process of one that stood still. They are among the kills.
     pub beside: usize,
+    /// A second pair was started and took over.
+    pub rolls: usize,
 }
 
 /// Deals blows until there were so many kills; killed processes are started again at once.
@@ -48,12 +53,15 @@ pub async fn storm(world: &Arc<World>, kills: usize, random: Random) -> anyhow::
         if storm.random.once_in(12) {
             storm.stand_still().await?;
         }
+        if storm.random.once_in(20) {
+            storm.roll_out().await?;
+        }
         if storm.blows.kills / 100 > told {
             told = storm.blows.kills / 100;
             let (pods, faults) = (world.published(), world.tally.all());
             eprintln!(
-                "{} kills, {} stops, {pods} pods so far, {faults} faults",
-                storm.blows.kills, storm.blows.stops
+                "{} kills, {} stops, {} roll-outs, {pods} pods so far, {faults} faults",
+                storm.blows.kills, storm.blows.stops, storm.blows.rolls
             );
         }
     }
@@ -145,6 +153,50 @@ impl Storm<'_> {
             (Span::StopGap, self.world.blow())
         };
         self.ask(probes, since, span).await?;
+        Ok(())
+    }
+
+    /// A second pair takes over from the first, while clients connect all the time. What each of them waits for its
+    /// answer is the gap.
+    async fn roll_out(&mut self) -> anyhow::Result<()> {
+        self.settle().await?;
+        // One that was just started has no listeners yet that it could hand over; a DaemonSet waits for readiness too.
+        self.world.node.ready(ROLL).await?;
+        self.blows.rolls += 1;
+        self.world.deaths.fetch_add(1, Ordering::Relaxed);
+        self.world.rolling.store(true, Ordering::Relaxed);
+        let since = self.world.blow();
+        let over = CancellationToken::new();
+        let probes = self.world.some(PROBES, &mut self.random).into_iter().map(|pod| {
+            let (world, over) = (Arc::clone(self.world), over.clone());
+            self.world.prober.spawn(async move {
+                let mut longest = Duration::ZERO;
+                loop {
+                    let last = over.is_cancelled();
+                    let Some(took) = pod.probe(&Moment::now(), &world).await else { break };
+                    longest = longest.max(took);
+                    if last {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                (longest, pod.volume.pod_uid.clone())
+            })
+        });
+        let probes: Vec<_> = probes.collect();
+        let first = self.either();
+        let old = self.world.node.roll(first)?;
+        self.world.node.left(old, ROLL).await?;
+        self.world.deaths.fetch_add(1, Ordering::Relaxed);
+        self.world.rolling.store(false, Ordering::Relaxed);
+        self.world.node.ready(ROLL).await?;
+        over.cancel();
+        let mut longest = (Duration::ZERO, String::new());
+        for probe in probes {
+            longest = longest.max(probe.await?);
+        }
+        let (took, pod) = longest;
+        self.world.tally.gap(Gap { span: Span::RollGap, since, took, further: 0, pod });
         Ok(())
     }
 

@@ -65,6 +65,8 @@ pub enum Span {
     StopGap,
     /// From the SIGKILL to one that stood still.
     EndedGap,
+    /// The longest wait of a client that connects during a roll-out.
+    RollGap,
     /// From the first of several blows that fell before the answer.
     FurtherGap,
     /// The first publish of a volume, with the kubelet's retries.
@@ -76,12 +78,13 @@ pub enum Span {
 }
 
 /// All of them, with their names in the table.
-pub const SPANS: [(Span, &str); 9] = [
+pub const SPANS: [(Span, &str); 10] = [
     (Span::AgentGap, "agent killed → FetchX509SVID answered"),
     (Span::MounterGap, "mounter killed → FetchX509SVID answered"),
     (Span::BothGap, "both killed → FetchX509SVID answered"),
     (Span::StopGap, "stopped, continued → FetchX509SVID answered"),
     (Span::EndedGap, "stopped, killed → FetchX509SVID answered"),
+    (Span::RollGap, "connected in a roll-out → FetchX509SVID answered"),
     (Span::FurtherGap, "killed, and again before the answer → answered"),
     (Span::Publish, "publish, with retries"),
     (Span::Unpublish, "unpublish, with retries"),
