@@ -106,7 +106,7 @@ pub fn run(policy: &str) -> anyhow::Result<()> {
     let last = report.log.denials(&[])?;
     report.denials.extend(last.clone());
     report.unexpected.extend(last);
-    println!("denials under {policy}, each expected by a rule above:");
+    println!("all denials under {policy}:");
     for denial in &report.denials {
         let known = !report.unexpected.iter().any(|d| d.text == denial.text);
         println!("  {}{}", if known { "" } else { "UNEXPECTED " }, denial.text);
@@ -133,7 +133,7 @@ async fn all(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     agent_and_listeners(stage, report).await?;
     let (a, b) = identity_volumes(stage, report).await?;
     restarts(stage, report, &a, &b).await?;
-    let (c, d) = file_volumes(stage, report, &a).await?;
+    let (c, d) = file_volumes(stage, report).await?;
     mounter_with_categories(stage, report).await?;
     report.rule("pods are removed", &[], {
         let mut removed = Ok(String::new());
@@ -302,11 +302,7 @@ fn connects(stage: &Stage, volume: &PodVolume, pod: &str, name: &str) -> anyhow:
 }
 
 /// Volumes of files: a tmpfs that the mounter makes and the agent's uid writes through a detached clone.
-async fn file_volumes(
-    stage: &mut Stage,
-    report: &mut Report,
-    a: &PodVolume,
-) -> anyhow::Result<(PodVolume, PodVolume)> {
+async fn file_volumes(stage: &mut Stage, report: &mut Report) -> anyhow::Result<(PodVolume, PodVolume)> {
     let (in_a, in_b) = (context::process("container_t", A), context::process("container_t", B));
     let agent = context::process("spc_t", LEVEL);
     // The mounter serves one agent at a time.
@@ -366,7 +362,6 @@ async fn file_volumes(
     let refused = stage.in_pod(&settled, &in_b, &["read", "/pod/key"]).and_then(is("errno 13"));
     report.rule("and a pod of other categories does not", &[SEARCH_B_ON_A], refused)?;
     stage.kill(false, true)?;
-    let _ = a;
     Ok((files, settled))
 }
 
