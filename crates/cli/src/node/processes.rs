@@ -43,8 +43,8 @@ pub struct Process {
 pub struct Processes {
     /// Those of this node's driver.
     pub ours: Vec<Process>,
-    /// Whether this looks like a container: other containers' processes are not visible.
-    pub contained: bool,
+    /// Whether there may be others: a container sees only its own, and an ordinary user cannot look into all.
+    pub partial: bool,
 }
 
 impl Processes {
@@ -61,7 +61,8 @@ impl Processes {
         }
         ours.sort_by_key(|p| p.pid);
         let first = fs::read_to_string("/proc/1/comm").unwrap_or_default();
-        Self { ours, contained: first.trim_end().starts_with("seamount") }
+        let partial = first.trim_end().starts_with("seamount") || !rustix::process::geteuid().is_root();
+        Self { ours, partial }
     }
 
     /// Those that run this program.
@@ -77,11 +78,16 @@ fn look_at(pid: u32, root: &Path, driver: &str, uptime: Option<u64>) -> Option<P
         line.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
     let name = Path::new(args.first()?).file_name()?.to_str()?.to_owned();
     let program = [Program::Mounter, Program::Agent].into_iter().find(|p| p.name() == name)?;
-    let file = || of_config(&directory, flag(&args, "--config")?.as_str());
+    let file = || Some(of_config(&directory, flag(&args, "--config")?.as_str()));
     let (its_root, its_driver) = match program {
         Program::Mounter => (flag(&args, "--kubelet-root"), flag(&args, "--driver")),
         Program::Agent => {
-            let (root, driver) = file().unwrap_or_default();
+            let (root, driver) = match file() {
+                // An agent with a file that is broken: it may be ours, and is what somebody is looking for.
+                Some(None) => (Some(root.display().to_string()), Some(driver.to_owned())),
+                Some(Some(found)) => found,
+                None => (None, None),
+            };
             (flag(&args, "--kubelet-root").or(root), flag(&args, "--driver-name").or(driver))
         }
     };
@@ -103,10 +109,11 @@ fn same(process: &Path, its: &Path, ours: &Path, program: Program) -> bool {
     let there = inside.join(its.strip_prefix("/").unwrap_or(its));
     match (fs::metadata(&there), fs::metadata(ours)) {
         (Ok(there), Ok(ours)) => (there.dev(), there.ino()) == (ours.dev(), ours.ino()),
+        _ if its == ours => true,
         (Err(e), _) if program == Program::Agent && e.kind() == ErrorKind::NotFound => {
-            its == ours || ours.ends_with(its.strip_prefix("/").unwrap_or(its))
+            ours.ends_with(its.strip_prefix("/").unwrap_or(its))
         }
-        _ => its == ours,
+        _ => false,
     }
 }
 

@@ -27,9 +27,13 @@ pub fn relative(seconds: i64, now: i64) -> String {
     }
 }
 
-/// Two units at most: `4d2h`, `3h`, `12m5s`, `7s`.
+/// Two units at most: `30y`, `4d2h`, `3h`, `12m5s`, `7s`.
 pub fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
+    let years = seconds / (365 * 86_400);
+    if years >= 10 {
+        return format!("{years}y");
+    }
     let units =
         [(seconds / 86_400, "d"), (seconds / 3_600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
     let first = units.iter().position(|(n, _)| *n > 0).unwrap_or(3);
@@ -51,6 +55,7 @@ mod tests {
             (3_600, "1h"),
             (90_000, "1d1h"),
             (86_460, "1d"),
+            (400_000_000, "12y"),
         ] {
             assert_eq!(span(Duration::from_secs(seconds)), text, "{seconds}");
         }

@@ -24,5 +24,7 @@ fn a_play_can_be_looked_at_like_a_node() {
         assert!(text.contains("node         play, driver csi.spiffe.io"), "{who:?}: {text}");
         let (_, text, _) = run(&["volumes"]);
         assert!(text.contains("ns/p "), "{who:?}: {text}");
+        let (code, text, _) = run(&["doctor"]);
+        assert_eq!(code, Some(0), "{who:?}: {text}");
     }
 }

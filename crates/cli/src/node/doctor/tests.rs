@@ -43,7 +43,7 @@ fn well() -> Evidence {
         disk: disk(),
         processes: Processes {
             ours: vec![process(Program::Mounter, 10), process(Program::Agent, 11)],
-            contained: false,
+            partial: false,
         },
         status: Ok(status),
         volumes: Ok((vec![volume], None)),
@@ -117,7 +117,7 @@ fn without_an_agent_the_file_system_speaks() {
     }
     assert_eq!(bad(&e), ["processes", "sockets", "agent", "volumes", "leftovers"]);
     // In a container nothing is said of what cannot be seen.
-    e.processes.contained = true;
+    e.processes.partial = true;
     assert_eq!(bad(&e), ["sockets", "agent", "volumes", "leftovers"]);
 }
 
@@ -207,7 +207,8 @@ fn certificates_and_the_clock_are_judged() {
     };
     finds(root(3_600, 90_000), &["certificates"], "set back");
     finds(root(-3_600, -60), &["certificates"], "the root ends at");
-    finds(root(-3_600, 86_400), &[], "--generate-authority");
+    finds(root(-400 * 86_400, 86_400), &[], "Replacing the root");
+    finds(root(-3_600, 86_400), &[], "the root is valid until");
     let issuer = proto::Validity { not_before: NOW - 90, not_after: NOW - 1 };
     finds(
         in_status(move |s| s.authority.as_mut().unwrap().issuer = Some(issuer)),

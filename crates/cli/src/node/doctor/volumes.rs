@@ -105,7 +105,7 @@ fn judge(stacked: Vec<String>, orphans: Vec<String>, foreign: Vec<String>) -> Ch
             named(stacked.into_iter())
         ));
         todo.push(
-            "stacked mounts come from another driver, or from a kubelet that published twice: drain the pod, then umount \
+            "delete the pods: the kubelet's unpublish takes the mounts away; if one stays, umount \
              pods/UID/volumes/kubernetes.io~csi/NAME/mount as often as it is in /proc/self/mountinfo"
                 .to_owned(),
         );
