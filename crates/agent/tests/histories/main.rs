@@ -1,5 +1,20 @@
 //! A pod's volume is never served with another pod's identity, whatever the order of kills, late replies, reuse of
 //! names and UIDs, quick delete and create, or replay of an old publish: random histories against a model.
+//!
+//! That it can fail was tried with these faults in the agent, one at a time:
+//!
+//! | fault | found by | as |
+//! |---|---|---|
+//! | a listener's cookie is not compared | `known`, random | a socket said another pod's identity |
+//! | the token's pod UID is not compared | `known` | accepted without proof |
+//! | the token's account is not compared | `known` | accepted without proof |
+//! | a republish may change the account | `known` | accepted over another identity |
+//! | an unpublish leaves the record | `known`, random | left over |
+//! | an unpublish leaves the agent's memory | `known`, random | a good publish failed |
+//! | an unpublish leaves a copy of the listener open | random | unpublished, and still there |
+//!
+//! Not found here: an answer for another volume that is believed (the crate's own tests of the mounter's client find
+//! it), and a publish that is let in before the records are read (those of the volumes).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

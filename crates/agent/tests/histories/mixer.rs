@@ -54,7 +54,9 @@ impl Mixer {
         let others = || self.before.iter().rev();
         let other = others().find(|(reply, fd)| reply.volume != right.0.volume && fd.is_some());
         // Else one of an earlier life of the same volume.
-        let other = other.or_else(|| others().find(|(reply, _)| reply.cookie != right.0.cookie)).cloned();
+        let other = other
+            .or_else(|| others().find(|(reply, fd)| fd.is_some() && reply.cookie != right.0.cookie))
+            .cloned();
         if right.0.volume.is_some() {
             self.before.push(right.clone());
             if self.before.len() > REMEMBERED {

@@ -133,6 +133,9 @@ impl Model {
     /// A call was answered.
     pub fn end(&mut self, call: &Call, answer: &Result<(), Status>) -> Result<Verdict, String> {
         let fail = |what: &str| Err(format!("{what}: {call:?} answered {answer:?}"));
+        // A busy machine is a mounter that answers late: nothing is certain then, and nothing is wrong.
+        let late = answer.as_ref().is_err_and(|status| status.code() == Code::Unavailable);
+        let calm = call.calm && !late;
         let place = self.place(call.spot);
         place.under_way -= 1;
         match (call.kind, answer) {
@@ -151,7 +154,7 @@ impl Model {
                 }
                 place.possible.insert(Some(who));
             }
-            (Kind::Publish { who, proved, known }, Err(status)) if call.calm && call.alone => {
+            (Kind::Publish { who, proved, known }, Err(status)) if calm && call.alone => {
                 // After calls that overlapped, somebody else may or may not be there.
                 let others = call.before.iter().flatten().any(|there| *there != who);
                 let right = match (proved && known, others) {
@@ -184,7 +187,7 @@ impl Model {
                     return Ok(Verdict::Cut(call.step));
                 }
             }
-            (Kind::Unpublish { known: true }, Err(_)) if call.calm && call.alone => {
+            (Kind::Unpublish { known: true }, Err(_)) if calm && call.alone => {
                 return fail("an unpublish failed");
             }
             (Kind::Unpublish { known: false }, Err(_)) if call.alone => {}

@@ -401,6 +401,9 @@ impl<B: Bench> World<B> {
         while let Some(done) = self.sent.iter().position(|sent| sent.task.is_finished()) {
             let Sent { call, remove, task } = self.sent.remove(done);
             let (answer, alive) = task.await.map_err(|e| e.to_string())?;
+            if answer.as_ref().is_err_and(|status| status.code() == tonic::Code::Unavailable) {
+                self.calm = false;
+            }
             match self.model.end(&call, &answer)? {
                 Verdict::Nothing => {}
                 Verdict::Ended(epoch) => {
