@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 XTASK := cargo run --quiet --locked --package xtask --
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run)
 
-.PHONY: help demo test check chaos sanity e2e selinux bench images clean
+.PHONY: help demo test check chaos fuzz sanity e2e selinux bench images clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -17,15 +17,17 @@ demo: ## two pods speak mutual TLS with their identities, on this machine, witho
 	@examples/demo.sh
 
 test: ## all suites; the last line is "N passed, N failed, N skipped"
-	@tests/setup.sh build play go
+	@tests/setup.sh build play go fuzz
 	@$(XTASK) test
 
 # What fails fast comes first.
 check: ## formatting, scripts, dependencies, the mounter's budget, clippy, rustdoc
 	@tests/setup.sh build check
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	shellcheck -x $(SCRIPTS)
-	target/tools/cargo-deny --locked check bans licenses sources
+	target/tools/cargo-deny --locked check --allow license-exception-not-encountered bans licenses sources
+	target/tools/cargo-deny --locked --manifest-path fuzz/Cargo.toml --config deny.toml check --allow license-not-encountered --allow unnecessary-skip bans licenses sources
 	$(XTASK) budget
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
@@ -33,6 +35,10 @@ check: ## formatting, scripts, dependencies, the mounter's budget, clippy, rustd
 chaos: ## kill agent and mounter a thousand times under a played kubelet, count what is lost (root; KILLS=…, SEED=…)
 	@tests/setup.sh build
 	@$(XTASK) chaos --kills $(or $(KILLS),1000) $(if $(SEED),--seed $(SEED))
+
+fuzz: ## run each fuzz target for a minute (SECONDS=…, TARGETS="…"); some need root
+	@tests/setup.sh build fuzz
+	@$(XTASK) fuzz --seconds $(or $(SECONDS),60) $(TARGETS)
 
 sanity: ## csi-sanity against agent and mounter (root)
 	@tests/setup.sh build go

@@ -2,6 +2,7 @@
 # Installs what a make target lacks, and nothing else: quiet when there is nothing to do.
 #   tests/setup.sh build      a C compiler and linker, the pinned Rust toolchain
 #   tests/setup.sh check      cargo-deny and shellcheck
+#   tests/setup.sh fuzz       cargo-fuzz, and a C++ compiler for libFuzzer
 #   tests/setup.sh play       newuidmap, so that the tests play pods with subordinate ids as well
 #   tests/setup.sh guest      qemu, a policy compiler and what packs the guest of the SELinux rules
 #   tests/setup.sh go         nothing, but says what to do without Go (csi-sanity and the cluster are built with it)
@@ -10,6 +11,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=${SEAMOUNT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/seamount}
 deny_version=0.20.2
+fuzz_version=0.13.2
 
 missing=()
 need() { # PACKAGE COMMAND…: the package is missing if the command fails
@@ -60,6 +62,18 @@ check() {
   ln -sfn "$home/bin" target/tools
 }
 
+fuzz() {
+  need g++ command -v c++
+  install_missing
+  local home=$cache/cargo-fuzz-$fuzz_version
+  if [ ! -x "$home/bin/cargo-fuzz" ]; then
+    echo "setup: building cargo-fuzz $fuzz_version (once, about two minutes)"
+    cargo install --quiet --locked cargo-fuzz --version $fuzz_version --root "$home"
+  fi
+  mkdir -p target
+  ln -sfn "$home/bin" target/tools-fuzz
+}
+
 play() {
   need uidmap command -v newuidmap
   install_missing
@@ -80,7 +94,7 @@ go() {
 
 for what in "$@"; do
   case $what in
-    build | check | play | guest | go) "$what" ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    build | check | fuzz | play | guest | go) "$what" ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
 done

@@ -3,6 +3,7 @@
 mod bench;
 mod budget;
 mod chaos;
+mod fuzz;
 mod image;
 mod images;
 mod selinux;
@@ -34,6 +35,8 @@ enum Task {
     Bench(bench::Args),
     /// Kill mounter and agent at random under a played kubelet (root), and count what is lost.
     Chaos(chaos::Args),
+    /// Run the fuzz targets; a crash is a failure.
+    Fuzz(fuzz::Args),
     /// Run the SELinux rules in a guest; the last line is `N passed, N failed, N skipped`.
     Selinux,
     /// Run all suites; the last line is `N passed, N failed, N skipped`.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Budget => budget::run(),
         Task::Bench(args) => bench::run(&args),
         Task::Chaos(args) => chaos::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Selinux => selinux::run(),
         Task::Test(args) => test::run(&args),
     };

@@ -17,7 +17,7 @@ use parse::{Count, Parser};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these suites; all without any.
-    #[arg(value_parser = clap::builder::PossibleValuesParser::new(["cargo", "demo", "chaos", "sanity", "e2e"]))]
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(["cargo", "demo", "chaos", "fuzz", "sanity", "e2e"]))]
     suites: Vec<String>,
 }
 
@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let is_built = built.count.failed == 0;
     outcomes.push(built);
     if is_built {
-        for (name, mut command) in suites() {
+        for (name, mut command) in suites()? {
             if !wanted(name) {
                 continue;
             }
@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The suites in their order: what fails fast first.
-fn suites() -> Vec<(&'static str, Command)> {
+fn suites() -> anyhow::Result<Vec<(&'static str, Command)>> {
     let mut tests = cargo();
     // What a passing test prints has to be seen: it may say that it skipped itself.
     tests.args([
@@ -75,18 +75,22 @@ fn suites() -> Vec<(&'static str, Command)> {
     ]);
     let mut chaos = command(&root().join("target/debug/seamount-chaos").display().to_string());
     chaos.args(["--kills", "100"]);
+    let this = std::env::current_exe().context("cannot find the program that runs")?;
+    let mut fuzz = command(&this.display().to_string());
+    fuzz.args(["fuzz", "--as-tests", "--seconds", "20"]);
     let script = |path: &str| {
         let mut bash = command("bash");
         bash.arg(path);
         bash
     };
-    vec![
+    Ok(vec![
         ("cargo", tests),
         ("demo", script("examples/demo.sh")),
         ("chaos", chaos),
+        ("fuzz", fuzz),
         ("sanity", script("tests/sanity/run.sh")),
         ("e2e", script("tests/e2e/run.sh")),
-    ]
+    ])
 }
 
 /// Whether processes can be given other users' ids here, as the demo's pods are.
