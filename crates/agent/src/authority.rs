@@ -26,6 +26,10 @@ pub struct Seen {
 }
 
 /// The pulse of the authority.
+///
+/// `down` is sent while `seen` is locked, so that the last to change `down_since` is also the last to tell: volumes are
+/// made side by side, and one that fails beside one that succeeds could else leave "does not answer" standing for good.
+/// Nothing is locked or awaited inside; receivers take the watch's own lock alone.
 pub struct Pulse {
     seen: Mutex<Seen>,
     down: watch::Sender<Option<Arc<str>>>,
@@ -77,8 +81,8 @@ impl Pulse {
     }
 
     fn up(&self, now: SystemTime) {
-        let since = self.lock().down_since.take();
-        if let Some(since) = since {
+        let mut seen = self.lock();
+        if let Some(since) = seen.down_since.take() {
             let down_for_s = now.duration_since(since).unwrap_or_default().as_secs();
             tracing::info!(down_for_s, "the authority answers again");
             self.down.send_replace(None);
@@ -93,14 +97,10 @@ impl Pulse {
     pub fn failed(&self, now: SystemTime, why: &str) {
         self.metrics.authority_request(Outcome::error, now);
         let why: Arc<str> = why.into();
-        let first = {
-            let mut seen = self.lock();
-            seen.last_failure = Some((now, Arc::clone(&why)));
-            let first = seen.down_since.is_none();
-            seen.down_since.get_or_insert(now);
-            first
-        };
-        if first {
+        let mut seen = self.lock();
+        seen.last_failure = Some((now, Arc::clone(&why)));
+        if seen.down_since.is_none() {
+            seen.down_since = Some(now);
             tracing::error!(reason = %why, "the authority does not answer; what was issued goes on until it expires");
             self.down.send_replace(Some(why));
         }
@@ -108,7 +108,8 @@ impl Pulse {
 
     /// Nobody asks it any more, so nobody would learn that it is back.
     pub fn forget(&self) {
-        if self.lock().down_since.take().is_some() {
+        let mut seen = self.lock();
+        if seen.down_since.take().is_some() {
             tracing::info!("no volume waits for the authority any more; whether it answers is not known");
             self.down.send_replace(None);
         }
@@ -142,6 +143,24 @@ mod tests {
         let text = metrics.encode().unwrap();
         for line in ["success\"} 1", "refused\"} 1", "error\"} 4"] {
             assert!(text.contains(&format!("authority_requests_total{{result=\"{line}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_is_what_is_known_however_answers_and_failures_meet() {
+        let pulse = Pulse::new(Arc::new(Metrics::new()));
+        let now = SystemTime::now();
+        let together = std::sync::Barrier::new(2);
+        for _ in 0..2000 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    together.wait();
+                    pulse.failed(now, "timeout");
+                });
+                together.wait();
+                pulse.refused(now);
+            });
+            assert_eq!(pulse.is_down(), pulse.seen().down_since.is_some());
         }
     }
 }

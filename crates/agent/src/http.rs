@@ -126,6 +126,8 @@ impl Readiness {
 /// (unlike in rotation timers) suspension must not count.
 #[derive(Debug)]
 pub struct Progress {
+    /// Nothing else is read by it, so relaxed will do: a beat that is seen a moment late is a moment, and the limit is many
+    /// seconds.
     last: AtomicU64,
 }
 

@@ -97,6 +97,11 @@ pub struct Settings {
 }
 
 /// What is in force now.
+///
+/// One task changes it (`follow`); everybody else reads. `settings` is swapped whole, so a request sees one configuration
+/// from its beginning to its end. It is stored before `configs` is sent, so that who is woken finds it. The two mutexes are
+/// held for a few instructions and never together, nothing is awaited under them. `uid` stands alone: a connection that is
+/// judged by the old one is as if it had come a moment earlier, so relaxed loads do.
 pub struct Live {
     basics: Basics,
     settings: ArcSwapOption<Settings>,

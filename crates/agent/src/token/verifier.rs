@@ -26,6 +26,10 @@ pub const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(10);
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Verifies pods' tokens. Share it in an `Arc`, and let [`TokenVerifier::run`] run beside.
+///
+/// `reading` is the only lock, and it is held over a reading: who waits for it looks afterwards whether another has replaced
+/// the keys that it saw. A reading has a deadline (of the file system or of the request), so nobody waits for ever, and
+/// verification itself takes no lock: keys are swapped whole.
 pub struct TokenVerifier {
     issuer: String,
     audience: String,

@@ -107,6 +107,10 @@ struct State {
 }
 
 /// An authority in this process. It does not look at the pod's token: whoever calls it has verified it.
+///
+/// Order of locks: `rotation`, then `state`, then the watch's own. Signing reads `state` for as long as it takes to clone an
+/// `Arc` and signs without a lock. `bundles` is sent while `state` is locked for writing, so that bundles are told in the
+/// order in which they came into force; a slot signs only after the bundle with its root was sent.
 pub struct Embedded {
     config: EmbeddedConfig,
     clock: Clock,

@@ -21,6 +21,8 @@ struct Signed {
     key: Box<[u8]>,
 }
 
+/// Held for a search or a push, never over a verification: two that verify the same one at once remember it twice, which
+/// costs a place and nothing else.
 static VERIFIED: Mutex<VecDeque<Signed>> = Mutex::new(VecDeque::new());
 
 /// [`super::is_signed_by`] for a certificate authority's certificate.

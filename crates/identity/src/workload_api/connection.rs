@@ -181,6 +181,8 @@ pub(super) struct Request {
     counted: bool,
 }
 
+/// Relaxed: `begun` is raised before the request is answered, and both are read by the connection's own task after a sleep of
+/// many seconds. A stream that begins at the very moment of the goodbye is cut after [`GOODBYE`], and its client connects again.
 #[derive(Default)]
 struct Counters {
     active: AtomicUsize,
