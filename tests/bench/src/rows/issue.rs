@@ -1,11 +1,15 @@
-//! N7: SVIDs issued per second of a core, from key to checked certificate.
+//! N7: SVIDs issued per second of a core, from key to checked certificate, and what the library takes for it.
 
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
+};
 use seamount_identity::X509Svid;
 use seamount_identity::authority::{
-    Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr,
+    Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, NewKey, Workload, new_key_and_csr,
 };
 
 use crate::node::{Config, Node, publish_all, unpublish_all};
@@ -15,7 +19,7 @@ use crate::usage;
 use super::{Context, on_one_thread};
 
 const RUNS: usize = 5;
-const SPAN: Duration = Duration::from_secs(1);
+const SPAN: Duration = Duration::from_millis(500);
 const VOLUMES: usize = 1000;
 
 pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
@@ -38,17 +42,37 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
     let bundles = authority.bundles().borrow().clone();
     let mut direct = Row::at_least(
         "N7",
-        "SVIDs per second and core: key, request, proof, certificate, chain verified (P-256)",
+        "SVIDs per second and core, as the agent makes them: key, certificate, chain verified (P-256)",
         "/s",
         5000.0,
         10_000.0,
     );
+    let mut proved = Row::beside("N7c", "the same with a signed request, as for an authority outside", "/s");
+    let mut bare = Row::beside("N7d", "the library alone: a P-256 key, a signature, its verification", "/s");
+    let mut parts = [
+        Row::beside("N7e", "of that, the key", "µs"),
+        Row::beside("N7f", "the signature", "µs"),
+        Row::beside("N7g", "its verification", "µs"),
+    ];
     for _ in 0..RUNS {
         direct.run(per_second(|| {
-            let (key, csr) = new_key_and_csr(KeyType::EcP256)?;
-            let svid = X509Svid::new(authority.issue(&csr, &workload)?, key)?;
-            svid.verify(bundles.own(), SystemTime::now()).context("the chain does not verify")
+            let key = NewKey::generate(KeyType::EcP256)?;
+            let chain = authority.issue_key(&key, &workload)?;
+            X509Svid::new_verified(chain, key.into_private_key(), bundles.own(), SystemTime::now())
+                .context("the chain does not verify")?;
+            Ok(())
         })?);
+        proved.run(per_second(|| {
+            let (key, csr) = new_key_and_csr(KeyType::EcP256)?;
+            X509Svid::new_verified(authority.issue(&csr, &workload)?, key, bundles.own(), SystemTime::now())
+                .context("the chain does not verify")?;
+            Ok(())
+        })?);
+        let [key, signature, verification] = library()?;
+        bare.run(1.0 / (1.0 / key + 1.0 / signature + 1.0 / verification));
+        for (row, rate) in parts.iter_mut().zip([key, signature, verification]) {
+            row.run(1e6 / rate);
+        }
     }
     let mut through = Row::beside(
         "N7b",
@@ -69,7 +93,25 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
         }
         Ok(())
     })?;
-    Ok(vec![direct, through])
+    let [key, signature, verification] = parts;
+    Ok(vec![direct, through, proved, bare, key, signature, verification])
+}
+
+/// Keys, signatures and verifications per second, of a message as long as an SVID's leaf.
+fn library() -> anyhow::Result<[f64; 3]> {
+    let unspecified = |_| anyhow::anyhow!("the cryptographic library fails");
+    let random = SystemRandom::new();
+    let message = [0x5a; 400];
+    let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(unspecified)?;
+    let signature = key.sign(&random, &message).map_err(unspecified)?;
+    let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.public_key());
+    Ok([
+        per_second(|| {
+            EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map(drop).map_err(unspecified)
+        })?,
+        per_second(|| key.sign(&random, &message).map(drop).map_err(unspecified))?,
+        per_second(|| public.verify(&message, signature.as_ref()).map_err(unspecified))?,
+    ])
 }
 
 /// How often something can be done per second of this thread's processor time: others on the machine do not count.
