@@ -75,18 +75,18 @@ fn refused(refusal: Refusal, secrets: &[&str]) {
 }
 
 fn publish(request: NodePublishVolumeRequest) {
+    // The fuzzer may have put the secret where names are.
+    let mut rest = request.clone();
+    rest.secrets.remove(TOKENS);
+    rest.volume_context.remove(TOKENS);
+    let rest = rest.encode_to_vec();
+    let told = rest.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
     for (audience, allow_volume_context) in [(true, false), (true, true), (false, false)] {
         let mut rules = Rules { allow_volume_context, ..rules() };
         rules.audience = rules.audience.filter(|_| audience);
         let judged = match request::publish(request.clone(), &rules) {
             Ok(judged) => judged,
             Err(refusal) => {
-                // It may as well stand where names are.
-                let mut rest = request.clone();
-                rest.secrets.remove(TOKENS);
-                rest.volume_context.remove(TOKENS);
-                let rest = rest.encode_to_vec();
-                let told = rest.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
                 refused(refusal, if told { &[] } else { &[SECRET] });
                 continue;
             }
@@ -112,7 +112,7 @@ fn publish(request: NodePublishVolumeRequest) {
                 &request.secrets
             };
             assert!(!token.expose().is_empty() && place.contains_key(TOKENS));
-            assert!(!format!("{judged:?}").contains(SECRET));
+            assert!(told || !format!("{judged:?}").contains(SECRET));
         }
         // The same again is the same, also when it went over the wire.
         let again = NodePublishVolumeRequest::decode(request.encode_to_vec().as_slice()).unwrap();
