@@ -20,7 +20,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{FRAME, Fault, Reply, Request, flag, keep};
+use seamount_mounter::protocol::{FRAME, Fault, Reply, Request, flag};
 
 use crate::config::Config;
 use crate::input::{self, Patches};
@@ -376,16 +376,12 @@ impl<'a> Session<'a> {
             assert!(fs::symlink_metadata(place.join("mount")).is_err());
             clear(&place);
         }
-        // Nothing of the volumes is kept, and nothing is listed.
+        // Nothing of the volumes is kept (only their slots have a slash in the name), and nothing is listed.
         self.next += 1;
         let (reply, _) = self.exchange(&Request::List { cursor: 0 }.encode(self.next), &[]);
         assert_eq!(reply.fault, Some(Fault::NotFound), "{:?}", reply.volume);
         let node = self.node.take().unwrap();
-        assert!(
-            node.seat.kept.keys().all(|(number, _)| *number != keep::VOLUME),
-            "{:?}",
-            node.seat.kept.keys()
-        );
+        assert!(!node.seat.kept.keys().any(|slot| slot.contains('/')), "{:?}", node.seat.kept.keys());
         drop(node);
         let plugin = self.host.base.join("kubelet/plugins").join(DRIVER);
         world::unmount_all(&plugin.join("state"));
