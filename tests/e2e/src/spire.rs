@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The identity that it has for everybody.
-pub const ID: &str = "spiffe://spire.test/played";
+pub const ID: &str = "spiffe://spire.test/ns/spire/sa/agent";
 
 /// It runs until dropped.
 pub struct Spire {
@@ -84,23 +84,26 @@ fn runtime_of(spire: &Spire) -> Result<&Runtime> {
 async fn issue() -> Result<Response> {
     let trust_domain: TrustDomain = "spire.test".parse()?;
     let authority = Embedded::new(EmbeddedConfig {
-        template: IdTemplate::parse(ID, &trust_domain)?,
+        template: IdTemplate::parse(
+            "spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}",
+            &trust_domain,
+        )?,
         trust_domain,
         key_type: KeyType::EcP256,
         ca_ttl: Duration::from_hours(24),
         svid_ttl: Duration::from_hours(2),
         directory: None,
     })?;
-    let nobody = Workload {
-        namespace: "played".into(),
-        service_account: "played".into(),
+    let everybody = Workload {
+        namespace: "spire".into(),
+        service_account: "agent".into(),
         pod_name: "played".into(),
         pod_uid: "played".into(),
         node: "played".into(),
     };
     let (key, csr) = new_key_and_csr(KeyType::EcP256)?;
     let chain: Vec<u8> =
-        authority.sign(&csr, &nobody, "").await?.iter().flat_map(|c| c.as_ref().to_vec()).collect();
+        authority.sign(&csr, &everybody, "").await?.iter().flat_map(|c| c.as_ref().to_vec()).collect();
     let svid = X509Svid::parse(&chain, key)?;
     anyhow::ensure!(svid.not_after() > SystemTime::now(), "it has expired");
     let bundles = authority.bundles().borrow().clone();

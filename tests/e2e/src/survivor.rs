@@ -77,14 +77,12 @@ impl Survivor {
     /// Waits until a new connection from its container is answered; its SVID and its directory are those of before, and
     /// none of its containers was restarted.
     pub fn check(&self, test: &Test) -> Result<()> {
-        let identity = until(&format!("an answer to {}", self.name), || {
-            test.identity(&self.name, "main").map(Some)
-        })?;
+        let identity =
+            until(&format!("an answer to {}", self.name), || test.identity(&self.name, "main").map(Some))?;
         self.is_same(&identity)?;
         self.same_directory()?;
-        let ids = |pod: &Value| -> Vec<Value> {
-            statuses(pod).iter().map(|s| s["containerID"].clone()).collect()
-        };
+        let ids =
+            |pod: &Value| -> Vec<Value> { statuses(pod).iter().map(|s| s["containerID"].clone()).collect() };
         let now = test.pod(&self.name)?;
         ensure!(ids(&now) == ids(&self.pod), "containers of {} were restarted: {}", self.name, now["status"]);
         Ok(())

@@ -163,7 +163,8 @@ fn a_node_that_lost_its_power_serves_again() {
         let survivors = Survivor::start(test, "n2", &["one", "two"])?;
         let [deleted, forced] = ["deleted", "forced"].map(|name| Pod::new(name).on("n2").sleeping());
         let [deleted, forced] = [test.start_pod(&deleted)?, test.start_pod(&forced)?];
-        let before: Vec<_> = survivors.iter().map(|s| Ok(containers(&test.pod(&s.name)?))).collect::<Result<_>>()?;
+        let before: Vec<_> =
+            survivors.iter().map(|s| Ok(containers(&test.pod(&s.name)?))).collect::<Result<_>>()?;
         let daemon = containers(&node::daemon("n2")?);
 
         node::control("stop", "n2", &[])?;
@@ -197,7 +198,11 @@ fn a_node_that_lost_its_power_serves_again() {
             ensure!(identity["id"] == *survivor.id(), "{identity}");
             survivor.same_directory()?;
         }
-        println!("{} have identities {:.1} s after the power came", names(&survivors), begun.elapsed().as_secs_f64());
+        println!(
+            "{} have identities {:.1} s after the power came",
+            names(&survivors),
+            begun.elapsed().as_secs_f64()
+        );
         test.gone("deleted")?;
         for pod in [deleted, forced] {
             node::forgotten("n2", &text(&pod["metadata"]["uid"]))?;
@@ -243,24 +248,22 @@ fn two_pods_of_the_daemonset_do_no_harm() {
             Ok((now["metadata"]["uid"] != old["metadata"]["uid"]).then_some(()))
         })?;
         until("one mounter and one agent", || {
-            let [mounters, agents] =
-                [node::processes("n2", "mounter")?, node::processes("n2", "agent")?];
+            let [mounters, agents] = [node::processes("n2", "mounter")?, node::processes("n2", "agent")?];
             most = most.max(mounters.len());
             let all = [&mounters[..], &agents].concat();
-            Ok((mounters.len() == 1 && agents.len() == 1 && all.iter().all(|p| !stopped.contains(p))).then_some(()))
+            Ok((mounters.len() == 1 && agents.len() == 1 && all.iter().all(|p| !stopped.contains(p)))
+                .then_some(()))
         })?;
         ready_on("n2")?;
-        println!(
-            "forced out: ready after {:.1} s, {most} mounters at a time",
-            begun.elapsed().as_secs_f64()
-        );
+        println!("forced out: ready after {:.1} s, {most} mounters at a time", begun.elapsed().as_secs_f64());
         for survivor in &survivors {
             survivor.check(test)?;
         }
 
         // And side by side for as long as one likes.
         let remove = Restore::new(|| {
-            kubectl(&["delete", "pod", "copy", "-n", SYSTEM, "--ignore-not-found", "--timeout=120s"]).map(drop)
+            kubectl(&["delete", "pod", "copy", "-n", SYSTEM, "--ignore-not-found", "--timeout=120s"])
+                .map(drop)
         });
         apply(&copy_of(&node::daemon("n2")?))?;
         until("the copy's processes", || {

@@ -138,6 +138,11 @@ impl Volumes {
             view.stale |= record.is_some_and(|recalled| recalled.record.source == VolumeSource::Directory);
             drop(view);
             self.count(&entry);
+            if flags & flag::FOREIGN != 0 {
+                entry.span().in_scope(|| {
+                    tracing::warn!("another driver's mount is there; left alone until the pod is restarted");
+                });
+            }
             return Ok(false);
         }
         let listener = match listener {
