@@ -1,12 +1,13 @@
 //! What the state tmpfs holds: one record per volume, and one of the node.
 //!
 //! The frame, the same for all versions: magic `SMR\x01` · version u16 · kind u16 · generation u64 · length u32 · body ·
-//! SHA-256 over everything before it. Little-endian. A record of a newer release is refused by name and left alone, so
-//! that going back and forth between releases loses nothing; a damaged one is told apart from it by the checksum.
+//! SHA-256 over everything before it. Little-endian. Older versions are read ([`OLDEST`]). A record of a newer release is refused
+//! by name and left alone until the volume is published again: whoever goes back to an older release waits for the kubelet's
+//! republish, whoever returns before it has lost nothing. A damaged one is told apart from it by the checksum.
 
 mod codec;
 
-pub use codec::{KIND_NODE, KIND_VOLUME, MAX_RECORD, RecordError, VERSION};
+pub use codec::{KIND_NODE, KIND_VOLUME, MAX_RECORD, OLDEST, RecordError, VERSION};
 
 use std::fmt;
 use std::time::SystemTime;

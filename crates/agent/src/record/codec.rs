@@ -6,14 +6,20 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use zeroize::Zeroizing;
 
-/// Raised with every change of a record's body.
+/// Raised with every change of a record's body. A release reads the versions from [`OLDEST`] to its own and writes its own:
+/// what is new has a default in older records, so that an upgrade keeps every identity.
 pub const VERSION: u16 = 1;
+/// The oldest version that is read.
+pub const OLDEST: u16 = 1;
 /// The largest record, in bytes: a token of 16 KiB, an RSA key and a chain of a few certificates fit many times.
 pub const MAX_RECORD: usize = 256 * 1024;
 /// A volume's record.
 pub const KIND_VOLUME: u16 = 1;
 /// The node's record.
 pub const KIND_NODE: u16 = 2;
+
+/// What the played next release writes into its field.
+const NEXT_FIELD: u64 = 0x6e65_7874;
 
 const MAGIC: [u8; 4] = *b"SMR\x01";
 /// Magic, version, kind, generation, length.
@@ -35,6 +41,16 @@ pub enum RecordError {
     Corrupt(&'static str),
 }
 
+/// The version of this process. A debug build plays the next release where a test asks for it: version 2 has one more
+/// field at the end of each body, and version 1 is read as well.
+fn ours() -> u16 {
+    #[cfg(debug_assertions)]
+    if std::env::var_os("SEAMOUNT_TEST_NEXT_RELEASE").is_some() {
+        return VERSION + 1;
+    }
+    VERSION
+}
+
 /// Writes into one buffer that never moves (its capacity is known at the start) and is wiped.
 pub(super) struct Writer(Zeroizing<Vec<u8>>);
 
@@ -43,7 +59,7 @@ impl Writer {
     pub fn new(kind: u16, generation: u64, body: usize) -> Self {
         let mut w = Self(Zeroizing::new(Vec::with_capacity(HEADER + body + SHA256_OUTPUT_LEN)));
         w.raw(&MAGIC);
-        w.raw(&VERSION.to_le_bytes());
+        w.raw(&ours().to_le_bytes());
         w.raw(&kind.to_le_bytes());
         w.u64(generation);
         w.raw(&[0; 4]);
@@ -91,6 +107,9 @@ impl Writer {
     }
 
     pub fn finish(mut self) -> Zeroizing<Vec<u8>> {
+        if ours() > VERSION {
+            self.u64(NEXT_FIELD);
+        }
         let body = u32::try_from(self.0.len().saturating_sub(HEADER)).unwrap_or(u32::MAX);
         if let Some(length) = self.0.get_mut(HEADER - 4..HEADER) {
             length.copy_from_slice(&body.to_le_bytes());
@@ -102,7 +121,10 @@ impl Writer {
 }
 
 /// Reads a body front to back.
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a> {
+    rest: &'a [u8],
+    version: u16,
+}
 
 impl<'a> Reader<'a> {
     /// Checks the frame; the generation and the body.
@@ -112,7 +134,7 @@ impl<'a> Reader<'a> {
             .checked_sub(SHA256_OUTPUT_LEN)
             .and_then(|end| record.split_at_checked(end))
             .ok_or(RecordError::Corrupt("too short"))?;
-        let mut r = Self(frame);
+        let mut r = Self { rest: frame, version: VERSION };
         if r.array()? != MAGIC {
             return Err(RecordError::Corrupt("not a record"));
         }
@@ -120,24 +142,24 @@ impl<'a> Reader<'a> {
         if digest(&SHA256, frame).as_ref() != sum {
             return Err(RecordError::Corrupt("checksum"));
         }
-        let version = u16::from_le_bytes(r.array()?);
-        if version != VERSION {
-            return Err(RecordError::Version { found: version });
+        r.version = u16::from_le_bytes(r.array()?);
+        if !(OLDEST..=ours()).contains(&r.version) {
+            return Err(RecordError::Version { found: r.version });
         }
         if u16::from_le_bytes(r.array()?) != kind {
             return Err(RecordError::Corrupt("of another kind"));
         }
         let generation = r.u64()?;
         let length = u32::from_le_bytes(r.array()?);
-        if usize::try_from(length) != Ok(r.0.len()) {
+        if usize::try_from(length) != Ok(r.rest.len()) {
             return Err(RecordError::Corrupt("length"));
         }
         Ok((generation, r))
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], RecordError> {
-        let (head, tail) = self.0.split_at_checked(count).ok_or(RecordError::Corrupt("truncated"))?;
-        self.0 = tail;
+        let (head, tail) = self.rest.split_at_checked(count).ok_or(RecordError::Corrupt("truncated"))?;
+        self.rest = tail;
         Ok(head)
     }
 
@@ -189,7 +211,10 @@ impl<'a> Reader<'a> {
             .ok_or(RecordError::Corrupt("a time"))
     }
 
-    pub fn end(self) -> Result<(), RecordError> {
-        if self.0.is_empty() { Ok(()) } else { Err(RecordError::Corrupt("too long")) }
+    pub fn end(mut self) -> Result<(), RecordError> {
+        if self.version > VERSION && self.u64()? != NEXT_FIELD {
+            return Err(RecordError::Corrupt("the next release's field"));
+        }
+        if self.rest.is_empty() { Ok(()) } else { Err(RecordError::Corrupt("too long")) }
     }
 }
