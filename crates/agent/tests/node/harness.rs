@@ -1,31 +1,34 @@
 //! A node with everything on it.
 
+use std::cell::Cell;
+use std::ops::Deref;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use seamount_testkit::issuer::{Claims, TokenIssuer};
-use seamount_testkit::kubelet::{Kubelet, PodVolume};
-use seamount_testkit::processes::{Process, Spawn, agent, mounter};
+use seamount_testkit::issuer::TokenIssuer;
+use seamount_testkit::kubelet::PodVolume;
+pub use seamount_testkit::node::{AUDIENCE, DRIVER, ISSUER, RUN, UID};
+use seamount_testkit::processes::{Process, Spawn};
 use seamount_testkit::{is_root, namespace, skip, uuid_of};
 use spiffe::{WorkloadApiClient, X509Svid};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-pub const DRIVER: &str = "csi.spiffe.io";
-pub const AUDIENCE: &str = "seamount.dev";
-pub const ISSUER: &str = "https://kubernetes.default.svc";
-pub const UID: u32 = 64203;
 /// For everything that is awaited: generous, the machine may be busy.
 pub const LONG: Duration = Duration::from_secs(60);
 
 pub struct Node {
-    pub kubelet: Kubelet,
-    pub issuer: TokenIssuer,
+    base: seamount_testkit::node::Node,
     pub mounter: Option<Process>,
     pub agent: Option<Process>,
-    pub http: String,
-    dir: tempfile::TempDir,
-    views: usize,
+    views: Cell<usize>,
+}
+
+impl Deref for Node {
+    type Target = seamount_testkit::node::Node;
+
+    fn deref(&self) -> &Self::Target {
+        &self.base
+    }
 }
 
 /// Runs a test on a node of its own, as root.
@@ -36,67 +39,25 @@ pub fn on_node(name: &str, test: impl AsyncFnOnce(&mut Node) + Send) {
     namespace::private_mounts(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut node = Node::new();
+            let base = seamount_testkit::node::Node::new(TokenIssuer::new(ISSUER)).unwrap();
+            let mut node = Node { base, mounter: None, agent: None, views: Cell::new(0) };
             test(&mut node).await;
         });
     });
 }
 
 impl Node {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        open(dir.path(), 0o755);
-        for name in ["kubelet", "run", "etc", "logs", "root"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        let root = dir.path().join("kubelet");
-        rustix::mount::mount("tmpfs", &root, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"mode=750"))
-            .unwrap();
-        let issuer = TokenIssuer::new(ISSUER);
-        std::fs::write(dir.path().join("etc/jwks.json"), issuer.jwks_json()).unwrap();
-        let http = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let kubelet = Kubelet::new(&root, DRIVER).unwrap();
-        let node = Self { kubelet, issuer, mounter: None, agent: None, http, dir, views: 0 };
-        node.write_root();
-        node.configure(&node.yaml());
-        node
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
     /// A root for `example.org` where the Secret would be mounted.
     pub fn write_root(&self) {
-        seamount_testkit::authority::write_root(&self.path("root"), UID).unwrap();
-    }
-
-    /// A good configuration.
-    pub fn yaml(&self) -> String {
-        self.yaml_with("1h", &self.path("root"))
+        self.base.write_root().unwrap();
     }
 
     pub fn yaml_with(&self, svid_ttl: &str, root: &Path) -> String {
-        format!(
-            "trustDomain: example.org\n\
-             kubeletRoot: {}\n\
-             nodeName: node-1\n\
-             mounterSocket: {}\n\
-             authority: {{embedded: {{directory: {}, svidTtl: {svid_ttl}}}}}\n\
-             token: {{audience: {AUDIENCE}, issuer: {ISSUER}, keys: {{file: {}}}}}\n\
-             http: {{address: \"{}\"}}\n",
-            self.kubelet.root().display(),
-            self.path("run/mounter.sock").display(),
-            root.display(),
-            self.path("etc/jwks.json").display(),
-            self.http,
-        )
+        self.base.yaml_with(&format!("directory: {}, svidTtl: {svid_ttl}", root.display()))
     }
 
     pub fn configure(&self, yaml: &str) {
-        let new = self.path("etc/agent.yaml.new");
-        std::fs::write(&new, yaml).unwrap();
-        std::fs::rename(new, self.path("etc/agent.yaml")).unwrap();
+        self.base.configure(yaml).unwrap();
     }
 
     pub fn start_mounter(&mut self) {
@@ -104,40 +65,37 @@ impl Node {
     }
 
     pub fn start_mounter_with(&mut self, more: &[&str]) {
-        let root = self.kubelet.root().display().to_string();
-        let socket = self.path("run/mounter.sock").display().to_string();
-        let mut args = vec!["--kubelet-root", &root, "--driver", DRIVER, "--socket", &socket];
-        args.extend(more);
-        self.set_log_aside("mounter");
-        self.mounter = Some(mounter(&self.path("logs"), args).unwrap());
+        self.set_log_aside("mounter").unwrap();
+        self.mounter = Some(self.base.mounter(RUN).args(more).start().unwrap());
     }
 
     pub fn start_agent(&mut self) {
-        let config = self.path("etc/agent.yaml").display().to_string();
-        let args = ["--config", &config, "--log-level", "debug", "--http-address", &self.http];
-        self.set_log_aside("agent");
-        self.agent = Some(agent(&self.path("logs"), args, Some((UID, UID))).unwrap());
+        self.start_agent_with(|spawn| spawn);
+    }
+
+    /// With more arguments or variables.
+    pub fn start_agent_with(&mut self, more: impl FnOnce(Spawn) -> Spawn) {
+        self.set_log_aside("agent").unwrap();
+        let spawn = self.base.agent(RUN, &self.http).args(["--log-level", "debug"]);
+        self.agent = Some(more(spawn).start().unwrap());
+    }
+
+    /// How to start the agent of a second pair.
+    pub fn second_agent(&self, run: &str, http: &str) -> Spawn {
+        self.base.agent(run, http).args(["--log-level", "debug"])
     }
 
     /// With this hard limit of descriptors. (Only the process itself may lower its limit, hence the shell.)
     pub fn start_agent_with_descriptors(&mut self, limit: u32) {
-        let config = self.path("etc/agent.yaml").display().to_string();
         let script = format!("ulimit -n {limit}; exec \"$@\"");
-        let program = seamount_testkit::bin("seamount-agent").display().to_string();
-        self.set_log_aside("agent");
-        let spawn = Spawn::new("agent", Path::new("/bin/sh"), &self.path("logs"))
-            .args(["-c", &script, "sh", &program, "--config", &config])
-            .ids(UID, UID);
+        let program = self.program("seamount-agent").display().to_string();
+        self.set_log_aside("agent").unwrap();
+        let spawn = Spawn::new("agent", Path::new("/bin/sh"), self.logs())
+            .args(["-c", &script, "sh", &program])
+            .args(self.agent_args(RUN, &self.http))
+            .ids(UID, UID)
+            .dying_with_us();
         self.agent = Some(spawn.start().unwrap());
-    }
-
-    /// The next process begins a log of its own: what is awaited in it was not said by the one before.
-    fn set_log_aside(&self, name: &str) {
-        let log = self.path("logs").join(format!("{name}.log"));
-        if log.exists() {
-            let count = std::fs::read_dir(self.path("logs")).unwrap().count();
-            std::fs::rename(&log, self.path("logs").join(format!("{name}.{count}"))).unwrap();
-        }
     }
 
     /// Mounter, agent, registration.
@@ -156,14 +114,6 @@ impl Node {
         PodVolume::new(namespace, account, pod, &uuid_of(&format!("{namespace}/{pod}")), "id")
     }
 
-    pub fn claims(&self, volume: &PodVolume) -> Claims {
-        volume.claims("node-1", AUDIENCE)
-    }
-
-    pub fn tokens(&self, volume: &PodVolume) -> String {
-        self.issuer.tokens_json(&self.claims(volume))
-    }
-
     /// Prepares and publishes, as the kubelet does for a new pod.
     pub async fn publish(&self, volume: &PodVolume) {
         self.kubelet.prepare(volume).unwrap();
@@ -171,9 +121,9 @@ impl Node {
     }
 
     /// The volume as its pod sees it: bind-mounted at a short path, read-only.
-    pub fn view(&mut self, volume: &PodVolume) -> PathBuf {
-        self.views += 1;
-        let path = self.path(&format!("v{}", self.views));
+    pub fn view(&self, volume: &PodVolume) -> PathBuf {
+        self.views.set(self.views.get() + 1);
+        let path = self.path(&format!("v{}", self.views.get()));
         std::fs::create_dir(&path).unwrap();
         rustix::mount::mount_bind(self.kubelet.target_path(volume), &path).unwrap();
         rustix::mount::mount_remount(
@@ -211,13 +161,7 @@ impl Node {
 
     /// Status and body of a GET.
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = tokio::net::TcpStream::connect(&self.http).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        let code = answer.split(' ').nth(1)?.parse().ok()?;
-        Some((code, answer.split_once("\r\n\r\n")?.1.to_owned()))
+        self.base.get(path).await.ok()
     }
 }
 
@@ -228,11 +172,9 @@ impl Drop for Node {
                 eprintln!("==== {}\n{}", process.log_path().display(), process.log());
             }
         }
-        // A mount in it would keep the temporary directory, and the root's key in it, on the machine's disk.
         (self.mounter, self.agent) = (None, None);
-        let views = (1..=self.views).map(|n| format!("v{n}"));
-        for name in views.chain(["kubelet".to_owned()]) {
-            let _ = rustix::mount::unmount(self.path(&name), rustix::mount::UnmountFlags::DETACH);
+        for n in 1..=self.views.get() {
+            let _ = rustix::mount::unmount(self.path(&format!("v{n}")), rustix::mount::UnmountFlags::DETACH);
         }
     }
 }
