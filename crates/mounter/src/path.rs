@@ -1,9 +1,8 @@
 //! The way to a volume: beneath the held descriptor of `<root>/pods`, and only to volumes of our driver.
 
 use std::ffi::CString;
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::LazyLock;
 
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::fs::{Statx, StatxAttributes, StatxFlags};
@@ -18,8 +17,15 @@ use crate::failure::{Doing, Outcome, fail};
 pub const CSI: &str = "volumes/kubernetes.io~csi";
 /// The last component of a target path, the only one that may be a mount point.
 pub const TARGET: &str = "mount";
+/// Whether SELinux is there, and we are the privileged container that may label.
+static IS_SPC: LazyLock<bool> =
+    LazyLock::new(|| std::fs::read_to_string("/proc/self/attr/current").is_ok_and(|l| l.contains(":spc_t:")));
+/// What any container may use. The kubelet has a read-only inline volume never relabelled for its pod (1.36.3,
+/// `csi_mounter.go` GetAttributes: `Managed: !readOnly`), and what it made itself no container may write to, which
+/// connect(2) does. The socket inherits the directory's label.
+const SHARED: &str = "system_u:object_r:container_file_t:s0";
 const VOL_DATA: &str = "vol_data.json";
-const VOL_DATA_MAX: u64 = 4096;
+const VOL_DATA_MAX: usize = 4096;
 
 /// How directories are held.
 pub const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
@@ -72,17 +78,18 @@ impl Place {
         // NONBLOCK: a FIFO in its place must not stop us.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let opened = found(open(&self.0, VOL_DATA, flags, ResolveFlags::NO_XDEV));
-        let Some(file) = opened.doing("open vol_data.json")?.map(File::from) else { return Ok(None) };
+        let Some(file) = opened.doing("open vol_data.json")? else { return Ok(None) };
         let stat = fs::fstat(&file).doing("look at vol_data.json")?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_uid != 0 {
             return unclear("is not a plain file of root");
         }
-        let mut bytes = Vec::new();
-        file.take(VOL_DATA_MAX + 1).read_to_end(&mut bytes).doing("read vol_data.json")?;
-        if bytes.len() as u64 > VOL_DATA_MAX {
+        // One read: what a file of this size has comes at once.
+        let mut bytes = [0; VOL_DATA_MAX + 1];
+        let len = rustix::io::read(&file, &mut bytes).doing("read vol_data.json")?;
+        let Some(text) = bytes.get(..len).filter(|text| text.len() <= VOL_DATA_MAX) else {
             return unclear("is longer than 4096 bytes");
-        }
-        let json = serde_json::from_slice(&bytes).unwrap_or(serde_json::Value::Null);
+        };
+        let json = serde_json::from_slice(text).unwrap_or(serde_json::Value::Null);
         let field = |key| json.get(key).and_then(|v| v.as_str()).map(String::from);
         match (field("driverName"), field("volumeHandle")) {
             (Some(driver), Some(id)) => Ok(Some((driver, id))),
@@ -108,7 +115,11 @@ impl Place {
 
     /// The target directory, and whether it was made now.
     pub fn make_target(&self) -> Outcome<(Target, bool)> {
-        let created = make(&self.0, TARGET, 0o755)?;
+        let label = |label: &str| *IS_SPC && std::fs::write("/proc/thread-self/attr/fscreate", label).is_ok();
+        label(SHARED);
+        let created = make(&self.0, TARGET, 0o755);
+        label("\n");
+        let created = created?;
         let target = self.target().and_then(|target| match target.filter(Target::is_directory) {
             Some(target) => Ok((target, created)),
             None => fail!(NotOurs, "the target path is no directory: remove it"),

@@ -50,13 +50,11 @@ impl Node {
             source => source?,
         };
         let clone = tmpfs::clone(&source)?;
-        // Writable on the host, as upstream, so that the runtime can relabel it for SELinux; the kubelet mounts it
-        // read-only into containers, because the agent refuses a volume without `readOnly`.
+        // Writable on the host, as upstream; the kubelet mounts it read-only into containers, because the agent refuses a
+        // volume without `readOnly`.
         set_attributes(&clone, PLAIN.bits().into(), None).doing("restrict the clone")?;
-        if before.is_some() {
-            // For containers that start later; running ones keep the dead directory until the pod restarts.
-            place.unmount()?;
-        }
+        // Anew for containers that start later; running ones keep the dead directory until the pod restarts.
+        before.map_or(Ok(()), |_| place.unmount())?;
         place.mount(&clone)?;
         done("directory published", volume);
         Ok(None)

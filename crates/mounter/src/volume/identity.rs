@@ -21,26 +21,29 @@ impl Node {
             return Ok(None);
         }
         let (slot, name) = (volume.to_string(), self.config.socket_name().to_owned());
-        let made = self.listener(slot, (&target.fd, &name), reply, &|node| node.fill(&target.fd));
+        let made = self.listener(slot, (&target.fd, &name), reply, &|node| node.fill(&target.fd, created));
         if made.is_err() && created {
-            let _ = self.empty(&place, false);
+            // By name: what reads a directory takes descriptors, which may be what is missing.
+            let names = self.config.socket_names.iter();
+            names.for_each(|name| fs::unlinkat(&target.fd, name, AtFlags::empty()).unwrap_or_default());
             place.undo(true);
         }
         made
     }
 
-    /// Links first, the socket last: its rename is the moment from which there is a volume.
-    fn fill(&self, dir: &OwnedFd) -> Outcome<OwnedFd> {
-        for name in path::names(dir, 64).doing("read the target directory")? {
-            if socket::made_at(name.to_bytes()).is_some() {
-                fs::unlinkat(dir, &name, AtFlags::empty()).doing("remove a leftover socket")?;
-            } else if !self.is_socket_name(&name) {
+    /// Links first, the socket last: its rename is the moment from which there is a volume. A socket that is there is
+    /// replaced by that rename, so its name is never missing.
+    fn fill(&self, dir: &OwnedFd, created: bool) -> Outcome<OwnedFd> {
+        let first = self.config.socket_name();
+        let before = if created { Ok(Vec::new()) } else { path::names(dir, 64) };
+        for name in before.doing("read the target directory")? {
+            if socket::made_at(name.to_bytes()).is_none() && !self.is_socket_name(&name) {
                 return fail!(NotOurs, "{name:?} is in the target directory: remove it or delete the pod");
+            } else if name.to_bytes() != first.as_bytes() {
+                fs::unlinkat(dir, &name, AtFlags::empty()).doing("remove a leftover")?;
             }
         }
-        let first = self.config.socket_name();
         for link in self.config.socket_names.iter().skip(1) {
-            path::found(fs::unlinkat(dir, link, AtFlags::empty())).doing("replace a link to the socket")?;
             fs::symlinkat(first, dir, link).doing("make a link to the socket")?;
         }
         socket::bind(dir, first, SocketType::STREAM, 0o666)

@@ -21,7 +21,10 @@ impl Node {
     pub fn unpublish(&mut self, volume: &Volume) -> Outcome<Attached> {
         let place = Place::open(&self.pods, &volume.pod, &volume.name)?;
         let ours = place.as_ref().map_or(Ok(false), |p| p.is_ours(&self.config.driver, volume))?;
-        self.forget(&volume.to_string());
+        // Ends a kept listener also for the agent and whoever else has a copy of it.
+        if let Some(kept) = self.seat.kept.remove(&volume.to_string()) {
+            let _ = shutdown(&kept, Shutdown::Both);
+        }
         let Some(place) = place else { return Ok(None) };
         for _ in 0..MAX_MOUNTS {
             let Some(target) = place.target()? else { return Ok(None) };
@@ -40,22 +43,14 @@ impl Node {
             match fs::unlinkat(&place.0, TARGET, flags) {
                 // Somebody mounted there in between: once more.
                 Err(Errno::BUSY) => {}
-                removed => {
+                Ok(()) => return Ok(None).inspect(|_| done("unpublished", volume)),
+                Err(e) => {
                     let left = path::names(&target.fd, 4).unwrap_or_default();
-                    removed.doing(format_args!("remove the target directory (in it: {left:?})"))?;
-                    done("unpublished", volume);
-                    return Ok(None);
+                    return Err(e).doing(format_args!("remove the target directory (in it: {left:?})"));
                 }
             }
         }
         fail!(System, "still busy after {MAX_MOUNTS} attempts: something keeps mounting on it")
-    }
-
-    /// Ends a kept listener, also for the agent and whoever else has a copy of it.
-    pub fn forget(&mut self, slot: &str) {
-        if let Some(kept) = self.seat.kept.remove(slot) {
-            let _ = shutdown(&kept, Shutdown::Both);
-        }
     }
 
     /// Whether a name is one that we make in a volume.
