@@ -196,6 +196,8 @@ impl fmt::Display for FrameError {
     }
 }
 
+impl std::error::Error for FrameError {}
+
 impl FrameError {
     fn field(name: &str) -> Self {
         Self::Malformed(format!("{name} is unknown, missing, or not allowed here"))
