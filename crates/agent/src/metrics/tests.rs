@@ -115,6 +115,7 @@ fn connections_and_streams_go_up_and_down() {
 fn the_manual_lists_every_metric_and_no_other() {
     let metrics = Metrics::new();
     metrics.refused("publish", "form");
+    metrics.leftovers(0, 0, 0);
     Observer::refused(&metrics, "too many");
     metrics.volume("a/v", SourceLabel::directory, VolumeState::denied, None);
     let text = text(&metrics);
