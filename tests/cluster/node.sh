@@ -86,6 +86,7 @@ node_up() { # I
   node_network "$i"; node_cgroups "$i"; node_configuration "$i"
   # The node's own mount namespace: propagation in it is shared (Bidirectional mounts need that), none of it leaves it,
   # whatever propagation the machine's own root has. With an argument: one process of a node that is up.
+  # shellcheck disable=SC2153 # PIDS is cluster.sh's
   cat >"$d/etc/start.sh" <<K
 $(declare -f started record)
 PIDS=$PIDS

@@ -2,8 +2,8 @@
 //! that lost them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use futures_util::StreamExt as _;
