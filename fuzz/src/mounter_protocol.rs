@@ -36,14 +36,20 @@ pub fn run(data: &[u8]) {
 /// What holds for any bytes.
 fn frame(bytes: &[u8]) {
     let (request, reply) = (Request::decode(bytes), Reply::decode(bytes));
+    let number = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+    // Another release's frame may have another length: its version is what is told.
+    let other = bytes.len() >= 6 && bytes[..4] == *b"SMT\x01" && number(4) != VERSION;
+    assert_eq!(matches!(reply, Err(FrameError::Version(_))), other);
+    if other {
+        assert_eq!(reply, Err(FrameError::Version(number(4))));
+        assert_eq!(request, Err((0, FrameError::Version(number(4)))));
+        return;
+    }
     if bytes.len() != FRAME {
         assert!(matches!(request, Err((0, FrameError::Malformed(_)))));
         assert!(matches!(reply, Err(FrameError::Malformed(_))));
         return;
     }
-    let number = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-    let version_alone = bytes[..4] == *b"SMT\x01" && number(4) != VERSION;
-    assert_eq!(reply == Err(FrameError::Version(number(4))), version_alone);
     if let Ok(reply) = &reply {
         assert_eq!(reply.encode(), bytes);
         assert_eq!((&bytes[..4], number(4), number(6)), (&b"SMT\x01"[..], VERSION, reply.op));

@@ -439,8 +439,12 @@ impl Volumes {
             // Which id is right, the mounter knows by the kubelet's record: a wrong one takes nothing away.
             self.mounter.unpublish(volume).await?;
         }
-        if !self.restored.load(Ordering::Acquire) {
-            self.unpublished.lock().unwrap_or_else(PoisonError::into_inner).insert(key(volume));
+        {
+            // The flag under the lock: else the key could be put in after restore has thrown the others away.
+            let mut unpublished = self.unpublished.lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.restored.load(Ordering::Acquire) {
+                unpublished.insert(key(volume));
+            }
         }
         let span = entry.span();
         slot.facts = None;

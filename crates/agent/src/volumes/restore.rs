@@ -109,8 +109,9 @@ impl Volumes {
                 Err(e) => return Err(e.into()),
             }
         }
+        let mut unpublished = self.unpublished.lock().unwrap_or_else(PoisonError::into_inner);
         self.restored.store(true, Ordering::Release);
-        self.unpublished.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        unpublished.clear();
         Ok(done)
     }
 
