@@ -1,7 +1,7 @@
 //! A mounter that stands still, and a node whose clients take all connections.
 
 use rustix::process::Signal;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tonic::Code;
 
@@ -16,6 +16,9 @@ fn an_unpublish_while_the_mounter_is_stopped_cuts_access_and_succeeds_later() {
         let view = node.view(&volume);
         fetch(&view).await;
         let mut open = UnixStream::connect(view.join("spire-agent.sock")).await.unwrap();
+        // Accepted, which an answer shows: one that still waits in the listener's queue hangs on the mounter's copy of it.
+        open.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        open.read_exact(&mut [0; 9]).await.unwrap();
         node.mounter.as_mut().unwrap().signal(Signal::STOP).unwrap();
         // The kubelet is told to come again, the pod has nothing any more.
         let status = node.kubelet.unpublish(&volume).await.unwrap_err();
