@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .btree_map(".X509BundlesResponse")
             .btree_map(".JWTBundlesResponse")
             .skip_debug(SECRET)
+            .codec_path("crate::codec::SmallBuffers")
             .compile_fds(descriptors)?;
     }
     Ok(())

@@ -4,10 +4,12 @@
 //! `Config::load` may be called again when the file changes; [`Config::needs_restart`] says what of a new
 //! configuration only a restart can apply.
 
+mod args;
 mod duration;
 mod reader;
 mod sections;
 
+pub use args::{Args, ArgsError, USAGE, VERSION};
 pub use duration::{DurationError, format_duration, parse_duration};
 
 use std::fmt;
@@ -57,36 +59,6 @@ pub const MAX_CONNECTIONS: u32 = 4096;
 pub const MAX_NODE_CONNECTIONS: u32 = 1 << 20;
 /// The largest configuration file that is read, in bytes.
 pub const MAX_FILE: u64 = 256 * 1024;
-
-/// Flags. Each one wins over the file.
-#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Parser)]
-#[command(name = "seamount-agent", version, about = "The unprivileged half of Seamount on a node")]
-pub struct Args {
-    /// Configuration file (YAML). Without it: the defaults and the flags.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Name of this node. Default: the environment's NODE_NAME, then nodeName of the file.
-    #[arg(long, value_name = "NAME")]
-    pub node_name: Option<String>,
-    /// The mounter's socket.
-    #[arg(long, value_name = "PATH")]
-    pub mounter_socket: Option<String>,
-    /// The kubelet's root directory (its --root-dir).
-    #[arg(long, value_name = "DIR")]
-    pub kubelet_root: Option<String>,
-    /// Name of the CSI driver.
-    #[arg(long, value_name = "NAME")]
-    pub driver_name: Option<String>,
-    /// Where health and metrics are served. Give it where probes rely on it: it holds also while the file is broken.
-    #[arg(long, value_name = "ADDRESS")]
-    pub http_address: Option<String>,
-    /// Log as `text` or as `json`.
-    #[arg(long, value_name = "FORMAT")]
-    pub log_format: Option<String>,
-    /// Log `error`, `warn`, `info`, `debug` or `trace`.
-    #[arg(long, value_name = "LEVEL")]
-    pub log_level: Option<String>,
-}
 
 /// The configuration: complete and consistent.
 #[derive(Debug, Clone, PartialEq, Eq)]

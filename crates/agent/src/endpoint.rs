@@ -1,7 +1,9 @@
 //! The listeners that the kubelet speaks to: connections of other users are refused, errors of `accept` survived.
 //!
 //! The sockets are mode 0600 and root's (node core §4); the check of the peer's uid holds also where somebody got at
-//! the socket in another way.
+//! the socket in another way. What is served on them is in [`server`].
+
+pub mod server;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use seamount_identity::quiet::Quiet;
 use seamount_identity::without_authority::WithoutAuthority;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -25,7 +28,8 @@ pub fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// The connections of one uid; all others are closed at once.
+/// The connections of one uid; all others are closed at once. The uid may change; a connection that is judged by the old one is
+/// as if it had come a moment earlier, so relaxed loads do.
 ///
 /// One descriptor is held in reserve: where the process has no other left, it is given up for the connection, so that
 /// a deletion gets in however many connections pods have made.
@@ -33,15 +37,15 @@ pub fn incoming(
     listener: UnixListener,
     uid: Arc<AtomicU32>,
     what: &'static str,
-) -> impl Stream<Item = io::Result<WithoutAuthority<UnixStream>>> {
+) -> impl Stream<Item = WithoutAuthority<Quiet>> {
     unfold((listener, uid, reserve()), move |(listener, uid, mut spare)| async move {
         loop {
             if spare.is_none() {
                 spare = reserve();
             }
             match listener.accept().await {
-                Ok((stream, _)) => match allowed(&stream, uid.load(Ordering::Relaxed)) {
-                    Ok(()) => return Some((Ok(WithoutAuthority::new(stream)), (listener, uid, spare))),
+                Ok((stream, _)) => match admit(stream, uid.load(Ordering::Relaxed)) {
+                    Ok(stream) => return Some((stream, (listener, uid, spare))),
                     Err(why) => tracing::warn!(socket = what, "connection refused: {why}"),
                 },
                 Err(e) => {
@@ -51,9 +55,9 @@ pub fn incoming(
                         tokio::time::sleep(AFTER_ERROR).await;
                     }
                     if let Ok(Ok((stream, _))) = tokio::time::timeout(AFTER_ERROR, listener.accept()).await
-                        && allowed(&stream, uid.load(Ordering::Relaxed)).is_ok()
+                        && let Ok(stream) = admit(stream, uid.load(Ordering::Relaxed))
                     {
-                        return Some((Ok(WithoutAuthority::new(stream)), (listener, uid, spare)));
+                        return Some((stream, (listener, uid, spare)));
                     }
                 }
             }
@@ -66,21 +70,24 @@ fn reserve() -> Option<OwnedFd> {
     std::fs::File::open("/dev/null").ok().map(OwnedFd::from)
 }
 
-fn allowed(stream: &UnixStream, wanted: u32) -> Result<(), String> {
+/// The connection as it is served.
+fn admit(stream: UnixStream, wanted: u32) -> Result<WithoutAuthority<Quiet>, String> {
     // Not rustix's call: it takes the pid 0, which the kubelet has in a container without hostPID, for an error.
     let uid = stream.peer_cred().map_err(|e| format!("who it is cannot be seen ({e})"))?.uid();
-    if uid == wanted {
-        return Ok(());
+    if uid != wanted {
+        return Err(format!("the peer's uid is {uid}; only {wanted} may (kubeletUid)"));
     }
-    Err(format!("the peer's uid is {uid}; only {wanted} may (kubeletUid)"))
+    Ok(WithoutAuthority::new(Quiet::new(stream).map_err(|e| format!("it cannot be watched ({e})"))?))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use futures_util::StreamExt;
     use std::pin::pin;
-    use tokio::io::AsyncReadExt;
+
+    use futures_util::StreamExt as _;
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
 
     #[tokio::test]
     async fn only_the_kubelets_uid_is_served() {
@@ -98,7 +105,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            got = incoming.next() => assert!(got.unwrap().is_ok()),
+            got = incoming.next() => assert!(got.is_some()),
             () = serve => unreachable!(),
         }
         assert_eq!(uid.load(Ordering::Relaxed), me, "the first connection was let in");

@@ -76,6 +76,10 @@ pub enum Standing {
 }
 
 /// The conditions, shared by all parts of the agent. Everything starts as not ready.
+///
+/// One lock for all of them, held for a look or a change, under which nobody awaits or takes another: what is read is how they
+/// stood at one moment. Each condition is set by one task, so that its order is that of the facts; where a task may have a
+/// successor, the later is told apart under the lock ([`set_until`](Self::set_until)).
 #[derive(Debug)]
 pub struct Readiness {
     /// With the time since when it has been met, or not.
@@ -93,7 +97,19 @@ impl Default for Readiness {
 impl Readiness {
     /// States a condition. True where that changed something (a reason to log).
     pub fn set(&self, condition: Condition, standing: Standing) -> bool {
+        self.change(None, condition, standing)
+    }
+
+    /// The same for somebody who may have a successor, which cancels `end` before it states anything itself.
+    pub fn set_until(&self, end: &CancellationToken, condition: Condition, standing: Standing) -> bool {
+        self.change(Some(end), condition, standing)
+    }
+
+    fn change(&self, end: Option<&CancellationToken>, condition: Condition, standing: Standing) -> bool {
         let mut standings = self.standings.lock().unwrap_or_else(PoisonError::into_inner);
+        if end.is_some_and(CancellationToken::is_cancelled) {
+            return false;
+        }
         let (old, since) = match standings.get(&condition) {
             Some((old, _)) if *old == standing => return false,
             Some((old, since)) => (Some(old), Some(*since)),
@@ -202,6 +218,8 @@ pub async fn serve(listener: TcpListener, shown: Shown, cancel: CancellationToke
             open.pop_front();
         }
         open.push_back(AbortOnDropHandle::new(tokio::spawn(connection(stream, router.clone()))));
+        // It has its turn before the next one is taken on: a burst would else close a probe that nobody has looked at.
+        tokio::task::yield_now().await;
     }
 }
 

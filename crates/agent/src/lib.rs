@@ -8,6 +8,8 @@ pub mod http;
 pub mod live;
 pub mod logging;
 pub mod metrics;
+#[cfg(test)]
+mod model;
 pub mod mounter;
 pub mod node;
 pub mod record;
@@ -15,5 +17,6 @@ pub mod registration;
 pub mod run;
 pub mod source;
 pub mod state;
+mod sync;
 pub mod token;
 pub mod volumes;

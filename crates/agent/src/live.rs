@@ -249,9 +249,10 @@ impl Live {
             return None;
         };
         let metrics = Arc::clone(&self.shown.metrics);
-        let verifier = Arc::new(TokenVerifier::new(wanted, metrics, Arc::clone(&self.shown.readiness)));
-        let (run, until) = (Arc::clone(&verifier), reading.clone());
-        tokio::spawn(async move { run.run(until).await });
+        let readiness = Arc::clone(&self.shown.readiness);
+        let verifier = Arc::new(TokenVerifier::new(wanted, metrics, readiness, reading.clone()));
+        let run = Arc::clone(&verifier);
+        tokio::spawn(async move { run.run().await });
         Some(verifier)
     }
 

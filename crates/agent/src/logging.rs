@@ -8,8 +8,10 @@ use tracing_subscriber::{Layer as _, Registry, fmt};
 
 use crate::config::{Log, LogFormat, LogLevel};
 
+mod lossy;
 mod recent;
 
+pub use lossy::{Lossy, lost};
 pub use recent::{Line, Recent};
 
 /// Changes the level of a running agent, and knows what it said last.
@@ -34,11 +36,9 @@ impl LogHandle {
 pub fn init(log: Log) -> Result<LogHandle, TryInitError> {
     let (filter, handle) = reload::Layer::new(targets(log.level));
     let lines = match log.format {
-        LogFormat::Text => {
-            fmt::layer().with_ansi(false).with_target(false).with_writer(std::io::stderr).boxed()
-        }
+        LogFormat::Text => fmt::layer().with_ansi(false).with_target(false).with_writer(|| Lossy).boxed(),
         LogFormat::Json => {
-            fmt::layer().json().flatten_event(true).with_target(false).with_writer(std::io::stderr).boxed()
+            fmt::layer().json().flatten_event(true).with_target(false).with_writer(|| Lossy).boxed()
         }
     };
     let recent = Recent::default();

@@ -2,9 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use seamount_agent::config::Args;
+use seamount_agent::config::{Args, ArgsError};
+
+/// glibc keeps what a burst of publishes has freed, and the holes between what is left; this gives it back. Its options are
+/// compiled in: `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     // Keys and tokens of every pod of the node are in this memory: a core file would put them on a disk, and whoever
@@ -15,7 +19,18 @@ fn main() -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
-    match seamount_agent::run::run(Args::parse()) {
+    let args = match Args::parse(std::env::args_os().skip(1)) {
+        Ok(args) => args,
+        Err(ArgsError::Asked(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => {
+            eprintln!("seamount-agent: {e}");
+            return ExitCode::from(2);
+        }
+    };
+    match seamount_agent::run::run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("seamount-agent: {e:#}");

@@ -35,7 +35,6 @@ pub enum VolumeState {
     pending,
     ready,
     unavailable,
-    denied,
 }
 
 /// Source of a volume, as a label.
@@ -82,7 +81,9 @@ pub struct Metrics {
     publish: Durations,
     unpublish: Durations,
     volumes: Family<VolumeLabels, Gauge>,
-    /// What each volume counts as and when its SVID ends: gauges over all volumes are made from it.
+    /// What each volume counts as and when its SVID ends: gauges over all volumes are made from it, under the same lock, so that
+    /// the last change is the one that shows. It is held for that alone; whoever holds the volumes' map may take it, and it
+    /// takes no other.
     known: Mutex<Volumes>,
     expiry: Seconds,
     overdue: Gauge,
@@ -103,6 +104,7 @@ pub struct Metrics {
     descriptors: Gauge,
     connection_limit: Gauge,
     leftovers: Family<WhatLabel, Gauge>,
+    log_lines_lost: Counter,
 }
 
 #[derive(Default)]
@@ -290,6 +292,12 @@ impl Metrics {
                  node was looked over last",
                 Family::default(),
             ),
+            log_lines_lost: register(
+                &mut r,
+                "log_lines_lost",
+                "Lines that were not logged, because whoever reads the log stood still",
+                Counter::default(),
+            ),
             registry: r,
         };
         // Series that begin at 0, so that the first failure is a change and not a new series.
@@ -307,6 +315,7 @@ impl Metrics {
     /// The OpenMetrics text.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         self.late(SystemTime::now());
+        self.log_lines_lost.inc_by(crate::logging::lost());
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)

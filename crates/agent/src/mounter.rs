@@ -204,7 +204,8 @@ pub struct Up {
 pub struct Client {
     socket: Arc<str>,
     link: watch::Receiver<Link>,
-    /// One list at a time: the mounter has one scan, and a second list would turn its pages.
+    /// One list at a time: the mounter has one scan, and a second list would turn its pages. Held over `.await`s, by
+    /// nobody who holds it already, and given back when the caller is dropped.
     listing: Arc<tokio::sync::Mutex<()>>,
     patience: Duration,
     superseded: CancellationToken,
@@ -448,6 +449,10 @@ impl Client {
 }
 
 /// Asks on this connection; `None` where it is gone.
+///
+/// The queue's receiver lives in `session::serve` alone: a job is either sent there, and answered or dropped with it, or
+/// dropped here. Both ends of `answer` can go at any time; whoever is left sees it and closes what it holds. Whether the
+/// mounter has done what was asked is not known after a break or a deadline, which is why every operation may be repeated.
 async fn ask(
     up: &Up,
     request: &Request,

@@ -17,6 +17,9 @@ use crate::record::Registration;
 const RECORD: Duration = Duration::from_secs(3);
 
 /// The service.
+///
+/// The kubelet's word goes out by one channel and comes back by another, and each keeps the last value alone: who answers waits
+/// for its own word, or for a later one that was recorded in its place until the time is up, and is answered in both cases.
 pub struct Service {
     driver: String,
     endpoint: String,

@@ -21,10 +21,10 @@ use seamount_proto::registration::registration_server::RegistrationServer;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 
 use crate::config::{Args, CONNECTIONS, Config, Log, LogFormat, LogLevel};
 use crate::csi::service::Service;
+use crate::endpoint::server::Services;
 use crate::http::{self, BEAT, Condition, Shown, Standing};
 use crate::live::{self, Basics, Live};
 use crate::logging;
@@ -41,6 +41,8 @@ use door::Door;
 const PENDING: Duration = Duration::from_secs(20);
 /// How long calls in flight may take after SIGTERM.
 const STOP: Duration = Duration::from_secs(5);
+/// When the start is over: volumes are back and clients have connected again within half a second (N8).
+const STARTED: Duration = Duration::from_secs(10);
 /// How long to wait at most before what failed with a connected mounter is tried again; at first a sixteenth of it.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -52,9 +54,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let log = loaded.as_ref().map_or(Log { format: LogFormat::Text, level: LogLevel::Info }, |c| c.log);
     let log = logging::init(log).context("the logger could not be installed")?;
     let basics = Basics::new(&args, node_name.as_deref(), loaded.as_ref().ok(), &text);
-    // Two workers carry a node; each more costs memory.
+    // One worker carries a node; each more costs memory, and every call a wake-up across processors.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .enable_all()
         .build()
         .context("the runtime could not be made")?;
@@ -68,12 +70,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
         };
         let loaded = loaded.map_err(Into::into);
+        tokio::spawn(forget_start());
         live_on(args, node_name, loaded, basics, Some(log), DEADLINE, stop).await;
         anyhow::Ok(())
     });
     // What is still open (streams of pods) ends with the process; sockets and state stay.
     runtime.shutdown_background();
     result
+}
+
+/// Gives up the pages of code that only the start has run.
+async fn forget_start() {
+    tokio::time::sleep(STARTED).await;
+    match seamount_sys::program::forget_code() {
+        Ok(bytes) => tracing::debug!(bytes, "the start's code was given up"),
+        Err(e) => tracing::debug!(error = %e, "the start's code stays in memory"),
+    }
 }
 
 /// The whole agent inside somebody else's process, without a logger and signals of its own, until `stop`. With this
@@ -219,7 +231,10 @@ async fn show_at(address: Option<SocketAddr>, shown: &Shown, cancel: &Cancellati
     }
 }
 
-/// The identity source as a condition of readiness.
+/// The identity source as a condition of readiness, and as a metric.
+///
+/// Both channels are read after they were marked as seen, so a change that comes while this tells of the one before is seen by
+/// `changed` and told next; the last one is always told. Only this task tells.
 async fn tell_source(volumes: Arc<Volumes>, live: Arc<Live>) {
     let (mut source, mut down) = (volumes.source(), volumes.pulse().down());
     loop {
@@ -305,6 +320,10 @@ impl House {
     }
 
     /// Follows the connection to the mounter, and what the kubelet says, for ever.
+    ///
+    /// One task, so nothing here is locked. A connection is marked as seen before it is attached to; if it breaks meanwhile, the
+    /// attempt fails or is followed by `changed`, and the next one has another number. What the kubelet says is sent by the
+    /// service, recorded here alone, and answered when `recorded` says so: neither can overtake the other.
     async fn keep(&mut self) {
         let mut link = self.mounter.link();
         let mut registered = self.registered.subscribe();
@@ -496,8 +515,6 @@ impl House {
             self.recorded.subscribe(),
         );
         if let Some(door) = &mut self.csi {
-            let routes =
-                Routes::new(IdentityServer::new(service.clone())).add_service(NodeServer::new(service));
             let node = node::Service {
                 live: Arc::clone(&self.live),
                 volumes: Arc::clone(&self.volumes),
@@ -505,10 +522,14 @@ impl House {
                 registered: self.registered.subscribe(),
                 started: self.started,
             };
-            door.open(routes.add_service(NodeReportServer::new(node)), self.live.uid());
+            let services = Services::default()
+                .with(NodeServer::new(service.clone()))
+                .with(IdentityServer::new(service))
+                .with(NodeReportServer::new(node));
+            door.open(services, self.live.uid());
         }
         if let Some(door) = &mut self.registration {
-            door.open(Routes::new(RegistrationServer::new(registration)), self.live.uid());
+            door.open(Services::default().with(RegistrationServer::new(registration)), self.live.uid());
         }
     }
 

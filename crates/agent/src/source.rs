@@ -61,7 +61,8 @@ impl Made {
     }
 }
 
-/// Follows the configuration until cancelled.
+/// Follows the configuration until cancelled. The only one who sends a source: whoever reads one has the last that was made, and
+/// an authority that somebody holds still lives until its last request has ended.
 pub async fn supervise(
     mut config: watch::Receiver<Option<Arc<Config>>>,
     source: watch::Sender<Source>,

@@ -4,8 +4,10 @@
 //! reboot is meant to empty it. Removal unlinks; nothing is overwritten first, because the pages of a `noswap` tmpfs go
 //! back to the kernel, which clears them before anybody else sees them.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -106,15 +108,25 @@ pub struct Usage {
 }
 
 /// The records, reached by a descriptor alone.
+///
+/// Each call is a few system calls, and any thread may make it: a record appears, and takes the place of another, by rename(2)
+/// alone, and is never changed where it lies. Two writers of one record are kept apart by the volume's slot, so that the
+/// later one is the one that stays. A [`list`](Self::list) beside them leaves their temporary files alone.
 pub struct StateDir {
     directory: OwnedFd,
-    written: AtomicU64,
 }
+
+/// How many files this process has begun. Relaxed: that no two are the same is all that is asked of it.
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+/// Marks this process's temporary files. Not the pid: in a container it is the same for the agent that is just being replaced, which
+/// may be writing into the same directory.
+static MARK: LazyLock<String> =
+    LazyLock::new(|| format!("{TEMPORARY}{:016x}-", RandomState::new().build_hasher().finish()));
 
 impl StateDir {
     /// `directory`: what the mounter answers to `State`.
     pub fn new(directory: OwnedFd) -> Self {
-        Self { directory, written: AtomicU64::new(0) }
+        Self { directory }
     }
 
     /// Stores a volume's record in the place of the one before, all or nothing.
@@ -131,12 +143,14 @@ impl StateDir {
         }
     }
 
-    /// All volumes' records in the order of their names. What a crash left half written is removed.
+    /// All volumes' records in the order of their names. What an earlier process left half written is removed.
     pub fn list(&self) -> Result<Vec<Found>, StateError> {
         let mut found: Vec<Found> = Vec::new();
         for name in self.names()? {
             if name.starts_with(TEMPORARY) {
-                self.unlink(&name)?;
+                if !name.starts_with(MARK.as_str()) {
+                    self.unlink(&name)?;
+                }
             } else if name != NODE {
                 let record = match self.read(&name) {
                     Ok(Some(bytes)) => decode(&name, &bytes),
@@ -187,9 +201,7 @@ impl StateDir {
         if bytes.len() > MAX_RECORD {
             return Err(StateError::TooLong { name: name.to_owned(), length: bytes.len() as u64 });
         }
-        // Unique in this process and, by the pid, beside an agent that is just being replaced.
-        let number = self.written.fetch_add(1, Ordering::Relaxed);
-        let temporary = format!("{TEMPORARY}{}-{number}", std::process::id());
+        let temporary = format!("{}{}", *MARK, WRITTEN.fetch_add(1, Ordering::Relaxed));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let written = rustix::fs::openat(&self.directory, &temporary, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| StateError::of(name, "create", e))

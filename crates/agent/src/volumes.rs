@@ -4,6 +4,7 @@
 //! for the authority: the SVID is made behind it, and the pod's first stream waits. What is made late for an earlier
 //! incarnation of a volume is thrown away. An answer is given, and an SVID shown, only after its record is stored.
 
+mod conflict;
 mod elsewhere;
 pub mod health;
 mod leftovers;
@@ -17,8 +18,8 @@ mod workshop;
 pub use report::unix;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -35,7 +36,9 @@ use crate::metrics::{Metrics, Schedule, SourceLabel, VolumeState};
 use crate::mounter::{Client, Listener, MounterError};
 use crate::source::Source;
 use crate::state::{StateDir, StateError};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard};
 use crate::token::Token;
+use conflict::{conflict, conflict_id};
 use health::{Condition, Identity, OnDisk, Status};
 use rush::Rush;
 use serving::Serving;
@@ -140,6 +143,12 @@ struct View {
 
 /// One incarnation of a volume: unpublish marks it as gone, and who comes after gets a new one. So what is made for it
 /// late cannot land on its successor.
+///
+/// `slot` is written by whoever holds it, across `.await`s: publish, unpublish, restore, and the end of an attempt to get
+/// an SVID, which looks at `gone` first. `view` is written by the holder, and by the clock and the attempt without it;
+/// it is held for an instant and nothing is awaited or locked under it. `due` is set only while the slot has facts, and
+/// unpublish takes both away; an attempt that ends later leaves `due` alone where it is none. Locks are taken in the
+/// order `slot`, then one of `entries`, `view`, `unpublished`, `due`. Module `model` explores all of this.
 struct Entry {
     volume: Volume,
     slot: Arc<tokio::sync::Mutex<Slot>>,
@@ -196,7 +205,10 @@ pub struct Volumes {
     restored: AtomicBool,
     /// What was unpublished before that: a scan, or a record that was read, may be older.
     unpublished: Mutex<HashSet<Key>>,
-    /// Number of the connection whose mounter has every listener that is served.
+    /// Number of the connection whose mounter has every listener that is served. Stored (release) by the one task that attaches,
+    /// after `restore` or `reattach` on that connection; read (acquire) by a publish. A volume that is published meanwhile is
+    /// one that this mounter has bound itself, or is offered to it, for the number is still another one. A connection that
+    /// broke has a number that no later one has, so a number that is stored late is equal to nobody's.
     complete: AtomicU64,
     source: watch::Receiver<Source>,
     terms: Terms,
@@ -356,7 +368,7 @@ impl Volumes {
                 let complete = self.complete.load(Ordering::Acquire);
                 self.mounter.publish_served(volume, served.kept(), served.cookie(), complete).await?
             }
-            None => self.mounter.publish_identity(volume).await?,
+            None => self.bound(volume).await?,
         };
         let Some(listener) = listener else {
             self.foreign(entry, request);
@@ -387,6 +399,18 @@ impl Volumes {
         Ok(())
     }
 
+    /// A listener for a volume that is not served. Where an unpublish has ended the one that the mounter keeps, and did not
+    /// reach the mounter, that is done first.
+    async fn bound(&self, volume: &Volume) -> Result<Option<Listener>, MounterError> {
+        match self.mounter.publish_identity(volume).await? {
+            Some(kept) if kept.existing && serving::ended(&kept.fd) => {
+                self.mounter.unpublish(volume).await?;
+                self.mounter.publish_identity(volume).await
+            }
+            listener => Ok(listener),
+        }
+    }
+
     /// Brings the view up to date after a publish, and the identity under way.
     fn published(&self, entry: &Arc<Entry>, slot: &Slot, first: bool) {
         let Some(facts) = &slot.facts else { return };
@@ -401,8 +425,8 @@ impl Volumes {
         }
         self.count(entry);
         if first {
-            entry.span().in_scope(|| tracing::info!("published"));
             self.hurry(entry);
+            log(entry.span(), "published");
         }
     }
 
@@ -410,6 +434,9 @@ impl Volumes {
     async fn serve(&self, entry: &Entry, slot: &mut Slot, listener: Listener) -> Result<(), VolumeError> {
         if let Some(old) = slot.serving.take() {
             entry.view().status.serving = false;
+            if old.cookie() != listener.cookie {
+                old.cut();
+            }
             old.stop().await;
         }
         let first = self.to_show(slot);
@@ -455,31 +482,34 @@ impl Volumes {
                 Status { identity: Identity::Unknown, failure: None, serving: false, rotate_at: None };
             view.due = None;
         }
-        let serving = slot.serving.take().inspect(Serving::cut);
-        match self.state.load_full() {
-            Some(state) => {
-                if let Err(e) = state.remove(&entry.volume) {
-                    span.in_scope(|| tracing::error!(error = %e, "the record could not be wiped"));
+        let serving = slot.serving.take().inspect(Serving::finish);
+        // Record and connections go while the mounter works; the answer waits for all of it. A record that a crash leaves
+        // has no volume on disk and is wiped at the next start.
+        let gone = async {
+            // Not before the mounter's request is on its way, in another task.
+            tokio::task::yield_now().await;
+            let serving = serving.inspect(Serving::cut);
+            match self.state.load_full().map(|state| state.remove(&entry.volume)) {
+                Some(Err(e)) => {
+                    span.in_scope(|| tracing::error!(error = %e, "the record could not be wiped"))
                 }
+                Some(Ok(())) => {}
+                None => span.in_scope(|| {
+                    tracing::warn!(
+                        "no state directory: a record, if there is one, is wiped when the directory is back"
+                    );
+                }),
             }
-            None => span.in_scope(|| {
-                tracing::warn!(
-                    "no state directory: a record, if there is one, is wiped when the directory is back"
-                );
-            }),
-        }
-        // Its connections close while the mounter works; the answer waits for both.
-        let stopped = async {
             if let Some(serving) = serving {
                 serving.stop().await;
             }
         };
-        let (removed, ()) = tokio::join!(self.mounter.unpublish(volume), stopped);
+        let (removed, ()) = tokio::join!(self.mounter.unpublish(volume), gone);
         // Where the mounter failed too: nothing is left here, and the kubelet comes again.
         slot.gone = true;
         self.forget(&entry);
         removed?;
-        span.in_scope(|| tracing::info!("unpublished"));
+        log(span, "unpublished");
         Ok(())
     }
 
@@ -540,34 +570,12 @@ impl Volumes {
     }
 }
 
-fn conflict_id(entry: &Entry, volume: &Volume) -> Option<&'static str> {
-    (entry.volume.id != volume.id).then_some("volume_id")
+/// A line that the kubelet does not wait for.
+fn log(span: tracing::Span, what: &'static str) {
+    crate::sync::spawn(async move { span.in_scope(|| tracing::info!("{what}")) });
 }
 
-/// The first field in which a publish differs from what is published.
-fn conflict(
-    entry: &Entry,
-    known: Option<&Facts>,
-    request: &PublishRequest,
-    workload: &Workload,
-) -> Option<&'static str> {
-    if let Some(field) = conflict_id(entry, &request.volume) {
-        return Some(field);
-    }
-    let known = known?;
-    let (old, new) = (&known.workload, workload);
-    if old.namespace != new.namespace {
-        Some("volume_context[\"csi.storage.k8s.io/pod.namespace\"]")
-    } else if old.pod_name != new.pod_name {
-        Some("volume_context[\"csi.storage.k8s.io/pod.name\"]")
-    } else if old.service_account != new.service_account {
-        Some("volume_context[\"csi.storage.k8s.io/serviceAccount.name\"]")
-    } else if known.parameters != request.parameters {
-        Some("volume_capability.access_mode")
-    } else {
-        None
-    }
-}
-
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

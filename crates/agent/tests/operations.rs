@@ -101,6 +101,18 @@ fn the_manual_has_every_warning_and_error() {
 }
 
 #[test]
+fn no_cell_of_the_manual_is_empty_but_a_unit() {
+    let unit = |line: &str| line.starts_with("| `seamount_");
+    let empty: Vec<_> = MANUAL
+        .lines()
+        .filter(|l| {
+            l.starts_with("| `") && !unit(l) && l.trim_matches('|').split('|').any(|c| c.trim().is_empty())
+        })
+        .collect();
+    assert!(empty.is_empty(), "{empty:#?}");
+}
+
+#[test]
 fn the_manual_has_every_reason_and_every_condition() {
     let health = fs::read_to_string(crates().join("agent/src/volumes/health.rs")).unwrap();
     let reason = |text: &str| {

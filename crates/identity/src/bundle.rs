@@ -135,13 +135,14 @@ impl fmt::Debug for X509Bundle {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BundleSet {
     own: Arc<X509Bundle>,
-    federated: BTreeMap<TrustDomain, Arc<X509Bundle>>,
+    /// Shared: every volume's answer holds a copy of the set.
+    federated: Arc<BTreeMap<TrustDomain, Arc<X509Bundle>>>,
 }
 
 impl BundleSet {
     /// A set of the own bundle alone.
     pub fn new(own: impl Into<Arc<X509Bundle>>) -> Self {
-        Self { own: own.into(), federated: BTreeMap::new() }
+        Self { own: own.into(), federated: Arc::default() }
     }
 
     /// Adds or replaces a federated bundle.
@@ -150,7 +151,7 @@ impl BundleSet {
         if bundle.trust_domain == self.own.trust_domain {
             return Err(BundleError::OwnFederated(bundle.trust_domain.clone()));
         }
-        self.federated.insert(bundle.trust_domain.clone(), bundle);
+        Arc::make_mut(&mut self.federated).insert(bundle.trust_domain.clone(), bundle);
         Ok(self)
     }
 

@@ -6,6 +6,7 @@
 //! * [`authority`]: who signs. [`authority::Embedded`] keeps a root and an intermediate in this process.
 //! * [`rotation`]: when an SVID is to be replaced.
 //! * [`workload_api`]: the SPIFFE Workload API on one Unix socket.
+//! * [`quiet`]: the streams under it, which wake nobody for nothing.
 //! * [`without_authority`]: lets gRPC clients in that make an authority of the socket's path.
 
 pub mod authority;
@@ -13,6 +14,7 @@ pub mod bundle;
 mod certificate;
 pub mod id;
 mod keys;
+pub mod quiet;
 pub mod rotation;
 pub mod svid;
 pub mod without_authority;

@@ -9,7 +9,7 @@
 //! connections, streams, header lists, request messages, what is buffered for a client that does not read (one
 //! response), and the time that a connection may live without asking anything.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, io, os::unix::net::UnixListener as StdListener, sync::Arc, time::Duration};
 
 use tokio::{
     net::UnixListener,
@@ -82,7 +82,8 @@ impl Observer for Unobserved {
 }
 
 /// Serves the Workload API on `listener` until `cancel`, and returns when every connection is closed and every
-/// stream gone. Cancelling cuts the connections at once, without a goodbye. Dropping the future cuts them too.
+/// stream gone. Cancelling cuts the connections at once, without a goodbye. Dropping the future cuts them too, and so
+/// does shutdown(2) of the listener through any copy of it: nobody can connect to such a socket ever again.
 ///
 /// `pending_timeout` is how long a stream waits while [`Served::Pending`]. Errors of `accept` (descriptors used
 /// up) are waited out.
@@ -95,22 +96,41 @@ pub async fn serve(
     cancel: CancellationToken,
 ) {
     let all = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-    serve_within(listener, served, limits, all, pending_timeout, observer, cancel).await;
+    let listener = match listener.into_std() {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "cannot wait for Workload API connections");
+            return;
+        }
+    };
+    match serve_within(listener, served, limits, all, pending_timeout, observer, cancel) {
+        Ok(serving) => serving.await,
+        Err(error) => tracing::error!(%error, "cannot wait for Workload API connections"),
+    }
 }
 
-/// As [`serve`], with a bound over several sockets: each connection takes a permit of `all` while it is open, and one
-/// that gets none is accepted and closed.
-pub async fn serve_within(
-    listener: UnixListener,
+/// As [`serve`], on a listener that does not block, and with a bound over several sockets: each connection takes a permit
+/// of `all` while it is open, and one that gets none is accepted and closed.
+///
+/// # Errors
+/// Where the kernel cannot watch one more descriptor.
+///
+/// No `async fn`: a volume's idle task is as large as what its future captures, and that of another future inside would hold
+/// all of it twice.
+pub fn serve_within(
+    listener: StdListener,
     served: watch::Receiver<Served>,
     limits: Limits,
     all: Arc<Semaphore>,
     pending_timeout: Duration,
     observer: Arc<dyn Observer>,
     cancel: CancellationToken,
-) {
+) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+    let listener = connection::waiting(listener)?;
     let timing = Timing { pending: pending_timeout, ..Timing::default() };
-    connection::serve(listener, Shared { served, limits, all, timing, observer }, cancel).await;
+    let shared = Arc::new(Shared { served, limits, all, timing, observer });
+    // A token of our own, so that everything ends also when the future is dropped.
+    Ok(connection::serve(listener, shared, cancel.child_token()))
 }
 
 /// How long a client may take.
@@ -138,7 +158,6 @@ impl Default for Timing {
 }
 
 /// What all connections of a socket have in common.
-#[derive(Clone)]
 struct Shared {
     served: watch::Receiver<Served>,
     limits: Limits,

@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use clap::Parser as _;
 use seamount_agent::config::{Args, Config, Keys, Source as AgentSource};
 use seamount_manifests::{Object, Options, Source, objects};
 use serde_json::Value;
@@ -19,7 +18,7 @@ fn started(options: &Options) -> Config {
     let pod = &find(&list, "DaemonSet")["spec"]["template"]["spec"];
     let agent = pod["containers"].as_array().unwrap().iter().find(|c| c["name"] == "agent").unwrap();
     let flags: Vec<&str> = agent["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
-    let args = Args::try_parse_from([vec!["seamount-agent"], flags].concat()).unwrap();
+    let args = Args::parse(flags).unwrap();
     assert_eq!(args.config.as_deref(), Some(Path::new("/etc/seamount/config/agent.yaml")));
     let text = find(&list, "ConfigMap")["data"]["agent.yaml"].as_str().unwrap();
     Config::parse(text, Path::new("agent.yaml"), &args, Some("node-1"))

@@ -3,11 +3,16 @@
 use std::fmt::Display;
 use std::io::Write;
 
+use rustix::event::PollFlags;
 use seamount_mounter::names::Volume;
 
-/// Writes one event. A log that cannot be written is no reason to fail.
+use crate::server::ready;
+
+/// Writes one event. A log that cannot be written is no reason to fail, and one whose reader stands still is none to wait: its
+/// pipe is full then, and the line is lost. (What is shorter than a page, as each line here, a pipe takes whole: pipe(7).)
 pub fn event(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) {
-    let _ = std::io::stderr().write_all(line(level, msg, fields).as_bytes());
+    let mut out = std::io::stderr();
+    let _ = ready(&out, PollFlags::OUT) && out.write_all(line(level, msg, fields).as_bytes()).is_ok();
 }
 
 fn line(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) -> String {
@@ -22,10 +27,8 @@ fn line(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) -> String {
 
 /// Something was done, with a volume or for the node.
 pub fn done<'a>(msg: &str, volume: impl Into<Option<&'a Volume>>) {
-    match volume.into() {
-        Some(volume) => event("info", msg, &[("pod", &volume.pod), ("volume", &volume.name)]),
-        None => event("info", msg, &[]),
-    }
+    let of = volume.into().map(|v| [("pod", &v.pod as &dyn Display), ("volume", &v.name)]);
+    event("info", msg, of.as_ref().map_or(&[], |of| of));
 }
 
 #[cfg(test)]

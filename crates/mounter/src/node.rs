@@ -114,8 +114,8 @@ impl Node {
             Request::Hello => {
                 reply.flags |= if self.owner() == 0 { flag::IDMAP } else { 0 };
                 reply.flags |= if self.noswap { flag::NOSWAP } else { 0 };
-                let age = self.started.elapsed().as_micros();
-                reply.numbers = [self.limit.saturating_add(RESERVED), age as u64, 0];
+                reply.numbers =
+                    [self.limit.saturating_add(RESERVED), self.started.elapsed().as_micros() as u64, 0];
                 reply.text = concat!("seamount-mounter ", env!("CARGO_PKG_VERSION")).into();
                 Ok(None)
             }

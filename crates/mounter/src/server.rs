@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::cmsg_space;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, RecvAncillaryMessage, SendAncillaryMessage, SocketFlags};
@@ -57,7 +57,7 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
 }
 
 /// Lets the agent finish what it does, and leave; then everything goes to the successor.
-fn hand_over(to: &OwnedFd, agent: Option<OwnedFd>, node: &mut Node) -> Result<(), Errno> {
+pub fn hand_over(to: &OwnedFd, agent: Option<OwnedFd>, node: &mut Node) -> Result<(), Errno> {
     if let Some(agent) = agent {
         let _ = send(&agent, &Reply::refusal(0, Fault::Superseded, String::new()).encode(), &None);
         let _ = set_socket_timeout(&agent, Timeout::Recv, Some(LEAVE));
@@ -68,6 +68,11 @@ fn hand_over(to: &OwnedFd, agent: Option<OwnedFd>, node: &mut Node) -> Result<()
         send(to, slot.as_bytes(), &Some(Rc::clone(fd)))?;
     }
     send(to, LOCK.as_bytes(), &Some(Rc::clone(&node.seat.lock)))
+}
+
+/// Whether a descriptor can be read from, or written to, at once.
+pub fn ready(fd: impl AsFd, how: PollFlags) -> bool {
+    poll(&mut [PollFd::new(&fd, how)], Some(&Timespec::default())) == Ok(1)
 }
 
 /// Takes a connection of the agent; refuses everybody else, and a second one.
@@ -95,14 +100,13 @@ pub fn receive(connection: &OwnedFd) -> Result<(Vec<u8>, net::ReturnFlags, Vec<O
     let mut control = net::RecvAncillaryBuffer::new(&mut space);
     let into = &mut [IoSliceMut::new(&mut frame)];
     let received = net::recvmsg(connection, into, &mut control, net::RecvFlags::CMSG_CLOEXEC)?;
-    if received.bytes == 0 {
-        return Err(Errno::PIPE);
-    }
+    // Nothing: the other side has closed.
+    let bytes = frame.get(..received.bytes).filter(|bytes| !bytes.is_empty()).ok_or(Errno::PIPE)?.to_vec();
     let rights = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
-    Ok((frame.get(..received.bytes).unwrap_or_default().to_vec(), received.flags, rights.flatten().collect()))
+    Ok((bytes, received.flags, rights.flatten().collect()))
 }
 
 /// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends it.

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFlags, Timespec};
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, StatxFlags, Timestamps};
 use rustix::io::Errno;
 use rustix::net::SocketType;
@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::failure::{Doing, Outcome};
 use crate::log::{done, event};
 use crate::node::open_parent;
-use crate::server::{PATIENCE, receive};
+use crate::server::{PATIENCE, ready, receive};
 use crate::socket;
 
 const SOCKET: &str = "take-over.sock";
@@ -66,7 +66,7 @@ impl Seat {
             let holder = fs::fstat(&file).doing("look at the lock")?;
             if (holder.st_mtime, holder.st_mtime_nsec as i64) < (born.tv_sec, born.tv_nsec) {
                 let door: &OwnedFd = if let Some(door) = &agents { door } else { agents.insert(bind()?) };
-                if poll(&mut [PollFd::new(door, PollFlags::IN)], Some(&Timespec::default())) == Ok(1) {
+                if ready(door, PollFlags::IN) {
                     match inherit(plugin) {
                         Ok(everything) => break everything,
                         Err(e) => event("warn", "not taken over", &[("reason", &e)]),
@@ -84,7 +84,7 @@ impl Seat {
 }
 
 /// Takes everything from the one that holds the lock.
-fn inherit(plugin: &OwnedFd) -> Result<(OwnedFd, Kept), Errno> {
+pub fn inherit(plugin: &OwnedFd) -> Result<(OwnedFd, Kept), Errno> {
     let predecessor = socket::connect(plugin, SOCKET, SocketType::SEQPACKET)?;
     // It waits for its agent to leave first.
     set_socket_timeout(&predecessor, Timeout::Recv, Some(PATIENCE * 2))?;

@@ -4,6 +4,7 @@
 //! only what is used. `bytes` fields are [`bytes::Bytes`], so that large values are shared, not copied.
 //! `Debug` of messages that carry keys or tokens shows neither.
 
+pub mod codec;
 mod redacted;
 
 /// Container Storage Interface v1 (`csi.v1`): Identity and Node as of specification 1.13 with the volume

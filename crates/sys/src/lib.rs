@@ -4,3 +4,7 @@
 pub mod mounter;
 #[cfg(feature = "play")]
 pub mod play;
+#[cfg(feature = "agent")]
+pub mod program;
+#[cfg(feature = "agent")]
+pub mod watch;

@@ -148,6 +148,8 @@ pub struct Kubelet {
     driver: String,
     node: String,
     timeout: Duration,
+    /// Held for a look or a change, and never over an `.await`. Two who look at the same time may both register a new socket; the
+    /// later answer stays, as with a kubelet that registers twice.
     registered: Mutex<registration::State>,
 }
 

@@ -154,9 +154,7 @@ fn a_wrong_flag_is_named_as_a_flag() {
 
 #[test]
 fn args_are_those_of_the_brief() {
-    use clap::Parser as _;
-    let args = Args::try_parse_from([
-        "seamount-agent",
+    let args = Args::parse([
         "--config",
         "/c",
         "--node-name",
@@ -177,7 +175,40 @@ fn args_are_those_of_the_brief() {
     let args = args.unwrap();
     assert_eq!(args.config.as_deref(), Some(Path::new("/c")));
     assert_eq!(args.log_level.as_deref(), Some("debug"));
-    assert!(Args::try_parse_from(["seamount-agent", "--token", "x"]).is_err());
+    assert_eq!(args.node_name.as_deref(), Some("n"));
+    assert_eq!(args.mounter_socket.as_deref(), Some("/m"));
+    assert_eq!(args.kubelet_root.as_deref(), Some("/k"));
+    assert_eq!(args.driver_name.as_deref(), Some("d"));
+    assert_eq!(args.http_address.as_deref(), Some("[::1]:7"));
+    assert_eq!(args.log_format.as_deref(), Some("json"));
+    assert_eq!(Args::parse(["--node-name=n"]).unwrap().node_name.as_deref(), Some("n"));
+    assert_eq!(Args::parse([""; 0]).unwrap(), Args::default());
+}
+
+#[test]
+fn args_are_refused_with_their_names() {
+    for (args, named) in [
+        (&["--token", "x"][..], "--token"),
+        (&["stray"], "stray"),
+        (&["--node-name"], "--node-name"),
+        (&["--log-level", "info", "--log-level", "debug"], "--log-level"),
+        (&["--config", "a", "--config", "b"], "--config"),
+    ] {
+        let error = Args::parse(args).unwrap_err().to_string();
+        assert!(error.contains(named), "{args:?}: {error}");
+    }
+}
+
+#[test]
+fn the_usage_names_every_flag() {
+    assert_eq!(Args::parse(["--help"]).unwrap_err().to_string(), USAGE);
+    assert!(Args::parse(["-V"]).unwrap_err().to_string().starts_with("seamount-agent "));
+    for line in USAGE.lines().filter(|line| line.starts_with("      --")) {
+        let flag = line.split_whitespace().next().unwrap();
+        let error = Args::parse([flag]).unwrap_err();
+        assert!(error.to_string().contains("missing argument"), "{flag}: {error}");
+    }
+    assert_eq!(USAGE.matches("      --").count(), 8);
 }
 
 /// One run finds everything, each with its path and a remedy.

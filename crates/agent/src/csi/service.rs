@@ -108,7 +108,7 @@ fn outcome(result: &Result<(), Status>) -> Outcome {
     }
 }
 
-/// What a request says of itself, for the log; quoted, because anybody may have written it.
+/// What a request says of itself, for the log.
 struct Named {
     volume_id: String,
     path: String,
@@ -118,14 +118,22 @@ struct Named {
 
 impl Named {
     fn new(request: &NodePublishVolumeRequest) -> Self {
-        let quoted = |s: &str| format!("{:?}", s.chars().take(200).collect::<String>());
-        let context = |key| quoted(request.volume_context.get(key).map(String::as_str).unwrap_or_default());
+        let short = |s: &str| s.get(..s.floor_char_boundary(200)).unwrap_or_default().to_owned();
+        let context = |key| short(request.volume_context.get(key).map(String::as_str).unwrap_or_default());
         Self {
-            volume_id: quoted(&request.volume_id),
-            path: quoted(&request.target_path),
+            volume_id: short(&request.volume_id),
+            path: short(&request.target_path),
             pod: context(request::POD_NAME),
             namespace: context(request::POD_NAMESPACE),
         }
+    }
+
+    /// Quoted, because anybody may have written it.
+    fn refused(&self, status: &Status) {
+        let Self { volume_id, path, pod, namespace } = self;
+        tracing::warn!(
+            volume = ?volume_id, ?path, ?pod, ?namespace, code = ?status.code(), "publish: {}", status.message()
+        );
     }
 }
 
@@ -202,8 +210,7 @@ impl Node for Service {
         let result = to_its_end(self.clone().publish(request)).await;
         self.live.metrics().published(outcome(&result), start.elapsed());
         if let Err(status) = &result {
-            let Named { volume_id, path, pod, namespace } = named;
-            tracing::warn!(volume = %volume_id, %path, %pod, %namespace, code = ?status.code(), "publish: {}", status.message());
+            named.refused(status);
         }
         result.map(|()| Response::new(NodePublishVolumeResponse {}))
     }

@@ -156,3 +156,18 @@ async fn garbage_and_oversized_heads_are_refused() {
     assert!(ask(served.address, long.as_bytes()).await.starts_with("HTTP/1.1 431"));
     assert!(ask(served.address, LIVEZ).await.starts_with("HTTP/1.1 200"));
 }
+
+/// Connections that come right behind a probe do not close it before it had its turn.
+#[tokio::test]
+async fn a_burst_of_connections_does_not_close_a_probe() {
+    use std::io::Write as _;
+    let served = start().await;
+    let mut probe = std::net::TcpStream::connect(served.address).unwrap();
+    probe.write_all(LIVEZ).unwrap();
+    let _burst: Vec<_> =
+        (0..2 * MAX_CONNECTIONS).map(|_| std::net::TcpStream::connect(served.address).unwrap()).collect();
+    probe.set_nonblocking(true).unwrap();
+    let mut answer = Vec::new();
+    let _ = TcpStream::from_std(probe).unwrap().read_to_end(&mut answer).await;
+    assert!(answer.starts_with(b"HTTP/1.1 200 OK"), "{:?}", String::from_utf8_lossy(&answer));
+}

@@ -27,6 +27,9 @@ pub struct Line {
 }
 
 /// The last lines; cheap to clone.
+///
+/// The lock is the last that a thread takes: the formatter hands over a line that is finished, whatever the thread that logs holds,
+/// and nothing is logged under it.
 #[derive(Debug, Clone, Default)]
 pub struct Recent(Arc<Mutex<VecDeque<Line>>>);
 

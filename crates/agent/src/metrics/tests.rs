@@ -117,7 +117,7 @@ fn the_manual_lists_every_metric_and_no_other() {
     metrics.refused("publish", "form");
     metrics.leftovers(0, 0, 0);
     Observer::refused(&metrics, "too many");
-    metrics.volume("a/v", SourceLabel::directory, VolumeState::denied, None);
+    metrics.volume("a/v", SourceLabel::directory, VolumeState::unavailable, None);
     let text = text(&metrics);
     let mut exposed: Vec<_> = text
         .lines()

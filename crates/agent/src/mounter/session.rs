@@ -131,6 +131,13 @@ async fn hello(socket: &Socket) -> Result<Hello, End> {
 }
 
 /// Carries requests and replies until the connection breaks; says why it did.
+///
+/// `pending` belongs to this task alone, so nothing is locked. A request is in it from when its frame was sent until its
+/// reply was read, under an id that this connection never uses again: whoever is found there is the one that was asked
+/// for. Who has given up (a deadline, a future that was dropped) stays in it with a closed channel, so that the late
+/// reply is still known, and what came with it is closed. When this ends the socket is closed, so a reply that is still
+/// on its way reaches nobody, and every job fails or is dropped, which is the same to `ask`: none waits for a connection
+/// that is gone. Cancelled (the agent stops), the map is dropped with all channels.
 async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>, superseded: &CancellationToken) -> String {
     let mut pending: HashMap<u64, Job> = HashMap::new();
     let mut next = 1;

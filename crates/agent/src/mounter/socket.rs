@@ -11,8 +11,9 @@ use rustix::net::{
     socket_with,
 };
 use seamount_mounter::protocol::FRAME;
+use seamount_sys::watch::watch;
 use tokio::io::Interest;
-use tokio::net::UnixStream;
+use tokio::io::unix::AsyncFd;
 
 /// One frame that arrived.
 #[derive(Debug)]
@@ -27,9 +28,10 @@ pub struct Received {
     pub truncated: bool,
 }
 
-/// The socket; closed on drop. A `UnixStream` only holds its place in tokio: nothing is read or written as a stream.
+/// The socket; closed on drop. Waited for to be read only, else each request would wake the agent once more, when the
+/// mounter has taken it (see `seamount_identity::quiet`).
 #[derive(Debug)]
-pub struct Socket(UnixStream);
+pub struct Socket(AsyncFd<OwnedFd>);
 
 impl Socket {
     /// Connects to the mounter's socket. A Unix socket connects at once or not at all. Needs a tokio runtime.
@@ -46,17 +48,23 @@ impl Socket {
 
     /// Takes a connected, non-blocking socket. Needs a tokio runtime.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(UnixStream::from_std(fd.into())?))
+        Ok(Self(watch(fd, Interest::READABLE)?))
     }
 
     /// Sends one frame.
     pub async fn send(&self, frame: &[u8; FRAME], fd: Option<&OwnedFd>) -> io::Result<()> {
-        self.0.async_io(Interest::WRITABLE, || send_now(self.0.as_fd(), frame, fd)).await
+        match send_now(self.0.as_fd(), frame, fd) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+        // Full: another descriptor of the same socket, for as long as that lasts.
+        let full = watch(self.0.get_ref().try_clone()?, Interest::WRITABLE)?;
+        full.async_io(Interest::WRITABLE, |socket| send_now(socket.as_fd(), frame, fd)).await
     }
 
     /// Waits for one frame. Cancellation loses nothing.
     pub async fn receive(&self) -> io::Result<Received> {
-        self.0.async_io(Interest::READABLE, || receive_now(self.0.as_fd())).await
+        self.0.async_io(Interest::READABLE, |socket| receive_now(socket.as_fd())).await
     }
 }
 
@@ -73,7 +81,7 @@ fn send_now(socket: BorrowedFd<'_>, frame: &[u8; FRAME], fd: Option<&OwnedFd>) -
 
 fn receive_now(socket: BorrowedFd<'_>) -> io::Result<Received> {
     // One byte more than a frame: a longer one is seen as such, not cut to size.
-    let mut bytes = vec![0; FRAME + 1];
+    let mut bytes = [0; FRAME + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let got = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
@@ -84,6 +92,6 @@ fn receive_now(socket: BorrowedFd<'_>) -> io::Result<Received> {
     let mut fds: Vec<OwnedFd> = fds.by_ref().flatten().collect();
     let extra = fds.len() > 1;
     let fd = if extra { None } else { fds.pop() };
-    bytes.truncate(got.bytes);
+    let bytes = bytes.iter().take(got.bytes).copied().collect();
     Ok(Received { bytes, fd, extra, truncated: got.flags.contains(ReturnFlags::CTRUNC) })
 }

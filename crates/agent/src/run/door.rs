@@ -9,13 +9,14 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
-use tonic::transport::Server;
 
-use crate::endpoint;
+use crate::endpoint::{self, server};
 use crate::mounter::Listener;
 
 /// A listener that is served once it is open. Connections wait in its queue until then.
+///
+/// One task owns it (the one that attaches), so opening and closing never meet. Whoever holds the listener's other copies (the
+/// mounter) is not disturbed by closing: what was not accepted waits for the next server.
 pub(super) struct Door {
     what: &'static str,
     cookie: u64,
@@ -46,20 +47,11 @@ impl Door {
         Arc::clone(&self.kept)
     }
 
-    /// Serves these routes to this uid. Does nothing where it is open already.
-    pub fn open(&mut self, routes: Routes, uid: Arc<AtomicU32>) {
+    /// Serves these to this uid. Does nothing where it is open already.
+    pub fn open(&mut self, services: server::Services, uid: Arc<AtomicU32>) {
         let Some(listener) = self.listener.take() else { return };
-        let what = self.what;
-        let incoming = endpoint::incoming(listener, uid, what);
-        let server = Server::builder()
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, self.cancel.clone().cancelled_owned());
-        self.task = Some(tokio::spawn(async move {
-            match server.await {
-                Ok(()) => tracing::debug!(socket = what, "closed"),
-                Err(e) => tracing::error!(socket = what, error = %e, "the server ended"),
-            }
-        }));
+        let incoming = endpoint::incoming(listener, uid, self.what);
+        self.task = Some(tokio::spawn(server::serve(incoming, services, self.what, self.cancel.clone())));
     }
 
     /// Accepts nothing more, and gives the calls in flight this long. The socket stays: the mounter keeps it.

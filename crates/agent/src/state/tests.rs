@@ -98,6 +98,25 @@ fn what_a_crash_left_half_written_is_removed() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
+/// The agent reads the records on another thread when it starts, and the kubelet does not wait for that.
+#[test]
+fn what_is_being_written_is_left_alone() {
+    let (dir, state) = open();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let put = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                state.list().unwrap();
+            }
+        });
+        let put: Result<Vec<()>, StateError> = (0..5000).map(|_| state.put(&example(A, "v"))).collect();
+        done.store(true, Ordering::Relaxed);
+        put
+    });
+    put.unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
 #[test]
 fn a_full_tmpfs_is_named_and_changes_nothing() {
     if !seamount_testkit::is_root() {

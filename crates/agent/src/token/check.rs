@@ -4,12 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::Token;
-use super::keys::KeySet;
+use super::keys::{Algorithm, KeySet};
 
 /// The longest token that is looked at, in bytes. Kubernetes makes about 1.2 KiB.
 pub const MAX_TOKEN: usize = 16 * 1024;
@@ -95,21 +94,6 @@ pub enum TokenError {
     KeysUnavailable(String),
 }
 
-/// The algorithms of API servers (RS256, ES256) and their stronger kin. No HMAC: the public key would be the secret.
-pub(super) fn allowed(name: &str) -> Option<Algorithm> {
-    Some(match name {
-        "RS256" => Algorithm::RS256,
-        "RS384" => Algorithm::RS384,
-        "RS512" => Algorithm::RS512,
-        "PS256" => Algorithm::PS256,
-        "PS384" => Algorithm::PS384,
-        "PS512" => Algorithm::PS512,
-        "ES256" => Algorithm::ES256,
-        "ES384" => Algorithm::ES384,
-        _ => return None,
-    })
-}
-
 /// RFC 7515 §4.1. serde refuses a repeated field of these; other fields do not matter.
 #[derive(Deserialize)]
 struct Header {
@@ -190,7 +174,7 @@ pub(super) fn check(
     if header.typ.is_some_and(|t| !t.eq_ignore_ascii_case("JWT")) {
         return Err(TokenError::Header("typ"));
     }
-    let algorithm = allowed(&header.alg).ok_or(TokenError::Algorithm)?;
+    let algorithm = Algorithm::named(&header.alg).ok_or(TokenError::Algorithm)?;
     // RFC 7515 §5.2: nothing of the payload is looked at before the signature.
     keys.verify(header.kid.as_deref(), algorithm, message, signature)?;
 

@@ -29,7 +29,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 ///
 /// `reading` is the only lock, and it is held over a reading: who waits for it looks afterwards whether another has replaced
 /// the keys that it saw. A reading has a deadline (of the file system or of the request), so nobody waits for ever, and
-/// verification itself takes no lock: keys are swapped whole.
+/// verification itself takes no lock: keys are swapped whole. A request may still hold a verifier that has a successor, and wait
+/// for its reading: `until` is cancelled before the successor states anything, and is looked at under the readiness's own lock.
 pub struct TokenVerifier {
     issuer: String,
     audience: String,
@@ -39,6 +40,8 @@ pub struct TokenVerifier {
     reading: Mutex<Reading>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
+    /// From then on the readiness is somebody else's.
+    until: CancellationToken,
 }
 
 enum Origin {
@@ -64,8 +67,13 @@ struct Stamp {
 }
 
 impl TokenVerifier {
-    /// Nothing is read yet.
-    pub fn new(config: &TokenConfig, metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> Self {
+    /// Nothing is read yet. It states its readiness until cancelled.
+    pub fn new(
+        config: &TokenConfig,
+        metrics: Arc<Metrics>,
+        readiness: Arc<Readiness>,
+        until: CancellationToken,
+    ) -> Self {
         Self {
             issuer: config.issuer.clone(),
             audience: config.audience.clone(),
@@ -77,6 +85,7 @@ impl TokenVerifier {
             reading: Mutex::default(),
             metrics,
             readiness,
+            until,
         }
     }
 
@@ -111,19 +120,19 @@ impl TokenVerifier {
     }
 
     /// Reads the keys at start, then every [`KEYS_REFRESH`], sooner after a failure. Returns when cancelled.
-    pub async fn run(&self, cancel: CancellationToken) {
+    pub async fn run(&self) {
         let mut pause = RETRY.0;
         loop {
             // Also a reading under way ends: a successor may have stated its own readiness by then.
             let failed = tokio::select! {
                 biased;
-                () = cancel.cancelled() => return,
+                () = self.until.cancelled() => return,
                 error = self.refresh(Duration::ZERO, None) => error.is_some(),
             };
             let wait = if failed { pause } else { KEYS_REFRESH };
             pause = if failed { (pause * 2).min(RETRY.1) } else { RETRY.0 };
             tokio::select! {
-                () = cancel.cancelled() => return,
+                () = self.until.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -183,7 +192,7 @@ impl TokenVerifier {
                 }
             }
         };
-        if self.readiness.set(Condition::TokenKeys, standing.clone()) {
+        if self.readiness.set_until(&self.until, Condition::TokenKeys, standing.clone()) {
             match standing {
                 Standing::NotReady(why) => tracing::warn!(reason = %why, "no keys to verify tokens with"),
                 Standing::Ready(remark) => tracing::info!(%remark, "keys to verify tokens with"),

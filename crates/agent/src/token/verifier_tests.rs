@@ -26,6 +26,7 @@ struct Bench {
     verifier: Arc<TokenVerifier>,
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
+    until: CancellationToken,
 }
 
 impl Bench {
@@ -37,8 +38,10 @@ impl Bench {
             allow_volume_context: false,
         };
         let (metrics, readiness) = (Arc::new(Metrics::new()), Arc::new(Readiness::default()));
-        let verifier = Arc::new(TokenVerifier::new(&config, metrics.clone(), readiness.clone()));
-        Self { verifier, readiness, metrics }
+        let until = CancellationToken::new();
+        let verifier =
+            Arc::new(TokenVerifier::new(&config, metrics.clone(), readiness.clone(), until.clone()));
+        Self { verifier, readiness, metrics, until }
     }
 
     async fn verify(&self, by: &TokenIssuer) -> Result<Claims, TokenError> {
@@ -369,16 +372,23 @@ async fn the_background_reading_makes_ready_and_stops_when_told() {
         Server::start(Answer::Raw("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n".into()))
             .await;
     let bench = Bench::new(server.keys());
-    let (cancel, verifier) = (CancellationToken::new(), bench.verifier.clone());
-    let task = tokio::spawn({
-        let cancel = cancel.clone();
-        async move { verifier.run(cancel).await }
-    });
+    let verifier = bench.verifier.clone();
+    let task = tokio::spawn(async move { verifier.run().await });
     wait(|| matches!(bench.standing(), Standing::NotReady(why) if why.contains("500"))).await;
     server.answer(Answer::Keys(issuer.jwks_json()));
     wait(|| bench.standing() == Standing::Ready("1 key(s)".into())).await;
-    cancel.cancel();
+    bench.until.cancel();
     task.await.unwrap();
+}
+
+/// A request that came before the configuration changed holds the old verifier, and may wait seconds for its keys.
+#[tokio::test]
+async fn a_verifier_with_a_successor_states_nothing() {
+    let bench = Bench::new(Keys::File("/nonexistent/jwks.json".into()));
+    bench.until.cancel();
+    bench.readiness.set(Condition::TokenKeys, Standing::NotNeeded);
+    unavailable(&bench.verify(&issuer()).await, "No such file");
+    assert_eq!(bench.standing(), Standing::NotNeeded);
 }
 
 async fn wait(met: impl Fn() -> bool) {

@@ -14,6 +14,7 @@ use seamount_mounter::protocol::{Fault, flag, keep};
 
 use super::health::Identity;
 use super::leftovers;
+use super::serving::ended;
 use super::{Entry, Facts, Held, Slot, VolumeError, Volumes};
 use crate::csi::request::PublishRequest;
 use crate::mounter::{Found, Listener, MounterError};
@@ -64,7 +65,7 @@ impl Volumes {
         let wiping = Arc::clone(&state);
         let mut done = Restored::default();
         // While the mounter looks through the pods' directories; keys and certificates take longer than the files.
-        let recalled = tokio::task::spawn_blocking(move || recall_all(&state));
+        let recalled = crate::sync::blocking(move || recall_all(&state));
         let (recalled, found) = tokio::join!(recalled, self.mounter.list());
         let mut records = recalled.map_err(|e| VolumeError::NoState(e.to_string()))??;
         let mut all = found?;
@@ -147,15 +148,17 @@ impl Volumes {
             return Ok(false);
         }
         let listener = match listener {
-            Some(listener) => Ok(Some(listener)),
+            Some(listener) if !ended(&listener.fd) => Ok(Some(listener)),
             // Bound anew in the same directory, which running pods see.
-            None => self.mounter.publish_identity(&volume).await,
+            _ => self.bound(&volume).await,
         };
         if let Err(e @ MounterError::Fault { fault: Fault::NotOurs | Fault::NotFound, .. }) = listener {
             // Unpublished since it was found: nothing of it may live on.
             slot.gone = true;
             slot.facts = None;
             slot.held = None;
+            // An attempt that is under way finds nothing due, and is not followed by another for ever.
+            entry.view().due = None;
             self.forget(&entry);
             return Err((volume, e.into()));
         }

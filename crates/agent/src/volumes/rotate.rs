@@ -162,7 +162,7 @@ impl Volumes {
         let expired = expire && self.expire(entry);
         if sign {
             let span = entry.span();
-            tokio::spawn(Arc::clone(self).renew(Arc::clone(entry)).instrument(span));
+            crate::sync::spawn(Arc::clone(self).renew(Arc::clone(entry)).instrument(span));
         }
         expired
     }
@@ -249,7 +249,7 @@ impl Volumes {
             refused
         };
         let this = Arc::clone(self);
-        tokio::spawn(async move {
+        crate::sync::spawn(async move {
             let refused = match &this.workshop {
                 Some(workshop) => workshop.run(verify).await.unwrap_or_default(),
                 None => verify.await,
@@ -294,8 +294,11 @@ impl Volumes {
             // Unpublished or published anew meanwhile: nothing of it is for this volume as it is now.
             Ok(None) => {
                 tracing::debug!("a late identity was thrown away");
+                let due = view.due.is_some();
                 drop(view);
-                self.hurry(&entry);
+                if due {
+                    self.hurry(&entry);
+                }
             }
             Err(e) => {
                 let text = e.to_string();
@@ -305,9 +308,13 @@ impl Volumes {
                 view.status.failure = Some(text.as_str().into());
                 view.failures = view.failures.saturating_add(1);
                 // Where the authority came while this failed for want of one, its coming was missed.
-                let missed =
-                    matches!(e, IdentityError::NoAuthority(_)) && bundles_of(&self.source.borrow()).is_some();
-                view.due = Some(if missed { now } else { now + backoff(view.failures) });
+                let missed = view.due.is_some()
+                    && matches!(e, IdentityError::NoAuthority(_))
+                    && bundles_of(&self.source.borrow()).is_some();
+                // Nothing is due any more where it was unpublished meanwhile: it would be tried without end.
+                if view.due.is_some() {
+                    view.due = Some(if missed { now } else { now + backoff(view.failures) });
+                }
                 drop(view);
                 if missed {
                     self.hurry(&entry);
@@ -420,7 +427,9 @@ impl Drop for UnderWay<'_> {
         let mut view = self.0.view();
         view.signing = false;
         view.failures = view.failures.saturating_add(1);
-        view.due = Some(SystemTime::now() + backoff(view.failures));
+        if view.due.is_some() {
+            view.due = Some(SystemTime::now() + backoff(view.failures));
+        }
         view.status.failure =
             Some("the last attempt broke off, which is a fault of the agent: see its log".into());
     }

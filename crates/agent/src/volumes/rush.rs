@@ -4,10 +4,12 @@
 //! costs more than the publish) lets them pass first, but not for long: a pod's first stream waits for it.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+
+use crate::sync::AtomicUsize;
 
 /// Counts the calls under way.
 #[derive(Debug, Default)]
@@ -79,5 +81,35 @@ mod tests {
         let begun = tokio::time::Instant::now();
         rush.over(Duration::from_millis(100)).await;
         assert!(begun.elapsed() >= Duration::from_millis(100));
+    }
+
+    /// A model (module `model`): who waits goes on, by the end of the rush and not by its limit, however calls come and
+    /// go. A waiter enrolled after the look is not found by it: there is no point between the two.
+    #[test]
+    fn the_end_of_a_rush_is_missed_by_nobody() {
+        crate::model::explore(1000, || async {
+            let rush = Arc::new(Rush::default());
+            let calls: Vec<_> = (0..2)
+                .map(|_| {
+                    let rush = Arc::clone(&rush);
+                    crate::model::task(async move {
+                        for _ in 0..2 {
+                            let _call = rush.call();
+                            crate::model::pause(2).await;
+                        }
+                    })
+                })
+                .collect();
+            let waiting: Vec<_> = (0..2)
+                .map(|_| {
+                    let rush = Arc::clone(&rush);
+                    crate::model::task(async move { rush.over(LONG).await })
+                })
+                .collect();
+            for task in calls.into_iter().chain(waiting) {
+                task.await.unwrap();
+            }
+            assert_eq!(rush.calls.load(Ordering::SeqCst), 0);
+        });
     }
 }

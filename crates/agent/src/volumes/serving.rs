@@ -1,17 +1,20 @@
 //! One volume's Workload API: the listener, the task that serves it, and what its streams see.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use seamount_identity::workload_api::{self, Limits, Observer, Served};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::endpoint;
 use crate::mounter::Listener;
 
 /// How long the connections of a volume may take to close before their task is ended from outside.
@@ -34,7 +37,8 @@ pub struct Terms {
     pub observer: Arc<dyn Observer>,
 }
 
-/// Counts for one volume, and passes on.
+/// Counts for one volume, and passes on. Each is a sum of what was added and taken away, in any order: nothing else
+/// is decided by it, so its order with other memory does not matter.
 struct Counted {
     connections: AtomicI64,
     streams: AtomicI64,
@@ -57,6 +61,13 @@ impl Observer for Counted {
     }
 }
 
+/// Whether a listener was shut down. It still says that it listens, and nobody can connect to it ever again.
+pub(super) fn ended(listener: impl AsFd) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&at_once)).is_ok() && fds.iter().any(|fd| fd.revents().contains(PollFlags::HUP))
+}
+
 /// A volume that is being served.
 pub struct Serving {
     cookie: u64,
@@ -65,20 +76,27 @@ pub struct Serving {
     served: watch::Sender<Served>,
     counted: Arc<Counted>,
     cancel: CancellationToken,
+    /// Whether nobody waits in the queue and nobody ever will. Set and read by the holder of the volume's slot.
+    emptied: AtomicBool,
     task: JoinHandle<()>,
 }
 
 impl Serving {
     /// Serves a listener. Needs a tokio runtime.
     pub fn start(listener: Listener, first: Served, terms: &Terms) -> io::Result<Self> {
-        let Listener { fd, cookie, .. } = listener;
+        let Listener { fd, cookie, existing } = listener;
+        // A service would find it ready for ever, and nobody there. One that was made for this call is not.
+        if existing && ended(&fd) {
+            return Err(rustix::io::Errno::SHUTDOWN.into());
+        }
         // The kernel gives the lowest number that is free: one near the limit says that few are left.
         let number = u64::try_from(fd.as_raw_fd()).unwrap_or_default();
         if number.saturating_add(RESERVED) >= terms.descriptors {
             return Err(rustix::io::Errno::MFILE.into());
         }
         let kept = Arc::new(fd.try_clone()?);
-        let listener = endpoint::listener(fd)?;
+        let listener = UnixListener::from(fd);
+        listener.set_nonblocking(true)?;
         let (served, seen) = watch::channel(first);
         let cancel = CancellationToken::new();
         let counted = Arc::new(Counted {
@@ -86,7 +104,7 @@ impl Serving {
             streams: AtomicI64::new(0),
             all: Arc::clone(&terms.observer),
         });
-        let task = tokio::spawn(workload_api::serve_within(
+        let serving = workload_api::serve_within(
             listener,
             seen,
             terms.limits,
@@ -94,8 +112,9 @@ impl Serving {
             terms.pending,
             Arc::clone(&counted) as Arc<dyn Observer>,
             cancel.clone(),
-        ));
-        Ok(Self { cookie, kept, served, counted, cancel, task })
+        )?;
+        let task = tokio::spawn(serving);
+        Ok(Self { cookie, kept, served, counted, cancel, emptied: AtomicBool::new(false), task })
     }
 
     /// The listener's `SO_COOKIE`.
@@ -124,24 +143,52 @@ impl Serving {
         self.served.send_replace(served);
     }
 
-    /// Has the listener and every accepted connection closed, and does not wait for it.
-    pub fn cut(&self) {
+    /// Lets nobody in any more, and ends who is in, as soon as the service has its turn.
+    pub fn finish(&self) {
         self.cancel.cancel();
     }
 
-    /// Closes the listener and every accepted connection, and returns when that is done.
+    /// Ends the socket for everybody who has a copy of the listener: nobody connects to it ever again, who waits in its
+    /// queue sees the end now, who was accepted as soon as the service has stopped. Does not wait for that.
+    pub fn cut(&self) {
+        self.finish();
+        self.emptied.store(self.empty(), Ordering::Relaxed);
+    }
+
+    /// shutdown(2) of a listener lets nobody in any more and leaves who is in the queue where they are, until the last copy
+    /// is closed: the mounter's, which may be standing still. So they are taken out. (The descriptor does not block.)
+    /// Whether the kernel said that nobody is left; not where, say, there was no descriptor to take somebody out with.
+    fn empty(&self) -> bool {
+        let kept = &self.kept;
+        loop {
+            let taken = shutdown(kept, Shutdown::Both).and_then(|()| accept_with(kept, SocketFlags::CLOEXEC));
+            if let Err(why) = taken {
+                return matches!(why, Errno::INVAL | Errno::AGAIN);
+            }
+        }
+    }
+
+    /// Closes the listener and every accepted connection, and returns when that is done. What waits in the queue waits for
+    /// whoever serves the socket next, unless it was [`cut`](Self::cut).
     pub async fn stop(mut self) {
-        self.cut();
+        self.finish();
         if tokio::time::timeout(CLOSE, &mut self.task).await.is_err() {
             tracing::warn!("the volume's connections did not close by themselves; ended");
             self.task.abort();
             let _ = (&mut self.task).await;
+        }
+        // Without a descriptor to spare nobody could be taken out; now its connections' are free.
+        if !self.emptied.load(Ordering::Relaxed) && ended(&self.kept) {
+            self.empty();
         }
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.cancel.cancel();
+        self.finish();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,7 +67,8 @@ impl Authority for Played {
                     let other = Workload { service_account: "admin".to_owned(), ..workload.clone() };
                     self.inner.sign(csr, &other, token).await
                 }
-                Some(Answer::Panic) => panic!("as the test wants it"),
+                // Without the hook that prints: a panic that is wanted looks like a failure in the output.
+                Some(Answer::Panic) => std::panic::resume_unwind(Box::new("as the test wants it")),
                 Some(Answer::OtherKey) => {
                     let (_, csr) = new_key_and_csr(KeyType::EcP256)?;
                     self.inner.sign(&csr, workload, token).await
@@ -190,11 +191,11 @@ impl World {
     }
 }
 
-fn volume() -> Volume {
+pub(super) fn volume() -> Volume {
     Volume { pod: POD.parse().unwrap(), name: "id".parse().unwrap(), id: "csi-1".parse().unwrap() }
 }
 
-fn request(account: &str) -> (PublishRequest, Claims) {
+pub(super) fn request(account: &str) -> (PublishRequest, Claims) {
     let claims = Claims {
         namespace: "shop".to_owned(),
         service_account: account.to_owned(),
@@ -237,11 +238,14 @@ async fn mounter(dir: std::path::PathBuf) {
         let mut along = None;
         match &request {
             Request::PublishIdentity(_) if dir.join("foreign").exists() => reply.flags = flag::FOREIGN,
+            Request::PublishIdentity(_) if dir.join("gone").exists() => reply.fault = Some(Fault::NotFound),
             Request::PublishIdentity(volume) => {
+                reply.flags = if kept.contains_key(volume) { flag::EXISTING } else { 0 };
                 let fd = kept.entry(volume.clone()).or_insert_with(|| bound(&dir, volume));
                 reply.cookie = sockopt::socket_cookie(&*fd).unwrap();
                 along = Some(fd.try_clone().unwrap());
             }
+            Request::Unpublish(_) if dir.join("stuck").exists() => reply.fault = Some(Fault::System),
             Request::Unpublish(volume) if kept.keys().any(|k| key(k) == key(volume) && k.id != volume.id) => {
                 reply.fault = Some(Fault::NotOurs);
             }
@@ -445,6 +449,34 @@ async fn a_wrong_id_takes_no_volume_away() {
     world.volumes.unpublish(&wrong).await.unwrap();
     assert!(world.volumes.all().is_empty());
     assert!(world.volumes.state().unwrap().list().unwrap().is_empty());
+}
+
+/// The kubelet unmounts before it mounts again, but a static pod's successor has the same UID and volume name.
+#[tokio::test]
+async fn a_publish_finishes_an_unpublish_that_the_mounter_did_not_carry_out() {
+    let world = World::new().await;
+    let (stuck, socket) = (world.dir.path().join("stuck"), world.dir.path().join("id"));
+    for account in ["frontend", "admin"] {
+        world.publish(account).await.unwrap();
+        world.answers.send(Answer::Sign).unwrap();
+        world.until("the identity", || world.identity().is_some()).await;
+        assert_eq!(world.identity().unwrap(), format!("spiffe://example.org/ns/shop/sa/{account}"));
+        let mut client = tokio::net::UnixStream::connect(&socket).await.unwrap();
+        std::fs::write(&stuck, "").unwrap();
+        world.volumes.unpublish(&volume()).await.unwrap_err();
+        assert_eq!(tokio::io::AsyncReadExt::read(&mut client, &mut [0; 1]).await.unwrap(), 0);
+        assert!(tokio::net::UnixStream::connect(&socket).await.is_err());
+        // Nobody can be served at the old socket any more.
+        world.publish(account).await.unwrap_err();
+        std::fs::remove_file(&stuck).unwrap();
+    }
+    // An agent that starts now finds the volume, and no record of it.
+    world.volumes.restored.store(false, Ordering::Release);
+    assert_eq!(
+        world.volumes.restore().await.unwrap(),
+        restore::Restored { without: 1, ..Default::default() }
+    );
+    tokio::net::UnixStream::connect(&socket).await.unwrap();
 }
 
 #[tokio::test]

@@ -15,6 +15,11 @@ use tokio::sync::oneshot;
 const NICER: i32 = 10;
 
 /// The thread; it ends with this.
+///
+/// Nothing is shared with it but tokio's own queues. `_stop` is never sent to: its drop ends `block_on`, and the runtime,
+/// which that thread owns, drops whatever still waits there; who awaits it (`run`) is told by the join handle. What is
+/// started after that is dropped by tokio at once, which looks the same. Work that was begun for a volume that is gone
+/// ends as any other: what it comes to is compared with the slot by whoever asked for it.
 pub(super) struct Workshop {
     runtime: Handle,
     _stop: oneshot::Sender<()>,

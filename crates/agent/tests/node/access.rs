@@ -115,3 +115,44 @@ fn a_flood_hurts_only_its_own_volume() {
         fetch(&quiet).await;
     });
 }
+
+/// As fast as the machine lets it, on its own socket, by several threads. The agent has one worker.
+#[test]
+fn a_pod_that_connects_without_end_keeps_nobody_from_coming_and_going() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    on_node("a_pod_that_connects_without_end_keeps_nobody_from_coming_and_going", async |node| {
+        node.start().await;
+        let [hostile, other] =
+            [node.volume("evil", "any", "flood-1"), node.volume("shop", "frontend", "web-1")];
+        for volume in [&hostile, &other] {
+            node.publish(volume).await;
+        }
+        let socket = node.view(&hostile).join("spire-agent.sock");
+        let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let (socket, stop, made) = (socket.clone(), Arc::clone(&stop), Arc::clone(&made));
+                std::thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+                            made.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                })
+            })
+            .collect();
+        node.until("a flood", async || made.load(Ordering::Relaxed) > 1000).await;
+        node.kubelet.tear_down(&other).await.unwrap();
+        let next = node.volume("shop", "database", "db-1");
+        node.publish(&next).await;
+        fetch(&node.view(&next)).await;
+        assert_eq!(node.get("/livez").await.unwrap().0, 200);
+        assert!(node.kubelet.stats(&hostile).await.is_ok());
+        stop.store(true, Ordering::Relaxed);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        // Its own identity it has as before.
+        node.until("its identity", async || try_fetch(socket.parent().unwrap()).await.is_ok()).await;
+    });
+}

@@ -9,6 +9,7 @@ struct Before {
     view: std::path::PathBuf,
     leaf: Vec<u8>,
     directory: u64,
+    socket: u64,
 }
 
 async fn published(node: &mut Node) -> Before {
@@ -18,7 +19,15 @@ async fn published(node: &mut Node) -> Before {
     let view = node.view(&volume);
     let leaf = leaf(&fetch(&view).await);
     let directory = inode(&node.kubelet.target_path(&volume));
-    Before { volume, view, leaf, directory }
+    let socket = inode(&view.join("spire-agent.sock"));
+    Before { volume, view, leaf, directory, socket }
+}
+
+/// The same, where not both processes died: on the same socket, for nobody may take it from under a client.
+async fn all_is_well_on_the_same_socket(node: &mut Node, before: &Before) {
+    node.ready().await;
+    assert_eq!(inode(&before.view.join("spire-agent.sock")), before.socket, "another socket");
+    all_is_well(node, before).await;
 }
 
 /// The running pod sees the same identity in the same directory, and everything works as before.
@@ -44,7 +53,7 @@ fn a_killed_agent_comes_back_with_everything() {
         let before = published(node).await;
         node.agent.take().unwrap().crash().unwrap();
         node.start_agent();
-        all_is_well(node, &before).await;
+        all_is_well_on_the_same_socket(node, &before).await;
     });
 }
 
@@ -72,7 +81,7 @@ fn a_killed_mounter_gets_its_descriptors_back() {
         };
         node.start_agent();
         assert_eq!(leaf(&early.await.unwrap()), before.leaf, "the waiting connection was lost");
-        all_is_well(node, &before).await;
+        all_is_well_on_the_same_socket(node, &before).await;
     });
 }
 
@@ -177,6 +186,15 @@ fn an_expired_identity_is_taken_back() {
                 .is_err_and(|e| e.contains("Unavailable") || e.contains("unavailable"))
         })
         .await;
+        // Said in metrics and health as well.
+        let told =
+            async |path: &str, text: &str| node.get(path).await.is_some_and(|(_, all)| all.contains(text));
+        node.until("the metrics", async || {
+            told("/metrics", "seamount_svids_expired 1").await
+                && told("/metrics", "seamount_authority_up 0").await
+        })
+        .await;
+        assert!(told("/readyz", "[-] authority").await, "{:?}", node.get("/readyz").await);
         node.until("an abnormal volume", async || {
             let condition = node.kubelet.stats(&before.volume).await.unwrap().volume_condition.unwrap();
             condition.abnormal && condition.message.contains("IdentityExpired")
@@ -231,6 +249,6 @@ fn a_mounter_of_another_version_is_named_and_pods_go_on() {
         assert_eq!(leaf(&fetch(&before.view).await), before.leaf);
         std::fs::remove_file(&path).unwrap();
         node.start_mounter();
-        all_is_well(node, &before).await;
+        all_is_well_on_the_same_socket(node, &before).await;
     });
 }

@@ -147,3 +147,49 @@ fn a_name_that_somebody_else_has_registered_is_told() {
         node.register().await;
     });
 }
+
+#[test]
+fn a_log_that_nobody_reads_keeps_nobody_waiting() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    on_node("a_log_that_nobody_reads_keeps_nobody_waiting", async |node| {
+        let pipes = node.path("pipes");
+        std::fs::create_dir(&pipes).unwrap();
+        let held = ["mounter", "agent"].map(|name| {
+            let path = pipes.join(format!("{name}.log"));
+            mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+            // fifo(7): opened in both ways it waits for nobody.
+            std::fs::File::options().read(true).write(true).open(&path).unwrap()
+        });
+        let full = |pipe: &std::fs::File| {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut [PollFd::new(pipe, PollFlags::OUT)], Some(&now)).unwrap() == 0
+        };
+        node.mounter = Some(node.mounter(RUN).log_in(&pipes).start().unwrap());
+        node.agent = Some(node.second_agent(RUN, &node.http).log_in(&pipes).start().unwrap());
+        node.register().await;
+        let mut cycles = 0;
+        while !held.iter().all(full) {
+            let volume = node.volume("shop", "frontend", &format!("web-{cycles}"));
+            node.publish(&volume).await;
+            node.kubelet.tear_down(&volume).await.unwrap();
+            cycles += 1;
+            assert!(cycles < 20_000, "64 KB are not full");
+        }
+        // Both go on, and say how much is missing.
+        for i in 0..20 {
+            let volume = node.volume("shop", "frontend", &format!("late-{i}"));
+            node.publish(&volume).await;
+            let view = node.view(&volume);
+            fetch(&view).await;
+            node.kubelet.tear_down(&volume).await.unwrap();
+        }
+        node.ready().await;
+        let (_, metrics) = node.get("/metrics").await.unwrap();
+        let lost = metrics.lines().find_map(|l| l.strip_prefix("seamount_log_lines_lost_total "));
+        assert!(lost.is_some_and(|n| n.parse::<u64>().unwrap() > 0), "{lost:?}");
+        // Their logs are pipes: nothing may read them afterwards.
+        (node.agent, node.mounter) = (None, None);
+    });
+}

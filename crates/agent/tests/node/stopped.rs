@@ -1,9 +1,12 @@
-//! A mounter that stands still, and a node whose clients take all connections.
+//! A mounter or an agent that stands still, and a node whose clients take all connections.
+
+use std::pin::Pin;
+use std::time::Duration;
 
 use rustix::process::Signal;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::harness::*;
 
@@ -16,9 +19,6 @@ fn an_unpublish_while_the_mounter_is_stopped_cuts_access_and_succeeds_later() {
         let view = node.view(&volume);
         fetch(&view).await;
         let mut open = UnixStream::connect(view.join("spire-agent.sock")).await.unwrap();
-        // Accepted, which an answer shows: one that still waits in the listener's queue hangs on the mounter's copy of it.
-        open.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-        open.read_exact(&mut [0; 9]).await.unwrap();
         node.mounter.as_mut().unwrap().signal(Signal::STOP).unwrap();
         // The kubelet is told to come again, the pod has nothing any more.
         let status = node.kubelet.unpublish(&volume).await.unwrap_err();
@@ -26,6 +26,8 @@ fn an_unpublish_while_the_mounter_is_stopped_cuts_access_and_succeeds_later() {
         let mut rest = Vec::new();
         let end = tokio::time::timeout(LONG, open.read_to_end(&mut rest)).await.expect("still open");
         drop(end);
+        // The mounter's copy of the listener lets nobody in either.
+        assert!(UnixStream::connect(view.join("spire-agent.sock")).await.is_err());
         let state = node.kubelet.root().join("plugins").join(DRIVER).join("state");
         let record = state.join(format!("{}.{}", volume.pod_uid, volume.volume_name));
         assert!(!record.exists(), "key and token are still there");
@@ -77,5 +79,51 @@ fn clients_of_all_volumes_together_leave_room_for_a_publish() {
         assert!(metric(reason).await, "{:?}", node.get("/metrics").await);
         drop(open);
         node.until("a connection", async || try_fetch(&view).await.is_ok()).await;
+    });
+}
+
+/// Answers that come late from an agent that stood still: to calls that the kubelet has given up, and to clients that waited.
+#[test]
+fn a_stopped_agent_answers_late_and_to_everybody_with_their_own_identity() {
+    on_node("a_stopped_agent_answers_late_and_to_everybody_with_their_own_identity", async |node| {
+        node.start().await;
+        let first = node.volume("shop", "frontend", "web-1");
+        node.publish(&first).await;
+        let view = node.view(&first);
+        let (before, socket) = (leaf(&fetch(&view).await), inode(&view.join("spire-agent.sock")));
+        let second = node.volume("shop", "admin", "web-2");
+        let third = node.volume("shop", "gone", "web-3");
+        node.kubelet.prepare(&second).unwrap();
+        node.publish(&third).await;
+        let third_view = node.view(&third);
+
+        node.agent().signal(Signal::STOP).unwrap();
+        let waiting = {
+            let view = view.clone();
+            tokio::spawn(async move { fetch(&view).await })
+        };
+        // The kubelet's patience, shortened: nobody can answer.
+        let given_up = async |call: Pin<Box<dyn Future<Output = Result<(), Status>> + '_>>| {
+            assert!(tokio::time::timeout(Duration::from_millis(300), call).await.is_err(), "answered");
+        };
+        let [old, new] = [node.tokens(&first), node.tokens(&second)];
+        for _ in 0..2 {
+            given_up(Box::pin(node.kubelet.publish(&second, Some(&new)))).await;
+            given_up(Box::pin(node.kubelet.publish(&first, Some(&old)))).await;
+            given_up(Box::pin(node.kubelet.unpublish(&third))).await;
+        }
+        node.agent().signal(Signal::CONT).unwrap();
+
+        assert_eq!(leaf(&waiting.await.unwrap()), before, "another certificate");
+        // The kubelet comes again with the same calls.
+        node.kubelet.publish(&second, Some(&new)).await.unwrap();
+        node.kubelet.publish(&first, Some(&old)).await.unwrap();
+        node.kubelet.tear_down(&third).await.unwrap();
+        assert!(UnixStream::connect(third_view.join("spire-agent.sock")).await.is_err());
+        assert_eq!(leaf(&fetch(&view).await), before, "another certificate");
+        assert_eq!(inode(&view.join("spire-agent.sock")), socket, "another socket");
+        let id = fetch(&node.view(&second)).await.spiffe_id().to_string();
+        assert_eq!(id, "spiffe://example.org/ns/shop/sa/admin");
+        node.ready().await;
     });
 }

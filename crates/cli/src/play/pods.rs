@@ -87,7 +87,9 @@ impl Play {
         stops: watch::Receiver<Stop>,
         timeout: Option<Duration>,
     ) -> Verdict {
-        // The stop that the pods see: the user's, or the timeout's.
+        // The stop that the pods see: the user's, or the timeout's. It only ever rises (`max`), so it does not matter who
+        // is first, nor that a receiver sees the last value alone. Pods share nothing else: each is one task, and its
+        // containers end within it.
         let (stop, seen) = watch::channel(Stop::No);
         let mut asked = stops;
         let timed_out = std::cell::Cell::new(false);

@@ -50,6 +50,10 @@ impl From<ExitStatus> for End {
 }
 
 /// A process that runs.
+///
+/// Its thread alone waits for it and reaps it, so its pidfd names it for as long as this lives, and a signal that comes
+/// after its end reaches nobody else. `ended` is sent once, after the last line of its output was printed; a thread
+/// that panics drops it, which is an end too.
 pub struct Running {
     pidfd: OwnedFd,
     pid: i32,

@@ -1,6 +1,9 @@
+use std::convert::Infallible;
+
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tonic::service::Routes;
-use tonic::transport::Server;
 
 use super::*;
 
@@ -103,18 +106,63 @@ async fn answer(mut client: DuplexStream) -> u8 {
     }
 }
 
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let answer = service_fn(async |_| Ok::<_, Infallible>(hyper::Response::new(String::new())));
+    http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await.unwrap();
+}
+
 #[tokio::test]
 async fn an_authority_made_of_a_path_is_refused_by_h2_and_taken_by_us() {
     const RST_STREAM: u8 = 0x3;
     let (client, server) = tokio::io::duplex(4096);
-    let bare = tokio_stream::once(Ok::<_, io::Error>(server));
-    let task = tokio::spawn(Server::builder().add_routes(Routes::default()).serve_with_incoming(bare));
+    let task = tokio::spawn(serve(server));
     assert_eq!(answer(client).await, RST_STREAM, "h2 has changed: this module is no longer needed");
     task.abort();
 
     let (client, server) = tokio::io::duplex(4096);
-    let wrapped = tokio_stream::once(Ok::<_, io::Error>(WithoutAuthority::new(server)));
-    let task = tokio::spawn(Server::builder().add_routes(Routes::default()).serve_with_incoming(wrapped));
+    let task = tokio::spawn(serve(WithoutAuthority::new(server)));
     assert_eq!(answer(client).await, HEADERS);
     task.abort();
+}
+
+/// A client that has always more to say, and how often the connection's task was told to come again.
+#[tokio::test]
+async fn a_client_that_never_pauses_lets_others_go_on() {
+    struct Endless;
+    impl AsyncRead for Endless {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            buf.initialize_unfilled().fill(0);
+            buf.advance(buf.remaining());
+            Poll::Ready(Ok(()))
+        }
+    }
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicUsize);
+    impl std::task::Wake for Woken {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    let woken = std::sync::Arc::new(Woken::default());
+    let waker = std::task::Waker::from(std::sync::Arc::clone(&woken));
+    let mut connection = WithoutAuthority::new(Endless);
+    let mut space = vec![0; 16_384];
+    for turn in 1..4 {
+        let mut got = 0;
+        while got < 1_000_000 {
+            let mut read = ReadBuf::new(&mut space);
+            match Pin::new(&mut connection).poll_read(&mut Context::from_waker(&waker), &mut read) {
+                Poll::Ready(outcome) => outcome.unwrap(),
+                Poll::Pending => break,
+            }
+            got += read.filled().len();
+        }
+        // The beginning of a frame may be held back, or come from the turn before.
+        assert!((8 * 4096 - 9..=8 * 4096 + 9).contains(&got), "{got} bytes in one turn");
+        assert_eq!(woken.0.load(std::sync::atomic::Ordering::SeqCst), turn);
+    }
 }

@@ -1,6 +1,8 @@
 //! Accepting, bounding and closing connections.
 
 use std::{
+    io,
+    os::{fd::OwnedFd, unix::net::UnixListener as StdListener},
     pin::pin,
     sync::{
         Arc,
@@ -11,15 +13,17 @@ use std::{
 
 use hyper::server::conn::http2;
 use hyper_util::rt::TokioIo;
+use rustix::net::{SocketFlags, accept_with};
+use seamount_sys::watch::watch;
 use tokio::{
-    net::{UnixListener, UnixStream},
+    io::{Interest, unix::AsyncFd},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Shared, service::Service};
-use crate::without_authority::WithoutAuthority;
+use crate::{quiet::Quiet, without_authority::WithoutAuthority};
 
 /// How long accepting pauses after an error, first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -33,12 +37,19 @@ const STREAM_WINDOW: u32 = 16 * 1024;
 const CONNECTION_WINDOW: u32 = 65_535;
 const SEND_BUFFER: usize = 16 * 1024;
 
-/// See [`super::serve`].
-pub(super) async fn serve(listener: UnixListener, shared: Shared, cancel: CancellationToken) {
-    // A token of our own, so that everything ends also when this future is dropped.
-    let cancel = cancel.child_token();
+/// A listener that does not block, to be served.
+pub(super) fn waiting(listener: StdListener) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(listener.into(), Interest::READABLE)
+}
+
+/// See [`super::serve`]. Cancels `cancel` when it is dropped.
+///
+/// Who is accepted is admitted, or closed, before anything else is awaited, and `cancel` is looked at before each accept:
+/// after it nobody is taken in, and each connection's own token is a child of it. This loop alone starts connections, and
+/// has ended when `tasks` is closed; what a connection starts (a stream) it starts while it is one of `tasks` itself, so that
+/// `wait` returns only when all of them are gone.
+pub(super) async fn serve(listener: AsyncFd<OwnedFd>, shared: Arc<Shared>, cancel: CancellationToken) {
     let _all = cancel.clone().drop_guard();
-    let shared = Arc::new(shared);
     let slots = Arc::new(Semaphore::new(shared.limits.connections));
     let tasks = TaskTracker::new();
     let mut backoff = BACKOFF.0;
@@ -46,12 +57,17 @@ pub(super) async fn serve(listener: UnixListener, shared: Shared, cancel: Cancel
         let accepted = tokio::select! {
             biased;
             () = cancel.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listener) => accepted,
         };
         let stream = match accepted {
-            Ok((stream, _)) => {
+            Ok(Some(stream)) => {
                 backoff = BACKOFF.0;
                 stream
+            }
+            Ok(None) => {
+                tracing::debug!("the listener was shut down");
+                cancel.cancel();
+                break;
             }
             Err(error) => {
                 // Mostly EMFILE: the connection stays in the queue, so trying again at once would spin.
@@ -65,25 +81,53 @@ pub(super) async fn serve(listener: UnixListener, shared: Shared, cancel: Cancel
                 continue;
             }
         };
-        let Ok(slot) = slots.clone().try_acquire_owned() else {
-            shared.observer.refused("connections");
-            continue;
-        };
-        let Ok(of_all) = shared.all.clone().try_acquire_owned() else {
-            shared.observer.refused("node connections");
-            continue;
-        };
-        // Not wrapped in another async block, which would hold its future twice.
-        tasks.spawn(run(stream, (slot, of_all), shared.clone(), tasks.clone(), cancel.child_token()));
+        match admit(&slots, &shared) {
+            // Not wrapped in another async block, which would hold its future twice.
+            Ok(slots) => {
+                tasks.spawn(run(stream, slots, shared.clone(), tasks.clone(), cancel.child_token()));
+            }
+            Err(why) => shared.observer.refused(why),
+        }
+        // A pod that connects without end would else keep the thread here, and with it the kubelet's calls: nothing above
+        // waits while the queue has somebody. Who gives way goes on only after the kernel was asked who else is ready.
+        tokio::task::yield_now().await;
     }
     drop(listener);
     tasks.close();
     tasks.wait().await;
 }
 
+/// A place for one more connection of this socket, and of all together; or what there is too much of.
+fn admit(
+    slots: &Arc<Semaphore>,
+    shared: &Shared,
+) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), &'static str> {
+    let slot = slots.clone().try_acquire_owned().map_err(|_| "connections")?;
+    let of_all = shared.all.clone().try_acquire_owned().map_err(|_| "node connections")?;
+    Ok((slot, of_all))
+}
+
+/// The next connection; `None` where the listener was shut down, by whoever has a copy of it.
+///
+/// Not tokio's own `accept`: it finds such a listener ready and empty again and again, in a loop that never gives way, and
+/// neither cancelling nor aborting its task ends that.
+async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Option<Quiet>> {
+    loop {
+        let mut ready = listener.readable().await?;
+        // Asked before: an attempt that finds nothing forgets what it was woken for.
+        let closed = ready.ready().is_read_closed();
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        match ready.try_io(|listener| Ok(accept_with(listener, flags)?)) {
+            Ok(accepted) => return Quiet::watching(accepted?).map(Some),
+            Err(_) if closed => return Ok(None),
+            Err(_) => {}
+        }
+    }
+}
+
 /// One connection until it ends, is cancelled, or asks nothing for too long.
 async fn run(
-    stream: UnixStream,
+    stream: Quiet,
     slots: (OwnedSemaphorePermit, OwnedSemaphorePermit),
     shared: Arc<Shared>,
     tasks: TaskTracker,

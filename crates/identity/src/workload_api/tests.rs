@@ -4,7 +4,7 @@ use std::{
     path::PathBuf,
     sync::{
         Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -26,6 +26,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 struct Seen {
     open: AtomicI64,
     refused: Mutex<Vec<&'static str>>,
+    /// Counted by a test; and its value at each refusal.
+    turn: AtomicUsize,
+    turns: Mutex<Vec<usize>>,
 }
 
 impl Observer for Seen {
@@ -37,12 +40,15 @@ impl Observer for Seen {
 
     fn refused(&self, why: &'static str) {
         self.refused.lock().unwrap().push(why);
+        self.turns.lock().unwrap().push(self.turn.load(Ordering::SeqCst));
     }
 }
 
 struct Server {
     _directory: TempDir,
     path: PathBuf,
+    /// The listener once more.
+    copy: std::os::unix::net::UnixListener,
     seen: Arc<Seen>,
     served: watch::Sender<Served>,
     task: JoinHandle<()>,
@@ -51,7 +57,9 @@ struct Server {
 fn start(timing: Timing) -> Server {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
-    let listener = UnixListener::bind(&path).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let copy = listener.try_clone().unwrap();
     let seen = Arc::new(Seen::default());
     let (served, receiver) = watch::channel(Served::Pending);
     let shared = Shared {
@@ -61,8 +69,9 @@ fn start(timing: Timing) -> Server {
         timing,
         observer: seen.clone(),
     };
-    let task = tokio::spawn(connection::serve(listener, shared, CancellationToken::new()));
-    Server { _directory: directory, path, seen, served, task }
+    let listener = connection::waiting(listener).unwrap();
+    let task = tokio::spawn(connection::serve(listener, Arc::new(shared), CancellationToken::new()));
+    Server { _directory: directory, path, copy, seen, served, task }
 }
 
 fn short() -> Timing {
@@ -140,6 +149,49 @@ async fn open_streams_keep_their_connection() {
     server.served.send_replace(Served::Denied);
     rest(stream).await;
     assert_eq!(*server.seen.refused.lock().unwrap(), ["denied", "idle"]);
+}
+
+/// A copy of the listener is elsewhere, too, and shut down there while a stream is open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_is_shut_down_ends_the_service() {
+    let server = start(Timing { request: DEADLINE, first_request: DEADLINE, idle: DEADLINE, ..short() });
+    let message = [0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0];
+    let stream = connect(&server, &[PREFACE, &headers(), &message].concat()).await;
+    let begun = Instant::now();
+    while server.seen.open.load(Ordering::SeqCst) == 0 {
+        assert!(begun.elapsed() < DEADLINE);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rustix::net::shutdown(&server.copy, rustix::net::Shutdown::Both).unwrap();
+    rest(stream).await;
+    timeout(DEADLINE, server.task).await.expect("the service ends").unwrap();
+    assert_eq!(server.seen.open.load(Ordering::SeqCst), 0);
+}
+
+/// The agent has one worker: a pod that connects without end must not have it for itself.
+#[tokio::test]
+async fn a_flood_of_connections_lets_others_go_on() {
+    let server = start(Timing { request: DEADLINE, first_request: DEADLINE, ..short() });
+    // More than are admitted, all of them before the service has its first turn.
+    let flood: Vec<_> =
+        (0..120).map(|_| std::os::unix::net::UnixStream::connect(&server.path).unwrap()).collect();
+    let seen = Arc::clone(&server.seen);
+    let others = tokio::spawn(async move {
+        loop {
+            seen.turn.fetch_add(1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+        }
+    });
+    let many = flood.len() - Limits::default().connections;
+    let begun = Instant::now();
+    while server.seen.refused.lock().unwrap().len() < many {
+        assert!(begun.elapsed() < DEADLINE);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    others.abort();
+    let turns = server.seen.turns.lock().unwrap();
+    let between = turns.last().unwrap() - turns.first().unwrap();
+    assert!(between >= many - 1, "others had {between} turns while {many} connections were refused");
 }
 
 /// Equal content has equal bytes, or every renewal of something else would be a change for every stream.

@@ -29,9 +29,8 @@ impl Node {
             return flag::TMPFS;
         }
         let Ok(here) = fs::fstat(&target.fd) else { return flag::FOREIGN };
-        let source = self.source().and_then(|fd| fs::fstat(fd).doing("look at the source directory"));
-        match source {
-            Ok(source) if (source.st_dev, source.st_ino) == (here.st_dev, here.st_ino) => flag::DIRECTORY,
+        match self.source().ok().and_then(|fd| fs::fstat(fd).ok()) {
+            Some(source) if (source.st_dev, source.st_ino) == (here.st_dev, here.st_ino) => flag::DIRECTORY,
             // Removed, but alive as long as it is mounted: a former incarnation of the source.
             _ if self.source.is_some() && here.st_nlink == 0 => flag::DIRECTORY | flag::STALE,
             _ => flag::FOREIGN,

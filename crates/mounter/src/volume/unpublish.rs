@@ -1,10 +1,11 @@
 //! Removal, from the path alone.
 
 use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{self, AtFlags, OFlags, ResolveFlags};
+use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use seamount_mounter::names::Volume;
 
 use crate::failure::{Doing, Outcome, fail};
@@ -21,9 +22,10 @@ impl Node {
     pub fn unpublish(&mut self, volume: &Volume) -> Outcome<Attached> {
         let place = Place::open(&self.pods, &volume.pod, &volume.name)?;
         let ours = place.as_ref().map_or(Ok(false), |p| p.is_ours(&self.config.driver, volume))?;
-        // Ends a kept listener also for the agent and whoever else has a copy of it.
-        if let Some(kept) = self.seat.kept.remove(&volume.to_string()) {
-            let _ = shutdown(&kept, Shutdown::Both);
+        // Ends a kept listener also for the agent and whoever else has a copy of it. That lets nobody in any more, but who
+        // waits in its queue hangs there as long as there is a copy; taken out, they see their end.
+        if let Some(fd) = self.seat.kept.remove(&volume.to_string()) {
+            while shutdown(&fd, Shutdown::Both).is_ok() && accept_with(&fd, SocketFlags::CLOEXEC).is_ok() {}
         }
         let Some(place) = place else { return Ok(None) };
         for _ in 0..MAX_MOUNTS {
@@ -37,7 +39,7 @@ impl Node {
                 continue;
             }
             if directory {
-                self.empty(&place, ours)?;
+                self.empty(&target.fd, ours)?;
             }
             let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             match fs::unlinkat(&place.0, TARGET, flags) {
@@ -60,12 +62,10 @@ impl Node {
 
     /// Removes what is in the target directory: by name, one level, never a directory, never across a mount. What
     /// cannot be proved ours loses only the names that we make.
-    pub fn empty(&self, place: &Place, ours: bool) -> Outcome<()> {
-        let dir = path::open(&place.0, TARGET, OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::NO_XDEV)
-            .doing("open the target directory")?;
-        for name in path::names(&dir, MAX).doing("read the target directory")? {
+    pub fn empty(&self, dir: &OwnedFd, ours: bool) -> Outcome<()> {
+        for name in path::names(dir, MAX).doing("read the target directory")? {
             if ours || socket::made_at(name.to_bytes()).is_some() || self.is_socket_name(&name) {
-                match fs::unlinkat(&dir, &name, AtFlags::empty()) {
+                match fs::unlinkat(dir, &name, AtFlags::empty()) {
                     Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
                     Err(e) => return Err(e).doing(format_args!("remove the leftover {name:?}")),
                 }

@@ -1,6 +1,7 @@
 //! The plain directory with a socket in it, and removal.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -128,9 +129,12 @@ fn unpublish_is_idempotent_and_cuts_access() {
         bench.start(&[]);
         let (agent, volume) = (bench.agent(), bench.volume("v"));
         let listener = UnixListener::from(agent.identity(&volume).good().fd.unwrap());
+        let mut waiting = dial(bench.target(&volume).join("socket"));
+        waiting.set_nonblocking(true).unwrap();
         agent.unpublish(&volume).good();
         assert!(!bench.target(&volume).exists());
-        // The agent's own copy accepts no more.
+        // The agent's own copy accepts no more, and does not keep those who waited.
+        assert_eq!(waiting.read(&mut [0; 1]).unwrap(), 0);
         assert!(listener.accept().is_err());
         agent.unpublish(&volume).good();
         fs::remove_dir_all(bench.place(&volume)).unwrap();

@@ -68,11 +68,30 @@ async fn an_attempt_that_breaks_off_is_followed_by_the_next() {
     entry.view().signing = true;
     let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _under_way = rotate::UnderWay(&entry);
-        panic!("as the test wants it");
+        std::panic::resume_unwind(Box::new("as the test wants it"));
     }));
     assert!(broken.is_err());
     let view = entry.view();
     assert!(!view.signing && view.due.is_some() && view.failures == 1, "it counts as under way for ever");
+}
+
+/// A restore that broke off has left facts and a due date; the next one finds that the kubelet has taken the directory away.
+#[tokio::test]
+async fn nothing_is_due_for_a_volume_that_went_between_two_restores() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    let entry = world.volumes.get(&volume()).unwrap();
+    world.until("a request to the authority", || entry.view().signing).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let serving = entry.slot.lock().await.serving.take();
+    serving.unwrap().stop().await;
+    std::fs::write(world.dir.path().join("gone"), "").unwrap();
+    let _ = world.volumes.restore().await;
+    assert!(world.volumes.get(&volume()).is_none(), "it is known still");
+    assert!(entry.view().signing, "the attempt of before is not under way any more");
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the end of the attempt", || !entry.view().signing).await;
+    assert!(entry.view().due.is_none(), "it would be tried again without end");
 }
 
 #[tokio::test]

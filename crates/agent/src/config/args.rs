@@ -1,0 +1,79 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use lexopt::Parser;
+use lexopt::prelude::*;
+
+/// What `--help` prints.
+pub const USAGE: &str = include_str!("usage.txt");
+/// What `--version` prints.
+pub const VERSION: &str = concat!("seamount-agent ", env!("CARGO_PKG_VERSION"), "\n");
+
+/// Why there are no flags.
+#[derive(Debug, thiserror::Error)]
+pub enum ArgsError {
+    /// Somebody asked for this text.
+    #[error("{0}")]
+    Asked(&'static str),
+    /// They are wrong.
+    #[error("{0}; for more information, try '--help'")]
+    Wrong(#[from] lexopt::Error),
+    /// One of them would not be obeyed.
+    #[error("--{0} is given twice; give it once")]
+    Twice(&'static str),
+}
+
+/// Flags. Each one wins over the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Args {
+    /// Configuration file (YAML). Without it: the defaults and the flags.
+    pub config: Option<PathBuf>,
+    /// Name of this node. Default: the environment's NODE_NAME, then nodeName of the file.
+    pub node_name: Option<String>,
+    /// The mounter's socket.
+    pub mounter_socket: Option<String>,
+    /// The kubelet's root directory (its --root-dir).
+    pub kubelet_root: Option<String>,
+    /// Name of the CSI driver.
+    pub driver_name: Option<String>,
+    /// Where health and metrics are served. Give it where probes rely on it: it holds also while the file is broken.
+    pub http_address: Option<String>,
+    /// Log as `text` or as `json`.
+    pub log_format: Option<String>,
+    /// Log `error`, `warn`, `info`, `debug` or `trace`.
+    pub log_level: Option<String>,
+}
+
+impl Args {
+    /// Reads the arguments (without the program's name).
+    pub fn parse(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, ArgsError> {
+        let mut parser = Parser::from_args(args);
+        let mut read = Self::default();
+        while let Some(arg) = parser.next()? {
+            let (name, field) = match arg {
+                Short('h') | Long("help") => return Err(ArgsError::Asked(USAGE)),
+                Short('V') | Long("version") => return Err(ArgsError::Asked(VERSION)),
+                Long("config") => {
+                    if read.config.replace(parser.value()?.into()).is_some() {
+                        return Err(ArgsError::Twice("config"));
+                    }
+                    continue;
+                }
+                Long("node-name") => ("node-name", &mut read.node_name),
+                Long("mounter-socket") => ("mounter-socket", &mut read.mounter_socket),
+                Long("kubelet-root") => ("kubelet-root", &mut read.kubelet_root),
+                Long("driver-name") => ("driver-name", &mut read.driver_name),
+                Long("http-address") => ("http-address", &mut read.http_address),
+                Long("log-format") => ("log-format", &mut read.log_format),
+                Long("log-level") => ("log-level", &mut read.log_level),
+                other => return Err(other.unexpected().into()),
+            };
+            if field.replace(parser.value()?.string()?).is_some() {
+                return Err(ArgsError::Twice(name));
+            }
+        }
+        Ok(read)
+    }
+}

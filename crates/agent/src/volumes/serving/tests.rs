@@ -1,0 +1,64 @@
+//! What becomes of connections that nobody has accepted, while another process holds the listener as well.
+
+use super::*;
+use seamount_identity::workload_api::Unobserved;
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+fn terms() -> Terms {
+    Terms {
+        limits: Limits::default(),
+        connections: Arc::new(Semaphore::new(64)),
+        pending: Duration::from_secs(60),
+        descriptors: u64::MAX,
+        observer: Arc::new(Unobserved),
+    }
+}
+
+fn serve(listener: &UnixListener) -> Serving {
+    let fd = OwnedFd::from(listener.try_clone().unwrap());
+    let cookie = rustix::net::sockopt::socket_cookie(&fd).unwrap();
+    Serving::start(Listener { fd, cookie, existing: true }, Served::Pending, &terms()).unwrap()
+}
+
+/// One thread, and nothing that gives way to another task: what connects stays in the queue.
+#[tokio::test]
+async fn a_cut_ends_what_waits_in_the_queue_whoever_else_holds_the_listener() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    // A mounter that stands still keeps this one for as long as it does.
+    let mounters = UnixListener::bind(&path).unwrap();
+    let serving = serve(&mounters);
+    let mut waiting: Vec<_> = (0..3).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    serving.cut();
+    for client in &mut waiting {
+        client.set_nonblocking(true).unwrap();
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "the end");
+    }
+    assert_eq!(UnixStream::connect(&path).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    serving.stop().await;
+    assert!(ended(&mounters));
+}
+
+/// An agent that goes leaves the socket to the next one.
+#[tokio::test]
+async fn a_stop_leaves_what_waits_to_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let mounters = UnixListener::bind(&path).unwrap();
+    let serving = serve(&mounters);
+    let mut client = UnixStream::connect(&path).unwrap();
+    serving.stop().await;
+    assert!(!ended(&mounters));
+    let _another = UnixStream::connect(&path).unwrap();
+    client.set_nonblocking(true).unwrap();
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+/// The kubelet hears of it, and not the log alone: connections would hang in the queue of a volume that counts as served.
+#[tokio::test]
+async fn what_the_kernel_does_not_watch_is_not_served() {
+    // epoll_ctl(2): EPERM for a plain file, in the place of ENOSPC for one descriptor too many.
+    let fd = OwnedFd::from(tempfile::tempfile().unwrap());
+    assert!(Serving::start(Listener { fd, cookie: 1, existing: false }, Served::Pending, &terms()).is_err());
+}
