@@ -64,7 +64,7 @@ enforceNodeAllocatable: []
 failSwapOn: false
 clusterDNS: [10.96.0.10]
 clusterDomain: cluster.local
-evictionHard: {memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}
+evictionHard: {memory.available: 100Mi, nodefs.available: 0%, imagefs.available: 0%}
 imageGCHighThresholdPercent: 100
 syncFrequency: ${KUBELET_SYNC:-10s}
 K

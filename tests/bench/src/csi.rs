@@ -1,18 +1,6 @@
 //! A load generator for CSI node plugins: any driver's socket, or several in turn, and ours beside them.
 //!
-//! What a driver wants to be told is in a file (`bench/README.md` has one for the SPIFFE CSI driver):
-//!
-//! ```json
-//! {
-//!   "targetPath": "/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~csi/id/mount",
-//!   "volumeId": "csi-{n}",
-//!   "volumeContext": {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.uid": "{uid}"},
-//!   "secrets": {},
-//!   "readOnly": true,
-//!   "fsType": "",
-//!   "files": {"/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~csi/id/vol_data.json": "{}"}
-//! }
-//! ```
+//! What a driver wants to be told is in a file; `bench/spiffe-csi.json` has it for the SPIFFE CSI driver.
 //!
 //! `{n}` is the volume's number and `{uid}` a UID that belongs to it. The directory above the target is made, as the
 //! kubelet makes it, and so are `files`; all of it is removed at the end.
@@ -22,13 +10,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use hyper_util::rt::TokioIo;
 use seamount_proto::csi;
-use seamount_proto::csi::node_client::NodeClient;
 use serde::Deserialize;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
 
+use crate::call::Csi;
 use crate::node::{Config, Node, Volume, publish_all, unpublish_all};
 use crate::report::{Row, Samples, show};
 
@@ -205,20 +190,14 @@ impl Side {
         })
     }
 
-    async fn clients(&self, count: usize) -> anyhow::Result<Vec<NodeClient<Channel>>> {
+    async fn clients(&self, count: usize) -> anyhow::Result<Vec<Csi>> {
         let Some(path) = &self.endpoint else {
             let node = self.node.as_ref().context("no node and no endpoint")?;
             return node.clients(count).await;
         };
         let mut all = Vec::new();
         for _ in 0..count {
-            let path = path.clone();
-            let connector = tower::service_fn(move |_| {
-                let path = path.clone();
-                async move { UnixStream::connect(path).await.map(TokioIo::new) }
-            });
-            let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
-            all.push(NodeClient::new(channel.with_context(|| format!("cannot connect to {}", self.name))?));
+            all.push(Csi::connect(path).await.with_context(|| self.name.clone())?);
         }
         Ok(all)
     }

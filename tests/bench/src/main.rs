@@ -4,6 +4,7 @@
 //! whether the measurements could be made.
 
 mod bare;
+mod call;
 mod client;
 mod csi;
 mod node;

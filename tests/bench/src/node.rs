@@ -16,6 +16,7 @@ use seamount_testkit::processes::{Process, Spawn};
 use seamount_testkit::uuid_of;
 use tonic::transport::Channel;
 
+use crate::call::{Csi, Method, framed};
 use crate::report::Samples;
 use crate::usage;
 
@@ -218,16 +219,16 @@ impl Node {
         })
     }
 
-    /// A connection to the CSI socket.
+    /// A connection to the CSI socket, made and used as by a program with tonic.
     pub async fn client(&self) -> anyhow::Result<NodeClient<Channel>> {
         Ok(self.kubelet.node_client().await?)
     }
 
     /// So many connections, to go round.
-    pub async fn clients(&self, count: usize) -> anyhow::Result<Vec<NodeClient<Channel>>> {
+    pub async fn clients(&self, count: usize) -> anyhow::Result<Vec<Csi>> {
         let mut all = Vec::new();
         for _ in 0..count {
-            all.push(self.client().await?);
+            all.push(Csi::connect(&self.kubelet.endpoint()).await?);
         }
         Ok(all)
     }
@@ -263,22 +264,22 @@ impl Drop for Node {
 }
 
 /// Publishes all, as many at once as there are connections; how long each took.
-pub async fn publish_all(clients: &[NodeClient<Channel>], volumes: &[Volume]) -> anyhow::Result<Samples> {
-    all(clients, volumes, async |mut client, volume| {
-        let request = volume.publish.clone();
+pub async fn publish_all(clients: &[Csi], volumes: &[Volume]) -> anyhow::Result<Samples> {
+    all(clients, volumes, async |client, volume| {
+        let message = framed(&volume.publish)?;
         let begun = Instant::now();
-        client.node_publish_volume(request).await?;
+        client.call(Method::Publish, message).await?;
         Ok(begun.elapsed())
     })
     .await
 }
 
 /// Unpublishes all, likewise.
-pub async fn unpublish_all(clients: &[NodeClient<Channel>], volumes: &[Volume]) -> anyhow::Result<Samples> {
-    all(clients, volumes, async |mut client, volume| {
-        let request = volume.unpublish.clone();
+pub async fn unpublish_all(clients: &[Csi], volumes: &[Volume]) -> anyhow::Result<Samples> {
+    all(clients, volumes, async |client, volume| {
+        let message = framed(&volume.unpublish)?;
         let begun = Instant::now();
-        client.node_unpublish_volume(request).await?;
+        client.call(Method::Unpublish, message).await?;
         Ok(begun.elapsed())
     })
     .await
@@ -286,15 +287,15 @@ pub async fn unpublish_all(clients: &[NodeClient<Channel>], volumes: &[Volume]) 
 
 /// Each connection takes the next volume when it has done one.
 async fn all(
-    clients: &[NodeClient<Channel>],
+    clients: &[Csi],
     volumes: &[Volume],
-    work: impl AsyncFn(NodeClient<Channel>, &Volume) -> anyhow::Result<Duration>,
+    work: impl AsyncFn(&Csi, &Volume) -> anyhow::Result<Duration>,
 ) -> anyhow::Result<Samples> {
     let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let workers = clients.iter().map(async |client| {
         let mut samples = Samples::default();
         while let Some(volume) = volumes.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-            samples.add(work(client.clone(), volume).await?);
+            samples.add(work(client, volume).await?);
         }
         anyhow::Ok(samples)
     });

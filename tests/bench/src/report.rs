@@ -91,18 +91,12 @@ impl Row {
         self.runs.push(value);
     }
 
-    /// A row with the value of its only run.
-    #[must_use]
-    pub fn once(mut self, value: f64) -> Self {
-        self.run(value);
-        self
-    }
-
     fn result(&self) -> Entry {
         let mut sorted = self.runs.clone();
         sorted.sort_by(f64::total_cmp);
         let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
-        let median = at(sorted.len() / 2);
+        // Of an even number of runs the middle of the two in the middle.
+        let median = at(sorted.len() / 2).midpoint(at(sorted.len().saturating_sub(1) / 2));
         let ok = self.limits.map(|(must, _)| match self.better {
             Better::Less => median <= must,
             Better::More => median >= must,
@@ -254,6 +248,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn of_two_runs_neither_is_the_median() {
+        let mut row = once(Row::beside("N6", "", "MB"), 1.0);
+        row.run(3.0);
+        assert_eq!(row.result().median, 2.0);
+        row.run(7.0);
+        assert_eq!(row.result().median, 3.0);
+    }
+
+    fn once(mut row: Row, value: f64) -> Row {
+        row.run(value);
+        row
+    }
+
+    #[test]
     fn quantiles_are_of_the_nearest_rank() {
         let mut samples = Samples::default();
         for ms in (1..=100).rev() {
@@ -274,19 +282,19 @@ mod tests {
         let (less, more) = (less.result(), more.result());
         assert_eq!((less.ok, less.min, less.median, less.max), (Some(true), 7.0, 7.5, 9.0));
         assert_eq!(more.ok, Some(false));
-        assert_eq!(Row::beside("N1c", "", "ms").once(1.234_56).result().value, 1.235);
+        assert_eq!(once(Row::beside("N1c", "", "ms"), 1.234_56).result().value, 1.235);
     }
 
     #[test]
     fn rows_of_another_commit_do_not_stay() {
         let dir = tempfile::tempdir().unwrap();
         let read = || fs::read_to_string(dir.path().join("results.json")).unwrap();
-        write(dir.path(), "a", &[Row::beside("N1", "one", "ms").once(1.0)]).unwrap();
-        write(dir.path(), "a", &[Row::at_most("N10", "ten", "%", 0.1, None).once(2.0)]).unwrap();
+        write(dir.path(), "a", &[once(Row::beside("N1", "one", "ms"), 1.0)]).unwrap();
+        write(dir.path(), "a", &[once(Row::at_most("N10", "ten", "%", 0.1, None), 2.0)]).unwrap();
         let both: serde_json::Value = serde_json::from_str(&read()).unwrap();
         assert_eq!((&both["N1"]["value"], &both["N10"]["ok"]), (&1.0.into(), &false.into()));
         assert!(both["N1"]["must"].is_null() && both["machine"]["cores"].as_u64() > Some(0));
-        write(dir.path(), "b", &[Row::beside("N2", "two", "ms").once(1.0)]).unwrap();
+        write(dir.path(), "b", &[once(Row::beside("N2", "two", "ms"), 1.0)]).unwrap();
         assert!(!read().contains("N10") && read().contains("N2"));
         assert!(order("N2") < order("N10") && order("N2") < order("N2b"));
     }

@@ -4,12 +4,14 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use seamount_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use seamount_proto::workload::{X509svidRequest, X509svidResponse};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
+
+const SOCKET: &str = "spire-agent.sock";
 
 /// A volume's directory as its pod holds it: by inode. A directory made anew at the same path is another one.
 #[derive(Debug)]
@@ -31,9 +33,15 @@ impl Door {
         matches!((held, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
     }
 
+    /// Which socket is in the directory now, by device and inode.
+    pub fn socket_now(&self) -> Option<(u64, u64)> {
+        let stat = rustix::fs::statat(&self.0, SOCKET, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        Some((stat.st_dev, stat.st_ino))
+    }
+
     /// Short enough for sun_path.
     fn socket(&self) -> PathBuf {
-        format!("/proc/self/fd/{}/spire-agent.sock", self.0.as_raw_fd()).into()
+        format!("/proc/self/fd/{}/{SOCKET}", self.0.as_raw_fd()).into()
     }
 
     /// A stream of the pod's SVIDs on a connection of its own.

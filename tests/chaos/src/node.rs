@@ -205,6 +205,14 @@ impl Node {
         self.process(who).as_ref().map(Process::pid)
     }
 
+    /// How many sockets the mounter has open; none where it does not run.
+    pub fn mounters_sockets(&self) -> usize {
+        let directory = format!("/proc/{}/fd", self.pid(Who::Mounter).unwrap_or_default());
+        let links = std::fs::read_dir(directory).into_iter().flatten();
+        let links = links.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    }
+
     /// Waits until the agent says that it is ready.
     ///
     /// # Errors

@@ -64,6 +64,11 @@ impl Pod {
         *known = Some(new.to_vec());
     }
 
+    /// Which socket its volume has now; none where it has ended.
+    pub fn socket(&self) -> Option<(u64, u64)> {
+        self.door.socket_now().filter(|_| !self.ended.is_cancelled())
+    }
+
     /// The volume does not serve any more; counted once.
     pub fn lose(&self, tally: &Tally, why: &str) {
         if !self.lost.swap(true, Ordering::Relaxed) {

@@ -13,8 +13,10 @@ use crate::gaps::{Gap, Moment};
 use crate::node::Who;
 use crate::pods::{Pod, World};
 use crate::random::Random;
-use crate::tally::Span;
+use crate::tally::{Fault, Span};
 
+/// The mounter's sockets without volumes: two doors of its own, the kubelet's two, and the agent's connection.
+const DOORS: usize = 5;
 /// Volumes that are asked after each blow.
 const PROBES: usize = 6;
 /// A process stands still for as long as between these two, in milliseconds. The agent waits 10 s for the mounter, the
@@ -81,17 +83,26 @@ impl Storm<'_> {
     /// One kill, and sometimes the next one before it is over.
     async fn strike(&mut self) -> anyhow::Result<()> {
         let probes = self.world.some(PROBES, &mut self.random);
-        let (span, since) = match self.random.below(20) {
+        let victims = match self.random.below(20) {
             0 | 1 => {
                 let first = self.either();
-                (Span::BothGap, self.kill(&[first, first.other()])?)
+                vec![first, first.other()]
             }
-            _ => {
-                let who = self.either();
-                (gap_of(who), self.kill(&[who])?)
-            }
+            _ => vec![self.either()],
         };
-        let answers = self.ask(probes, since, span);
+        let span = match victims.as_slice() {
+            [who] => gap_of(*who),
+            _ => Span::BothGap,
+        };
+        // Where all was well and one dies, the other one has every listener. An agent may call itself ready for a moment after
+        // the mounter has died, so that one's own sockets count as well.
+        let kept = victims.len() == 1
+            && self.world.node.ready(Duration::ZERO).await.is_ok()
+            && self.world.node.mounters_sockets() >= self.world.pods().len() + DOORS;
+        let sockets = probes.iter().filter_map(|pod| Some((Arc::clone(pod), pod.socket()?)));
+        let sockets: Vec<_> = sockets.filter(|_| kept).collect();
+        let since = self.kill(&victims)?;
+        let answers = self.ask(probes, since, span, sockets);
         if self.random.once_in(8) {
             // The next one comes before this one is over.
             self.late.push(answers);
@@ -152,7 +163,7 @@ impl Storm<'_> {
             self.world.node.signal(who, Signal::CONT)?;
             (Span::StopGap, self.world.blow())
         };
-        self.ask(probes, since, span).await?;
+        self.ask(probes, since, span, Vec::new()).await?;
         Ok(())
     }
 
@@ -208,13 +219,27 @@ impl Storm<'_> {
         Ok(())
     }
 
-    /// Asks these pods' volumes until each has answered; the longest counts.
-    fn ask(&self, probes: Vec<Arc<Pod>>, since: Moment, span: Span) -> JoinHandle<()> {
+    /// Asks these pods' volumes until each has answered; the longest counts. Unless another blow falls meanwhile, those with a
+    /// socket must have the same then.
+    fn ask(
+        &self,
+        probes: Vec<Arc<Pod>>,
+        since: Moment,
+        span: Span,
+        sockets: Vec<(Arc<Pod>, (u64, u64))>,
+    ) -> JoinHandle<()> {
         let world = Arc::clone(self.world);
         // On a thread of its own: a hundred pods that connect again at the same time are not in its way.
         self.world.prober.spawn(async move {
             let probes = probes.iter().map(async |pod| (pod.probe(&since, &world).await, pod));
-            let longest = join_all(probes).await.into_iter().filter_map(|(took, pod)| Some((took?, pod)));
+            let answered = join_all(probes).await;
+            let replaced =
+                sockets.iter().filter(|(pod, before)| pod.socket().is_some_and(|now| now != *before));
+            let replaced: Vec<_> = replaced.map(|(pod, _)| pod.name()).collect();
+            if world.blows_since(&since, since.instant.elapsed()) == 0 {
+                replaced.iter().for_each(|pod| world.tally.fault(Fault::ReplacedSocket, pod));
+            }
+            let longest = answered.into_iter().filter_map(|(took, pod)| Some((took?, pod)));
             if let Some((took, pod)) = longest.max_by_key(|(took, _)| *took) {
                 // Another blow may have fallen since; the answer came after that one, too.
                 let further = world.blows_since(&since, took);

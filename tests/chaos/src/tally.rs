@@ -14,6 +14,9 @@ pub enum Fault {
     Lost,
     /// An answer that is not of the pod's service account.
     WrongIdentity,
+    /// Another socket in the directory, though only one of the two processes died and the other had the listener: whoever was
+    /// connecting to the one before hangs.
+    ReplacedSocket,
     /// Another certificate than before, though the one before was good for hours.
     ChangedSerial,
     /// A publish that did not succeed in the end.
@@ -37,9 +40,10 @@ pub enum Fault {
 }
 
 /// All of them, with their names in the table.
-pub const FAULTS: [(Fault, &str); 12] = [
+pub const FAULTS: [(Fault, &str); 13] = [
     (Fault::Lost, "lost volumes"),
     (Fault::WrongIdentity, "wrong identities"),
+    (Fault::ReplacedSocket, "replaced sockets"),
     (Fault::ChangedSerial, "changed serials"),
     (Fault::StuckPublish, "stuck publishes"),
     (Fault::StuckUnpublish, "stuck unpublishes"),
@@ -195,9 +199,10 @@ impl Tally {
         }
         let further = self.longest(&[Span::FurtherGap]).as_millis();
         let gap = self.longest_gap().as_millis();
+        let roll = self.longest(&[Span::RollGap]).as_millis();
         let _ = write!(
             text,
-            ", longest gap {gap} ms (aim < 1000), {further} ms where further kills fell into it"
+            ", longest gap {gap} ms (must < 1000), {further} ms where further kills fell into it, {roll} ms in a roll-out (must ≤ 3000)"
         );
         text
     }
@@ -230,13 +235,15 @@ mod tests {
         tally.took(Span::AgentGap, Duration::from_millis(20));
         tally.took(Span::Publish, Duration::from_secs(9));
         tally.took(Span::FurtherGap, Duration::from_millis(90));
+        tally.took(Span::RollGap, Duration::from_millis(50));
         let text = tally.report("5 kills", "seed 1");
         let line = text.lines().last().unwrap_or_default();
         assert!(line.starts_with("chaos: 5 kills (seed 1), 1 lost volumes, 0 wrong"), "{line}");
         assert!(
-            line.contains(", 3 leaked mounts,") && line.contains("gap 70 ms (aim < 1000), 90 ms where"),
+            line.contains(", 3 leaked mounts,") && line.contains("gap 70 ms (must < 1000), 90 ms where"),
             "{line}"
         );
+        assert!(line.ends_with(", 50 ms in a roll-out (must ≤ 3000)"), "{line}");
         assert_eq!(tally.all(), 4);
     }
 

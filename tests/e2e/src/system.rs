@@ -1,6 +1,8 @@
 //! The installation under test: its DaemonSet, its configuration, and how both come back.
 
-use anyhow::{Context as _, Result, ensure};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::cluster::{get, kubectl, patch};
@@ -71,6 +73,22 @@ pub fn ready_on(name: &str) -> Result<Value> {
             node::container_pid(name, &pod, process)?;
         }
         Ok(Some(pod))
+    })
+}
+
+/// Who found the cluster out of order first, and how.
+static BROKEN: Mutex<Option<String>> = Mutex::new(None);
+
+/// Makes sure that a test finds these nodes in order. Once they were not, the tests that follow fail at once with that
+/// reason: each would wait in vain, and what it then says would hide what happened first.
+pub fn in_order(test: &str, nodes: &[&str]) -> Result<()> {
+    let broken = || BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(first) = &*broken() {
+        bail!("not tried: {first}");
+    }
+    let found = nodes.iter().try_for_each(|n| ready_on(n).map(drop));
+    found.inspect_err(|e| {
+        broken().get_or_insert_with(|| format!("{test} found the cluster out of order: {e:#}"));
     })
 }
 

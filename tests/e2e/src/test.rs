@@ -193,7 +193,9 @@ impl Test {
     }
 
     fn dump(&self) {
-        let commands: [&[&str]; 5] = [
+        let commands: [&[&str]; 6] = [
+            // Whether a node is short of something, or not there, and what runs on it.
+            &["describe", "nodes"],
             &["get", "pods", "-A", "-o", "wide"],
             &["describe", "pods", "-n", &self.namespace],
             &["get", "events", "-n", &self.namespace],

@@ -11,7 +11,7 @@ use seamount_e2e::cluster::{apply, get, kubectl, patch, script};
 use seamount_e2e::spire::{self, Spire};
 use seamount_e2e::survivor::passing;
 use seamount_e2e::system::{
-    NODES, Restore, agent_log, daemons_ready, ready_on, restart_daemons, with_svid_ttl,
+    NODES, Restore, agent_log, daemons_ready, in_order, ready_on, restart_daemons, with_svid_ttl,
 };
 use seamount_e2e::test::text;
 use seamount_e2e::{CLIENTS, DRIVER, IMAGE, Pod, SYSTEM, Survivor, TRUST_DOMAIN, Test, node, until};
@@ -23,11 +23,10 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// Runs a test that has the cluster for itself, and that finds it and leaves it in order.
 fn alone(name: &str, body: impl FnOnce(&Test) -> Result<()>) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let in_order = || NODES.iter().try_for_each(|n| ready_on(n).map(drop));
     Test::run(name, |test| {
-        in_order()?;
+        in_order(name, &NODES)?;
         body(test)?;
-        in_order()
+        NODES.iter().try_for_each(|n| ready_on(n).map(drop))
     });
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use seamount_e2e::cluster::{apply, get, kubectl};
 use seamount_e2e::survivor::passing;
-use seamount_e2e::system::{Restore, is_ready, ready_on};
+use seamount_e2e::system::{Restore, in_order, is_ready, ready_on};
 use seamount_e2e::test::text;
 use seamount_e2e::{Pod, SYSTEM, Survivor, Test, node, until};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ fn on(name: &str, of: &'static str, body: impl FnOnce(&Test) -> Result<()>) {
     let lane = if of == "n1" { &N1 } else { &N2 };
     let _alone = lane.lock().unwrap_or_else(PoisonError::into_inner);
     Test::run(name, |test| {
-        ready_on(of)?;
+        in_order(name, &[of])?;
         body(test)?;
         ready_on(of).map(drop)
     });

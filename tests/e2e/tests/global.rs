@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use seamount_e2e::cluster::{get, kubectl, patch};
-use seamount_e2e::system::{Restore, daemons_ready, restart_daemons, with_svid_ttl};
+use seamount_e2e::system::{NODES, Restore, daemons_ready, in_order, restart_daemons, with_svid_ttl};
 use seamount_e2e::test::text;
 use seamount_e2e::{CLIENTS, DRIVER, Pod, SYSTEM, TRUST_DOMAIN, Test, node, until};
 use serde_json::{Value, json};
@@ -16,7 +16,10 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone(name: &str, body: impl FnOnce(&Test) -> Result<()>) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    Test::run(name, body);
+    Test::run(name, |test| {
+        in_order(name, &NODES)?;
+        body(test)
+    });
 }
 
 /// Changes the CSIDriver object until the guard is dropped.
@@ -59,6 +62,35 @@ fn deletion_leaves_nothing_on_the_node() {
         ensure!(mounts.is_empty(), "{mounts:?}");
         ensure!(records()?.trim().is_empty(), "records: {}", records()?);
         ensure!(listeners()? == none, "{} listeners, {none} before", listeners()?);
+        Ok(())
+    });
+}
+
+#[test]
+fn seamount_node_tells_what_is_on_a_node() {
+    alone("seamount_node_tells_what_is_on_a_node", |test| {
+        let pod = test.start_pod(&Pod::new("told").on("n1").sleeping())?;
+        let identity = test.identity("told", "main")?;
+        // As docs/operations.md has it.
+        let daemon = text(&node::daemon("n1")?["metadata"]["name"]);
+        let seamount = |words: &[&str]| {
+            let enter = ["exec", "-n", SYSTEM, &daemon, "-c", "mounter", "--", "/seamount", "node"];
+            kubectl(&[&enter, words].concat())
+        };
+        let all: Value = serde_json::from_str(&seamount(&["volumes", "-o", "json"])?)?;
+        let volumes = all["volumes"].as_array().into_iter().flatten();
+        let ours: Vec<_> = volumes.filter(|v| v["podUid"] == pod["metadata"]["uid"]).collect();
+        let [volume] = ours.as_slice() else { bail!("{} volumes of the pod: {all}", ours.len()) };
+        ensure!(volume["spiffeId"] == identity["id"] && volume["pod"] == "told", "{volume}");
+        ensure!(volume["state"] == "ready" && volume["healthy"] == true, "{volume}");
+        for words in [&["volumes"][..], &["volumes", "-o", "wide"]] {
+            let table = seamount(words)?;
+            ensure!(table.contains(&text(&identity["id"])), "{table}");
+        }
+        let status: Value = serde_json::from_str(&seamount(&["status", "-o", "json"])?)?;
+        ensure!(status["ready"] == true && status["trustDomain"] == TRUST_DOMAIN, "{status}");
+        // Exit status 0: nothing is wrong.
+        println!("{}", seamount(&["doctor"])?);
         Ok(())
     });
 }

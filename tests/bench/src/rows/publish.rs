@@ -26,6 +26,7 @@ struct Run {
     small: [Samples; 2],
     large: [Samples; 2],
     fresh: Samples,
+    tonic: Samples,
 }
 
 pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
@@ -58,6 +59,7 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
                 l.p50(),
                 b.p50(),
                 seen.fresh.p50(),
+                seen.tonic.p50(),
                 publish.p99(),
                 publish.p50(),
                 ratio(lu, bu),
@@ -91,6 +93,7 @@ fn rows() -> Vec<Row> {
             "publish p50, c=1, 2,000 held, a new connection for each call (as the kubelet)",
             "ms",
         ),
+        Row::beside("N1f", "publish p50, c=1, 2,000 held, with tonic's client", "ms"),
         Row::at_most("N2", "publish p99, c=16, 2,000 volumes held", "ms", 5.0, Some(2.0)),
         Row::beside("N2b", "publish p50, c=16, 2,000 volumes held", "ms"),
         Row::at_most(
@@ -146,6 +149,14 @@ async fn one_at_a_time(
         let begun = Instant::now();
         large.0.client().await?.node_publish_volume(volume.publish.clone()).await?;
         run.fresh.add(begun.elapsed());
+    }
+    unpublish_all(&in_large, large.1).await?;
+    let mut tonic = large.0.client().await?;
+    for volume in large.1 {
+        let request = volume.publish.clone();
+        let begun = Instant::now();
+        tonic.node_publish_volume(request).await?;
+        run.tonic.add(begun.elapsed());
     }
     unpublish_all(&in_large, large.1).await?;
     large.0.settle().await?;

@@ -20,7 +20,7 @@ use super::{Context, on_one_thread};
 
 const VOLUMES: usize = 1000;
 const PER_VOLUME: usize = 10;
-const RUNS: usize = 2;
+const RUNS: usize = 3;
 
 pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
     let mut rows = vec![
