@@ -21,6 +21,9 @@ pub struct Args {
     suites: Vec<String>,
 }
 
+/// How long a suite may take: three times the slowest of them.
+const LIMIT: &str = "40m";
+
 /// A suite and what its output said.
 struct Outcome {
     name: &'static str,
@@ -50,7 +53,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 command = self::command("echo");
                 command.arg("SKIPPED demo: needs root, sudo without a password, or newuidmap");
             }
-            outcomes.push(run_suite(name, &logs, &mut command, &mut out)?);
+            outcomes.push(run_suite(name, &logs, &mut limited(&command), &mut out)?);
         }
     }
     let no_skip = std::env::var_os("SEAMOUNT_NO_SKIP").is_some_and(|v| v == "1");
@@ -91,6 +94,14 @@ fn suites() -> anyhow::Result<Vec<(&'static str, Command)>> {
         ("sanity", script("tests/sanity/run.sh")),
         ("e2e", script("tests/e2e/run.sh")),
     ])
+}
+
+/// The same, ended after [`LIMIT`] with all that it has started, so that the suites after it have their time and what it
+/// had to say is seen.
+fn limited(suite: &Command) -> Command {
+    let mut limited = command("timeout");
+    limited.args(["--kill-after=60", LIMIT]).arg(suite.get_program()).args(suite.get_args());
+    limited
 }
 
 /// Whether processes can be given other users' ids here, as the demo's pods are.
@@ -153,6 +164,9 @@ fn summary(outcomes: &[Outcome], no_skip: bool) -> (String, Count) {
     }
     for failure in &total.failures {
         text += &format!("FAILED {failure}\n");
+    }
+    for line in &total.why {
+        text += &format!("  {line}\n");
     }
     for skipped in &total.skipped {
         text += &format!("SKIPPED {skipped}\n");

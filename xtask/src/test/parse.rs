@@ -13,7 +13,12 @@ pub struct Count {
     pub not_applicable: usize,
     /// The names of what failed.
     pub failures: Vec<String>,
+    /// What failed tests said when they gave up, each line with the test's name.
+    pub why: Vec<String>,
 }
+
+/// Lines of one test's last words.
+const WORDS: usize = 20;
 
 impl Count {
     /// Adds another one to this.
@@ -23,6 +28,7 @@ impl Count {
         self.not_applicable += other.not_applicable;
         self.skipped.extend(other.skipped.iter().cloned());
         self.failures.extend(other.failures.iter().cloned());
+        self.why.extend(other.why.iter().cloned());
     }
 
     fn fail(&mut self, what: String) {
@@ -41,11 +47,16 @@ pub struct Parser {
     running: Option<usize>,
     /// Whether any result was seen.
     results: bool,
+    /// In libtest's list of what failed: whose output this is, and how many lines of its last words were kept.
+    failed: Option<(String, Option<usize>)>,
+    /// Whether that list has begun.
+    list: bool,
 }
 
 impl Parser {
     /// One line without its end.
     pub fn line(&mut self, line: &str) {
+        self.last_words(line);
         let line = line.trim_start();
         if let Some(binary) = line.strip_prefix("Running ").or_else(|| line.strip_prefix("Doc-tests ")) {
             self.died();
@@ -68,6 +79,27 @@ impl Parser {
         } else if let Some(name) = line.strip_prefix("[FAIL] ").or_else(|| line.strip_prefix("[It] [FAIL] "))
         {
             self.count.failures.push(name.to_owned());
+        }
+    }
+
+    /// What a failed test panicked with, out of libtest's list: without what it printed before and without the backtrace.
+    fn last_words(&mut self, line: &str) {
+        let header = line.strip_prefix("---- ").and_then(|l| l.strip_suffix(" stdout ----"));
+        if line == "failures:" || line.starts_with("test result: ") {
+            self.list = line == "failures:";
+            self.failed = None;
+        } else if let Some(name) = header.filter(|_| self.list) {
+            self.failed = Some((name.to_owned(), None));
+        } else if let Some((name, kept)) = &mut self.failed {
+            if line.contains(" panicked at ") && kept.is_none() {
+                *kept = Some(0);
+            } else if line.starts_with("stack backtrace:") || line.starts_with("note: ") {
+                *kept = kept.map(|_| WORDS);
+            }
+            if let Some(lines) = kept.as_mut().filter(|lines| **lines < WORDS) {
+                self.count.why.push(format!("{name}: {line}"));
+                *lines += 1;
+            }
         }
     }
 
@@ -161,6 +193,18 @@ mod tests {
         let count = parse(text, false);
         assert_eq!((count.passed, count.failed), (1, 1));
         assert_eq!(count.failures, ["a"]);
+    }
+
+    #[test]
+    fn the_last_words_of_a_failed_test_are_kept() {
+        let text = "running 2 tests\ntest a ... FAILED\ntest b ... ok\n\nsuccesses:\n\n---- b stdout ----\n\
+                    thread 'b' panicked at b.rs:1:1:\nas the test wants it\n\nfailures:\n\n---- a stdout ----\na long story\n\
+                    thread 'a' (7) panicked at a.rs:2:3:\na: waited in vain\n\nCaused by: x\nstack backtrace:\n  0: main\n\
+                    note: Some details are omitted\n\nfailures:\n    a\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored;\n\
+                    thread 'c' panicked at c.rs\n";
+        let count = parse(text, false);
+        let wanted = ["thread 'a' (7) panicked at a.rs:2:3:", "a: waited in vain", "", "Caused by: x"];
+        assert_eq!(count.why, wanted.map(|line| format!("a: {line}")));
     }
 
     #[test]
