@@ -3,7 +3,9 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use seamount_identity::without_authority::WithoutAuthority;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -54,15 +56,31 @@ impl AsyncRead for Pieces<'_> {
     }
 }
 
+/// Whether a connection that gave way asked to be polled again.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn filtered(bytes: &[u8], step: usize, space: usize) -> Vec<u8> {
     let mut filter = WithoutAuthority::new(Pieces { rest: bytes, step });
-    let mut context = Context::from_waker(Waker::noop());
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut context = Context::from_waker(&waker);
     let (mut out, mut space) = (Vec::new(), vec![0; space]);
     loop {
         let mut buf = ReadBuf::new(&mut space);
-        let Poll::Ready(Ok(())) = Pin::new(&mut filter).poll_read(&mut context, &mut buf) else {
-            panic!("what is there was not read")
-        };
+        match Pin::new(&mut filter).poll_read(&mut context, &mut buf) {
+            Poll::Ready(outcome) => outcome.unwrap(),
+            Poll::Pending => {
+                assert!(woken.0.swap(false, Ordering::Relaxed), "what is there was not read");
+                continue;
+            }
+        }
         if buf.filled().is_empty() {
             return out;
         }

@@ -2,6 +2,7 @@
 //! the real mounter on real mounts. Whatever happens: one reply to each frame, nothing touched outside, no other driver's
 //! volume touched, and at the end nothing left.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -12,12 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use arbitrary::{Result, Unstructured};
-use rustix::fs::{FileType, Mode, OFlags, mknodat};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, mknodat};
 use rustix::mount::mount_bind;
 use rustix::net::sockopt::{self, socket_cookie};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, accept_with, recvmsg, sendmsg,
+    shutdown, socketpair,
 };
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{FRAME, Fault, Reply, Request, flag};
@@ -25,7 +27,8 @@ use seamount_mounter::protocol::{FRAME, Fault, Reply, Request, flag};
 use crate::config::Config;
 use crate::input::{self, Patches};
 use crate::node::{Node, RESERVED};
-use crate::{server, world};
+use crate::succession::{self, Kept};
+use crate::{server, socket, world};
 
 const DRIVER: &str = "csi.spiffe.io";
 const AGENT: u32 = 64203;
@@ -106,6 +109,10 @@ fn place(base: &Path, pod: &str, name: &str) -> PathBuf {
     base.join("kubelet/pods").join(pod).join("volumes/kubernetes.io~csi").join(name)
 }
 
+fn plugin(host: &Host) -> PathBuf {
+    host.base.join("kubelet/plugins").join(DRIVER)
+}
+
 impl Host {
     fn look(&self) -> Vec<(PathBuf, [i64; 9])> {
         let mut all = world::fingerprint(&self.base.join("sentinel"));
@@ -153,6 +160,87 @@ impl<'a> Session<'a> {
         self.node = Some(Node::open(config, swap, noswap, RESERVED + KEPT).unwrap());
     }
 
+    /// A younger mounter takes over, as in a roll-out: the old one answers what its agent still asks, then everything is
+    /// the young one's. Perhaps the one that comes is nobody, or gone before it has all.
+    fn take_over(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
+        let mut last = Vec::new();
+        for _ in 0..u.int_in_range(0..=3u8)? {
+            let (_, volume) = self.slot(u)?;
+            let request = input::request(u, volume)?;
+            last.push((request, if u.arbitrary()? { Some(descriptor(u)?) } else { None }));
+        }
+        let (with_agent, goes) = (u.ratio(7, 8)?, u.ratio(1, 8)?);
+        let mut node = self.node.take().unwrap();
+        let plugin = plugin(self.host);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let held = rustix::fs::open(&plugin, flags, Mode::empty()).unwrap();
+        let kept = |node: &Node| -> BTreeMap<String, u64> {
+            node.seat.kept.iter().map(|(slot, fd)| (slot.clone(), socket_cookie(fd).unwrap())).collect()
+        };
+        // What the agent has asked when it hears of it; then it leaves.
+        for (number, (request, fd)) in last.iter().enumerate() {
+            send(&self.agent, &request.encode(number as u64), fd.as_slice());
+        }
+        shutdown(&self.agent, Shutdown::Write).unwrap();
+        let agent = with_agent.then(|| self.mounter.try_clone().unwrap());
+
+        let door = &node.seat.doors[1];
+        let taken = if goes {
+            drop(socket::connect(&held, "take-over.sock", SocketType::SEQPACKET).unwrap());
+            let to = accept_with(door, SocketFlags::CLOEXEC).unwrap();
+            let before = kept(&node);
+            let result = server::hand_over(&to, agent, &mut node);
+            assert!(result.is_err(), "handed over to nobody");
+            // It goes on as if nobody had come.
+            assert!(with_agent || kept(&node) == before);
+            None
+        } else {
+            let young = std::thread::spawn(move || {
+                // With a working directory of its own, as a process has: both bind and connect by relative names.
+                seamount_sys::play::unshare_mounts().unwrap();
+                let (lock, kept) = succession::inherit(&held).expect("the old one hands over");
+                let own = |fd| std::rc::Rc::try_unwrap(fd).unwrap();
+                (lock, kept.into_iter().map(|(slot, fd)| (slot, own(fd))).collect::<Vec<_>>())
+            });
+            let to = accept_with(door, SocketFlags::CLOEXEC).unwrap();
+            server::hand_over(&to, agent, &mut node).unwrap();
+            Some(young.join().unwrap())
+        };
+        if with_agent {
+            // First it is told; then each request has its answer.
+            let (frame, fds) = receive(&self.agent);
+            assert!(Reply::decode(&frame).unwrap().fault == Some(Fault::Superseded) && fds.is_empty());
+            for (number, (request, _)) in last.iter().enumerate() {
+                let (frame, mut fds) = receive(&self.agent);
+                let reply = Reply::decode(&frame).unwrap();
+                assert!(reply.answers(number as u64, request), "{reply:?} to {request:?}");
+                answered(request, &reply, fds.pop().as_ref());
+            }
+        }
+        if let Some((lock, inherited)) = taken {
+            let was = kept(&node);
+            let own = |fd| std::rc::Rc::new(fd);
+            let kept_now: Kept = inherited.into_iter().map(|(slot, fd)| (slot, own(fd))).collect();
+            node.seat.kept = kept_now;
+            assert_eq!(kept(&node), was, "a listener was lost or exchanged on the way");
+            node.seat.lock = own(lock);
+            // What a new process does not have.
+            node.listed.clear();
+        }
+        // Never free in between, and free for nobody now.
+        let file = fs::File::open(plugin.join("lock")).unwrap();
+        assert!(flock(&file, FlockOperation::NonBlockingLockExclusive).is_err(), "the lock is free");
+        self.node = Some(node);
+        self.connect();
+        Ok(())
+    }
+
+    /// Another agent, or the same again.
+    fn connect(&mut self) {
+        (self.agent, self.mounter) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    }
+
     fn slot(&self, u: &mut Unstructured<'_>) -> Result<(PathBuf, Volume)> {
         let (pod, name) = (u.choose(&PODS)?, u.choose(&NAMES)?);
         let volume = Volume {
@@ -178,6 +266,7 @@ impl<'a> Session<'a> {
                 }
                 Ok(())
             }
+            14 if u.arbitrary()? => self.take_over(u),
             14 => {
                 self.start();
                 Ok(())
@@ -328,11 +417,7 @@ impl<'a> Session<'a> {
 
     /// One message, and the one reply to it.
     fn exchange(&mut self, bytes: &[u8], fds: &[OwnedFd]) -> (Reply, Option<OwnedFd>) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-        assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(&borrowed)));
-        sendmsg(&self.agent, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
+        send(&self.agent, bytes, fds);
         server::exchange(&self.mounter, self.node.as_mut().unwrap()).unwrap();
 
         let (frame, mut got) = receive(&self.agent);
@@ -383,7 +468,7 @@ impl<'a> Session<'a> {
         let node = self.node.take().unwrap();
         assert!(!node.seat.kept.keys().any(|slot| slot.contains('/')), "{:?}", node.seat.kept.keys());
         drop(node);
-        let plugin = self.host.base.join("kubelet/plugins").join(DRIVER);
+        let plugin = plugin(self.host);
         world::unmount_all(&plugin.join("state"));
         world::remove(&plugin);
         world::remove(&self.host.base.join("kubelet/plugins_registry").join(format!("{DRIVER}-reg.sock")));
@@ -411,7 +496,16 @@ fn answered(request: &Request, reply: &Reply, fd: Option<&OwnedFd>) {
     }
 }
 
-/// The one message that is there.
+/// One message.
+fn send(socket: &OwnedFd, bytes: &[u8], fds: &[OwnedFd]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+    assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(&borrowed)));
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// The next message that is there.
 fn receive(socket: &OwnedFd) -> (Vec<u8>, Vec<OwnedFd>) {
     let mut frame = [0; FRAME + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];

@@ -14,6 +14,7 @@ use seamount_agent::token::{Claims, Token, TokenError, TokenVerifier};
 use seamount_testkit::issuer::{self, Algorithm, TokenIssuer};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 
 use crate::input::{self, Patches};
 use crate::world::memory_file;
@@ -38,7 +39,8 @@ pub fn verifier(path: &std::path::Path) -> TokenVerifier {
         keys: Keys::File(path.to_owned()),
         allow_volume_context: false,
     };
-    TokenVerifier::new(&config, Arc::new(Metrics::new()), Arc::new(Readiness::default()))
+    let (metrics, readiness) = (Arc::new(Metrics::new()), Arc::new(Readiness::default()));
+    TokenVerifier::new(&config, metrics, readiness, CancellationToken::new())
 }
 
 pub fn now() -> SystemTime {
