@@ -11,6 +11,7 @@ use seamount_proto::csi::{
     NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest,
     NodeUnpublishVolumeRequest, VolumeCapability,
 };
+use serde::de::IgnoredAny;
 
 use crate::input;
 
@@ -75,12 +76,13 @@ fn refused(refusal: Refusal, secrets: &[&str]) {
 }
 
 fn publish(request: NodePublishVolumeRequest) {
-    // The fuzzer may have put the secret where names are.
+    // The fuzzer may have put the secret where names are; an audience is one.
     let mut rest = request.clone();
-    rest.secrets.remove(TOKENS);
-    rest.volume_context.remove(TOKENS);
+    let tokens = [rest.secrets.remove(TOKENS), rest.volume_context.remove(TOKENS)];
     let rest = rest.encode_to_vec();
-    let told = rest.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
+    let names = |json: &String| serde_json::from_str::<HashMap<String, IgnoredAny>>(json).unwrap_or_default();
+    let told = rest.windows(SECRET.len()).any(|part| part == SECRET.as_bytes())
+        || tokens.iter().flatten().any(|json| names(json).keys().any(|name| name.contains(SECRET)));
     for (audience, allow_volume_context) in [(true, false), (true, true), (false, false)] {
         let mut rules = Rules { allow_volume_context, ..rules() };
         rules.audience = rules.audience.filter(|_| audience);
@@ -183,7 +185,9 @@ fn changed(u: &mut Unstructured<'_>) -> Result<()> {
         match u.int_in_range(0..=11u8)? {
             0 => request.volume_id = u.arbitrary()?,
             1 => {
+                // Another step may have put any text there.
                 let at = u.choose_index(request.target_path.len() + 1)?;
+                let at = request.target_path.floor_char_boundary(at);
                 let text: &str = u.arbitrary()?;
                 request.target_path.insert_str(at, text);
             }
