@@ -22,6 +22,8 @@ const SEED: u64 = 1;
 thread_local! {
     static EXPLORING: Cell<bool> = const { Cell::new(false) };
     static HELD: Cell<i32> = const { Cell::new(0) };
+    /// Tasks that have not ended: what the code itself has started may outlive the model, and its timers must not outlive theirs.
+    static LIVE: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Here somebody else may go on; not while a lock is held, so that nobody meets one that is taken.
@@ -50,7 +52,18 @@ pub(crate) fn any(below: usize) -> usize {
 pub(crate) fn task<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> shuttle::future::JoinHandle<T> {
-    shuttle::future::spawn(work)
+    struct Live;
+    impl Drop for Live {
+        fn drop(&mut self) {
+            LIVE.set(LIVE.get() - 1);
+        }
+    }
+    LIVE.set(LIVE.get() + 1);
+    let live = Live;
+    shuttle::future::spawn(async move {
+        let _live = live;
+        work.await
+    })
 }
 
 /// Lets others go on a few times.
@@ -78,6 +91,7 @@ fn execution(model: impl Future<Output = ()> + Send + 'static) {
     let runtime = Arc::new(runtime.unwrap());
     let inside = runtime.enter();
     HELD.set(0);
+    LIVE.set(0);
     EXPLORING.set(true);
     let over = Arc::new(AtomicBool::new(false));
     let background = shuttle::thread::spawn({
@@ -98,6 +112,9 @@ fn execution(model: impl Future<Output = ()> + Send + 'static) {
         }
     });
     shuttle::future::block_on(model);
+    while LIVE.get() > 0 {
+        shuttle::thread::yield_now();
+    }
     over.store(true, Ordering::Relaxed);
     background.join().unwrap();
     EXPLORING.set(false);

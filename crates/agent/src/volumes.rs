@@ -148,7 +148,7 @@ struct View {
 /// an SVID, which looks at `gone` first. `view` is written by the holder, and by the clock and the attempt without it;
 /// it is held for an instant and nothing is awaited or locked under it. `due` is set only while the slot has facts, and
 /// unpublish takes both away; an attempt that ends later leaves `due` alone where it is none. Locks are taken in the
-/// order `slot`, then one of `entries`, `view`, `unpublished`, `due`. Module `model` explores all of this.
+/// order `slot`, then one of `entries`, `view`, `unpublished`, `due`, then `soonest`. Module `model` explores all of this.
 struct Entry {
     volume: Volume,
     slot: Arc<tokio::sync::Mutex<Slot>>,
@@ -215,6 +215,8 @@ pub struct Volumes {
     /// Volumes that are due before the next look at all of them.
     due: Mutex<Vec<Arc<Entry>>>,
     wake: Notify,
+    /// When something is due next, as far as is known (`remind`); taken after `view` and held for an instant.
+    soonest: Mutex<SystemTime>,
     permits: Arc<Semaphore>,
     /// What the kubelet waits for goes before what is made behind its back.
     rush: Rush,
@@ -247,6 +249,7 @@ impl Volumes {
             terms,
             due: Mutex::default(),
             wake: Notify::new(),
+            soonest: Mutex::new(SystemTime::UNIX_EPOCH),
             permits: Arc::new(Semaphore::new(SIGNING)),
             rush: Rush::default(),
             workshop,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use seamount_proto::csi::node_client::NodeClient;
 use seamount_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
 use seamount_testkit::issuer::TokenIssuer;
@@ -217,6 +218,19 @@ impl Node {
             },
             socket: target.join("spire-agent.sock"),
         })
+    }
+
+    /// Lets both processes, and this one, run on these processors alone; where they could run before.
+    pub fn confine(&self, to: &CpuSet) -> anyhow::Result<CpuSet> {
+        let before = sched_getaffinity(None)?;
+        for pid in [self.mounter()?, self.agent()?, std::process::id()] {
+            for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+                let tid = task?.file_name().to_string_lossy().parse().ok().and_then(Pid::from_raw);
+                // A thread that has ended meanwhile needs no place.
+                let _ = sched_setaffinity(tid.context("a thread without a number")?.into(), to);
+            }
+        }
+        Ok(before)
     }
 
     /// A connection to the CSI socket, made and used as by a program with tonic.

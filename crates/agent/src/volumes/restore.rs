@@ -201,6 +201,7 @@ impl Volumes {
             view.status.rotate_at = held.as_ref().map(|h| h.rotate_at);
             view.due = token.as_ref().map(|_| held.as_ref().map_or(now, |h| h.rotate_at));
         }
+        self.remind(now);
         let with = held.is_some();
         slot.generation = generation;
         slot.facts = token.map(|token| Facts { parameters, workload, token });

@@ -14,13 +14,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::health::Identity;
-use super::{Entry, Held, VolumeError, Volumes};
+use super::{Entry, Held, View, VolumeError, Volumes};
 use crate::metrics::Outcome;
 use crate::source::{Signer, Source};
 use crate::token::Token;
 
 /// How often the wall clock is looked at.
 pub const TICK: Duration = Duration::from_secs(1);
+/// How often all volumes are looked at although nothing is known to be due: what nobody was reminded of comes late by this
+/// much at most. Each tick would cost 500 volumes more than a thousandth of a processor where their memory has gone cold.
+pub(super) const ALL: Duration = Duration::from_secs(15);
 /// A clock that went back by more than this was set, and what is due by it may lie years ahead.
 const SET_BACK: Duration = Duration::from_secs(5);
 /// How long an authority may take for one certificate.
@@ -51,6 +54,20 @@ enum IdentityError {
     Store(#[from] VolumeError),
     #[error("the key could not be made: the agent is stopping")]
     Stopping,
+}
+
+impl View {
+    /// When this volume has to be looked at again, as far as is known.
+    fn next(&self) -> Option<SystemTime> {
+        let expires = match self.status.identity {
+            Identity::Ready { not_after } if !self.expired => Some(not_after),
+            _ => None,
+        };
+        let refresh = self.refresh.then_some(SystemTime::UNIX_EPOCH);
+        // Who is being signed for is looked at when that has ended.
+        let due = self.due.filter(|_| !self.signing);
+        [expires, refresh, due].into_iter().flatten().min()
+    }
 }
 
 impl Volumes {
@@ -113,6 +130,12 @@ impl Volumes {
         self.wake.notify_one();
     }
 
+    /// Has all volumes looked at when this moment has come, or with the next tick after it.
+    pub(super) fn remind(&self, at: SystemTime) {
+        let mut soonest = self.soonest.lock().unwrap_or_else(PoisonError::into_inner);
+        *soonest = (*soonest).min(at);
+    }
+
     /// Where the clock was set back: what is not valid yet by it is due, and what failed is tried at once.
     pub(super) fn look_back(self: &Arc<Self>, last: SystemTime, now: SystemTime) {
         if now + SET_BACK < last {
@@ -123,9 +146,21 @@ impl Volumes {
     }
 
     /// Starts what is due, and takes expired identities back.
-    fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
+    pub(super) fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
+        {
+            let mut soonest = self.soonest.lock().unwrap_or_else(PoisonError::into_inner);
+            // While the authority is away, who has failed is asked for with each tick.
+            if *soonest > now && !self.pulse.is_down() {
+                return;
+            }
+            // Whoever is reminded from here on is looked at again.
+            *soonest = now + ALL;
+        }
         let all = self.all();
         self.look_at_these(&all, now);
+        if let Some(next) = all.iter().filter_map(|entry| entry.view().next()).min() {
+            self.remind(next);
+        }
         if self.pulse.is_down() && all.iter().all(|entry| entry.view().failures == 0) {
             self.pulse.forget();
         }
@@ -169,7 +204,10 @@ impl Volumes {
 
     /// An SVID that has expired is no longer shown. A volume that is busy is looked at with the next tick.
     fn expire(&self, entry: &Entry) -> bool {
-        let Ok(slot) = entry.slot.try_lock() else { return false };
+        let Ok(slot) = entry.slot.try_lock() else {
+            self.remind(SystemTime::now());
+            return false;
+        };
         if slot.held.as_ref().is_none_or(|h| h.svid.not_after() > SystemTime::now()) {
             return false;
         }
@@ -192,6 +230,7 @@ impl Volumes {
                 view.failures = 0;
             }
         }
+        self.remind(now);
     }
 
     /// Other bundles: every response is made again, and an SVID that they do not verify (the root was replaced) is due.
@@ -208,7 +247,10 @@ impl Volumes {
     /// Shows the bundles of now. A volume that is busy is looked at with the next tick: one that waits for the mounter
     /// must not keep the others waiting. False for that one, and where there is no SVID.
     fn refresh(&self, entry: &Entry) -> bool {
-        let Ok(mut slot) = entry.slot.try_lock() else { return false };
+        let Ok(mut slot) = entry.slot.try_lock() else {
+            self.remind(SystemTime::now());
+            return false;
+        };
         entry.view().refresh = false;
         let Some(held) = &mut slot.held else { return false };
         let now = self.bundles(held);
@@ -230,6 +272,7 @@ impl Volumes {
         let held = |entry: Arc<Entry>| {
             let Ok(slot) = entry.slot.try_lock() else {
                 entry.view().refresh = true;
+                self.remind(SystemTime::now());
                 return None;
             };
             let pair = slot.held.as_ref().map(|held| (Arc::clone(&held.svid), Arc::clone(&held.bundles)));
@@ -266,7 +309,7 @@ impl Volumes {
 
     /// One attempt to get an SVID.
     async fn renew(self: Arc<Self>, entry: Arc<Entry>) {
-        let under_way = UnderWay(&entry);
+        let under_way = UnderWay(&self, &entry);
         let result = self.attempt(&entry).await;
         let now = SystemTime::now();
         let mut view = entry.view();
@@ -282,6 +325,7 @@ impl Volumes {
                 view.status.rotate_at = Some(due);
                 view.status.identity = Identity::Ready { not_after };
                 drop(view);
+                self.remind(due.min(not_after));
                 self.count(&entry);
                 self.metrics.rotation(Outcome::success);
                 tracing::info!(
@@ -312,10 +356,10 @@ impl Volumes {
                     && matches!(e, IdentityError::NoAuthority(_))
                     && bundles_of(&self.source.borrow()).is_some();
                 // Nothing is due any more where it was unpublished meanwhile: it would be tried without end.
-                if view.due.is_some() {
-                    view.due = Some(if missed { now } else { now + backoff(view.failures) });
-                }
+                let due = if missed { now } else { now + backoff(view.failures) };
+                view.due = view.due.map(|_| due);
                 drop(view);
+                self.remind(due);
                 if missed {
                     self.hurry(&entry);
                 }
@@ -363,10 +407,12 @@ impl Volumes {
         &self,
         entry: &Arc<Entry>,
     ) -> Result<Option<(SpiffeId, SystemTime, SystemTime)>, IdentityError> {
-        self.rush.over(YIELD).await;
+        let limit = Instant::now() + YIELD;
         let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
             return Err(IdentityError::Stopping);
         };
+        // Those with a permit wait for the end of a rush, and the others for them: each call's end would else wake all.
+        self.rush.over(limit).await;
         let signer = match &*self.source.borrow() {
             Source::Authority(signer) => signer.clone(),
             Source::Missing(why) => return Err(IdentityError::NoAuthority(Arc::clone(why))),
@@ -420,18 +466,20 @@ impl Volumes {
 }
 
 /// An attempt that breaks off (a panic) must not count as under way for ever.
-pub(super) struct UnderWay<'a>(pub(super) &'a Entry);
+pub(super) struct UnderWay<'a>(pub(super) &'a Volumes, pub(super) &'a Entry);
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        let mut view = self.0.view();
+        let Self(volumes, entry) = self;
+        let mut view = entry.view();
         view.signing = false;
         view.failures = view.failures.saturating_add(1);
-        if view.due.is_some() {
-            view.due = Some(SystemTime::now() + backoff(view.failures));
-        }
+        let due = SystemTime::now() + backoff(view.failures);
+        view.due = view.due.map(|_| due);
         view.status.failure =
             Some("the last attempt broke off, which is a fault of the agent: see its log".into());
+        drop(view);
+        volumes.remind(due);
     }
 }
 

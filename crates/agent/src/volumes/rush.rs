@@ -8,13 +8,20 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::sync::AtomicUsize;
+
+/// How long nobody may have called for the rush to be over: who calls one after the other leaves less between two calls.
+/// Work that begins in such a gap is in the way of the next call, on a processor that it has just warmed for itself.
+const QUIET: Duration = Duration::from_millis(2);
 
 /// Counts the calls under way.
 #[derive(Debug, Default)]
 pub(super) struct Rush {
     calls: AtomicUsize,
+    /// Calls that have begun since the start.
+    begun: AtomicUsize,
     over: Notify,
 }
 
@@ -24,18 +31,35 @@ pub(super) struct Call<'a>(&'a Rush);
 impl Rush {
     /// A call begins.
     pub fn call(&self) -> Call<'_> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
         self.calls.fetch_add(1, Ordering::SeqCst);
         Call(self)
     }
 
-    /// Waits until no call is under way, at most this long.
-    pub async fn over(&self, limit: Duration) {
+    /// Waits until there has been no call for [`QUIET`], and not beyond this moment.
+    pub async fn over(&self, limit: Instant) {
+        let quiet = async {
+            loop {
+                let begun = self.begun.load(Ordering::SeqCst);
+                self.none().await;
+                sleep(QUIET).await;
+                // A call that began before the first look and still goes on was waited for; one that began later counts here.
+                if self.begun.load(Ordering::SeqCst) == begun {
+                    return;
+                }
+            }
+        };
+        // Long enough is as good.
+        let _ = timeout_at(limit, quiet).await;
+    }
+
+    /// Waits until no call is under way.
+    async fn none(&self) {
         // Enrolled before the look: a rush that ends in between is not missed.
         let mut over = pin!(self.over.notified());
         over.as_mut().enable();
         if self.calls.load(Ordering::SeqCst) > 0 {
-            // Long enough is as good.
-            let _ = tokio::time::timeout(limit, over).await;
+            over.await;
         }
     }
 }
@@ -53,24 +77,40 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    const LONG: Duration = Duration::from_secs(3600);
+    fn long() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_waits_goes_on_when_the_last_call_has_ended() {
         let rush = Arc::new(Rush::default());
-        rush.over(LONG).await;
+        rush.over(long()).await;
         let (first, second) = (rush.call(), rush.call());
         let waiting = tokio::spawn({
             let rush = Arc::clone(&rush);
-            async move { rush.over(LONG).await }
+            async move { rush.over(long()).await }
         });
         drop(first);
-        // However often it is looked at.
+        sleep(Duration::from_secs(60)).await;
+        assert!(!waiting.is_finished());
+        let ended = Instant::now();
+        drop(second);
+        waiting.await.unwrap();
+        assert!(ended.elapsed() >= QUIET && ended.elapsed() < Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_one_after_the_other_are_one_rush() {
+        let rush = Arc::new(Rush::default());
+        let waiting = tokio::spawn({
+            let rush = Arc::clone(&rush);
+            async move { rush.over(long()).await }
+        });
         for _ in 0..100 {
-            tokio::task::yield_now().await;
+            drop(rush.call());
+            sleep(QUIET / 2).await;
         }
         assert!(!waiting.is_finished());
-        drop(second);
         waiting.await.unwrap();
     }
 
@@ -78,9 +118,12 @@ mod tests {
     async fn a_rush_without_end_is_not_waited_for() {
         let rush = Rush::default();
         let _call = rush.call();
-        let begun = tokio::time::Instant::now();
-        rush.over(Duration::from_millis(100)).await;
-        assert!(begun.elapsed() >= Duration::from_millis(100));
+        let limit = Instant::now() + Duration::from_millis(100);
+        rush.over(limit).await;
+        assert!(Instant::now() >= limit);
+        // Who has waited long enough elsewhere does not wait here.
+        rush.over(limit).await;
+        assert!(Instant::now() < limit + QUIET);
     }
 
     /// A model (module `model`): who waits goes on, by the end of the rush and not by its limit, however calls come and
@@ -103,7 +146,7 @@ mod tests {
             let waiting: Vec<_> = (0..2)
                 .map(|_| {
                     let rush = Arc::clone(&rush);
-                    crate::model::task(async move { rush.over(LONG).await })
+                    crate::model::task(async move { rush.over(long()).await })
                 })
                 .collect();
             for task in calls.into_iter().chain(waiting) {

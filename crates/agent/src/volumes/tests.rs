@@ -546,3 +546,27 @@ async fn a_clock_that_is_set_back_postpones_no_attempt() {
     world.volumes.look_back(later, now);
     world.until("the identity", || world.identity().is_some()).await;
 }
+
+/// What is due is known beforehand; but a reminder that was missed must not be the end of an identity.
+#[tokio::test]
+async fn what_nobody_was_reminded_of_comes_late() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+    let entry = world.volumes.get(&volume()).unwrap();
+    let serial = || world.volumes.entries().values().next().map(|e| e.view().status.rotate_at);
+    let before = serial();
+    let now = SystemTime::now();
+    // As the last look found it: nothing for an hour.
+    *world.volumes.soonest.lock().unwrap() = now + rotate::ALL;
+    entry.view().due = Some(now);
+    world.answers.send(Answer::Sign).unwrap();
+    world.volumes.look_at_the_clock(now);
+    assert!(!entry.view().signing, "all are looked at with each tick");
+    world.volumes.look_at_the_clock(now + rotate::ALL);
+    assert!(entry.view().signing);
+    world.until("another identity", || serial() != before).await;
+    // The look before has taken note of the next one.
+    assert!(*world.volumes.soonest.lock().unwrap() > now);
+}

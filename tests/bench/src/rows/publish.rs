@@ -5,6 +5,8 @@
 
 use std::time::Instant;
 
+use rustix::thread::{CpuSet, sched_getcpu};
+
 use crate::bare::Bare;
 use crate::node::{Config, Node, Volume, publish_all, unpublish_all};
 use crate::report::{Row, Samples};
@@ -17,6 +19,8 @@ const BATCH: usize = 10;
 const BATCHES: usize = 30;
 /// A batch with 16 calls at once.
 const CROWD: usize = 320;
+/// Before it, in the same way: what a rest has done to the machine (N0c) is in the first calls after it.
+const FIRST: usize = 64;
 const CROWDS: usize = 4;
 
 /// What one run saw.
@@ -27,6 +31,15 @@ struct Run {
     large: [Samples; 2],
     fresh: Samples,
     tonic: Samples,
+    /// With all processes on one processor: the large node, the loop.
+    together: [[Samples; 2]; 2],
+}
+
+/// Publishes and unpublishes, 16 at once.
+#[derive(Default)]
+struct Crowd {
+    first: [Samples; 2],
+    all: [Samples; 2],
 }
 
 pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
@@ -40,12 +53,12 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
         let large = Node::started(&context.programs, Config::default()).await?;
         large.hold(&large.volumes("held", 2000)?).await?;
         let volumes = (small.volumes("new", BATCH)?, large.volumes("new", BATCH)?);
-        let crowd = large.volumes("crowd", CROWD)?;
+        let crowd = large.volumes("crowd", FIRST + CROWD)?;
 
         let mut rows = rows();
         for run in 0..=RUNS {
             let seen = one_at_a_time(&mut bare, (&small, &volumes.0), (&large, &volumes.1)).await?;
-            let [publish, unpublish] = sixteen_at_once(&large, &crowd).await?;
+            let Crowd { first, all: [publish, unpublish] } = sixteen_at_once(&large, &crowd).await?;
             // The first is for caches and allocators.
             if run == 0 {
                 continue;
@@ -53,6 +66,7 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
             let ratio = |a: &Samples, b: &Samples| a.p50() / b.p50();
             let [b, bu] = &seen.bare;
             let ([s, su], [l, lu]) = (&seen.small, &seen.large);
+            let [[t, tu], [tb, tbu]] = &seen.together;
             let values = [
                 ratio(l, b),
                 ratio(l, s),
@@ -60,13 +74,17 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
                 b.p50(),
                 seen.fresh.p50(),
                 seen.tonic.p50(),
+                ratio(t, tb),
                 publish.p99(),
                 publish.p50(),
+                first[0].p99(),
                 ratio(lu, bu),
                 ratio(lu, su),
                 unpublish.p99(),
                 lu.p50(),
                 bu.p50(),
+                ratio(tu, tbu),
+                first[1].p99(),
             ];
             rows.iter_mut().zip(values).for_each(|(row, value)| row.run(value));
         }
@@ -94,8 +112,10 @@ fn rows() -> Vec<Row> {
             "ms",
         ),
         Row::beside("N1f", "publish p50, c=1, 2,000 held, with tonic's client", "ms"),
+        Row::beside("N1g", "as N1, with all processes on one processor", "×"),
         Row::at_most("N2", "publish p99, c=16, 2,000 volumes held", "ms", 5.0, Some(2.0)),
         Row::beside("N2b", "publish p50, c=16, 2,000 volumes held", "ms"),
+        Row::beside("N2c", "publish p99, c=16, of the first 64 after a rest", "ms"),
         Row::at_most(
             "N3",
             "unpublish p50, c=1, 2,000 volumes held / the same system calls in a bare loop",
@@ -107,6 +127,8 @@ fn rows() -> Vec<Row> {
         Row::at_most("N3c", "unpublish p99, c=16, 2,000 volumes held", "ms", 5.0, Some(2.0)),
         Row::beside("N3d", "unpublish p50, c=1, 2,000 volumes held", "ms"),
         Row::beside("N3e", "the same system calls in a bare loop, p50", "ms"),
+        Row::beside("N3f", "as N3, with all processes on one processor", "×"),
+        Row::beside("N3g", "unpublish p99, c=16, of the first 64 after a rest", "ms"),
     ]
 }
 
@@ -159,18 +181,47 @@ async fn one_at_a_time(
         run.tonic.add(begun.elapsed());
     }
     unpublish_all(&in_large, large.1).await?;
+    run.together = together(bare, large).await?;
     large.0.settle().await?;
     Ok(run)
 }
 
-async fn sixteen_at_once(node: &Node, volumes: &[Volume]) -> anyhow::Result<[Samples; 2]> {
-    let mut run = [Samples::default(), Samples::default()];
+/// The loop runs on one processor. So does everything here, for once: no call wakes a processor that sleeps, and what it
+/// needs is in the caches of this one.
+async fn together(bare: &mut Bare, (node, volumes): (&Node, &[Volume])) -> anyhow::Result<[[Samples; 2]; 2]> {
+    let clients = node.clients(1).await?;
+    let mut one = CpuSet::new();
+    one.set(sched_getcpu());
+    let before = node.confine(&one)?;
+    let (mut driver, mut alone) = <([Samples; 2], [Samples; 2])>::default();
+    for _ in 0..BATCHES {
+        for (i, volume) in volumes.iter().enumerate() {
+            let begun = Instant::now();
+            bare.publish(i)?;
+            alone[0].add(begun.elapsed());
+            driver[0].extend(publish_all(&clients, std::slice::from_ref(volume)).await?);
+        }
+        for (i, volume) in volumes.iter().enumerate() {
+            let begun = Instant::now();
+            bare.unpublish(BATCH - 1 - i)?;
+            alone[1].add(begun.elapsed());
+            driver[1].extend(unpublish_all(&clients, std::slice::from_ref(volume)).await?);
+        }
+    }
+    node.confine(&before)?;
+    Ok([driver, alone])
+}
+
+async fn sixteen_at_once(node: &Node, volumes: &[Volume]) -> anyhow::Result<Crowd> {
+    let mut run = Crowd::default();
     let clients = node.clients(16).await?;
+    let (first, rest) = volumes.split_at(FIRST);
     for _ in 0..CROWDS {
-        let [publish, unpublish] = &mut run;
-        publish.extend(publish_all(&clients, volumes).await?);
+        run.first[0].extend(publish_all(&clients, first).await?);
+        run.all[0].extend(publish_all(&clients, rest).await?);
         node.settle().await?;
-        unpublish.extend(unpublish_all(&clients, volumes).await?);
+        run.first[1].extend(unpublish_all(&clients, first).await?);
+        run.all[1].extend(unpublish_all(&clients, rest).await?);
         node.settle().await?;
     }
     Ok(run)

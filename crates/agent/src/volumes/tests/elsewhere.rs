@@ -67,7 +67,7 @@ async fn an_attempt_that_breaks_off_is_followed_by_the_next() {
     let entry = world.volumes.get(&volume()).unwrap();
     entry.view().signing = true;
     let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let _under_way = rotate::UnderWay(&entry);
+        let _under_way = rotate::UnderWay(&world.volumes, &entry);
         std::panic::resume_unwind(Box::new("as the test wants it"));
     }));
     assert!(broken.is_err());
