@@ -423,7 +423,9 @@ impl Volumes {
             view.namespace = facts.workload.namespace.as_str().into();
             if first && slot.held.is_none() {
                 view.status.identity = Identity::Pending { since: SystemTime::now() };
-                view.due = Some(SystemTime::now());
+            }
+            if first {
+                view.due = Some(slot.held.as_ref().map_or_else(SystemTime::now, |held| held.rotate_at));
             }
         }
         self.count(entry);

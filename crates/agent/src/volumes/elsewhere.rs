@@ -68,6 +68,8 @@ impl Volumes {
         view.status.rotate_at = slot.held.as_ref().map(|held| held.rotate_at);
         view.status.serving = slot.serving.as_ref().is_some_and(super::Serving::alive);
         drop(view);
+        // It may have expired meanwhile.
+        self.remind(SystemTime::now());
         self.count(entry);
         entry
             .span()

@@ -200,6 +200,8 @@ impl Volumes {
             };
             view.status.rotate_at = held.as_ref().map(|h| h.rotate_at);
             view.due = token.as_ref().map(|_| held.as_ref().map_or(now, |h| h.rotate_at));
+            // The bundles of now may not verify it: the root was replaced while there was no agent.
+            view.refresh = held.is_some();
         }
         self.remind(now);
         let with = held.is_some();

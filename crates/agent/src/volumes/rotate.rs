@@ -147,10 +147,11 @@ impl Volumes {
 
     /// Starts what is due, and takes expired identities back.
     pub(super) fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
+        // While the authority is away, who has failed is asked for with each tick.
+        let down = self.pulse.is_down();
         {
             let mut soonest = self.soonest.lock().unwrap_or_else(PoisonError::into_inner);
-            // While the authority is away, who has failed is asked for with each tick.
-            if *soonest > now && !self.pulse.is_down() {
+            if *soonest > now && !down {
                 return;
             }
             // Whoever is reminded from here on is looked at again.
@@ -158,15 +159,14 @@ impl Volumes {
         }
         let all = self.all();
         self.look_at_these(&all, now);
-        if let Some(next) = all.iter().filter_map(|entry| entry.view().next()).min() {
-            self.remind(next);
-        }
-        if self.pulse.is_down() && all.iter().all(|entry| entry.view().failures == 0) {
+        if down && all.iter().all(|entry| entry.view().failures == 0) {
             self.pulse.forget();
         }
     }
 
     fn look_at_these(self: &Arc<Self>, entries: &[Arc<Entry>], now: SystemTime) {
+        let refreshed = entries.iter().filter(|entry| entry.view().refresh && self.refresh(entry));
+        self.check(refreshed.cloned().collect());
         let expired: Vec<_> = entries.iter().filter(|entry| self.look_at(entry, now)).collect();
         // One line, for they expire together when the authority is away for long.
         if let Some(first) = expired.first() {
@@ -178,13 +178,13 @@ impl Volumes {
                 );
             });
         }
+        if let Some(next) = entries.iter().filter_map(|entry| entry.view().next()).min() {
+            self.remind(next);
+        }
     }
 
     /// True where its SVID was found to have expired.
     fn look_at(self: &Arc<Self>, entry: &Arc<Entry>, now: SystemTime) -> bool {
-        if entry.view().refresh && self.refresh(entry) {
-            self.check(vec![Arc::clone(entry)]);
-        }
         let (sign, expire) = {
             let mut view = entry.view();
             let sign = !view.signing && view.due.is_some_and(|due| due <= now);
@@ -220,12 +220,13 @@ impl Volumes {
         true
     }
 
-    /// Another source: what failed is tried at once.
+    /// Another source, or another time: what failed, and what waits for its first, is tried at once.
     fn retry_all(&self) {
         let now = SystemTime::now();
         for entry in self.all() {
             let mut view = entry.view();
-            if view.failures > 0 && view.due.is_some() {
+            let waits = matches!(view.status.identity, Identity::Pending { .. });
+            if view.due.is_some() && (view.failures > 0 || waits) {
                 view.due = Some(now);
                 view.failures = 0;
             }
@@ -408,22 +409,28 @@ impl Volumes {
         entry: &Arc<Entry>,
     ) -> Result<Option<(SpiffeId, SystemTime, SystemTime)>, IdentityError> {
         let limit = Instant::now() + YIELD;
-        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
-            return Err(IdentityError::Stopping);
+        let (permit, workload, token) = loop {
+            let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
+                return Err(IdentityError::Stopping);
+            };
+            // Those with a permit wait for the end of a rush, and the others for them: each call's end would else wake all.
+            self.rush.over(limit).await;
+            if let Ok(slot) = entry.slot.try_lock() {
+                match &slot.facts {
+                    Some(facts) if !slot.gone => {
+                        break (permit, facts.workload.clone(), facts.token.0.clone());
+                    }
+                    _ => return Ok(None),
+                }
+            }
+            // Whoever holds it may wait for the mounter for long, and nobody else's identity for that.
+            drop(permit);
+            drop(entry.slot.lock().await);
         };
-        // Those with a permit wait for the end of a rush, and the others for them: each call's end would else wake all.
-        self.rush.over(limit).await;
         let signer = match &*self.source.borrow() {
             Source::Authority(signer) => signer.clone(),
             Source::Missing(why) => return Err(IdentityError::NoAuthority(Arc::clone(why))),
             Source::Directory => return Err(IdentityError::OtherSource),
-        };
-        let (workload, token) = {
-            let slot = entry.slot.lock().await;
-            match &slot.facts {
-                Some(facts) if !slot.gone => (facts.workload.clone(), facts.token.0.clone()),
-                _ => return Ok(None),
-            }
         };
         let work = issue(signer, workload, token);
         let issued = match &self.workshop {
@@ -452,6 +459,11 @@ impl Volumes {
         }
         if let Some(serving) = &slot.serving {
             serving.show(self.to_show(&slot));
+        }
+        // Others since it was asked for, perhaps ones that do not verify it; whoever looked at all then has not seen it.
+        if slot.held.as_ref().is_some_and(|held| *self.bundles(held) != *held.bundles) {
+            entry.view().refresh = true;
+            self.remind(SystemTime::now());
         }
         Ok(Some((id, not_after, due)))
     }

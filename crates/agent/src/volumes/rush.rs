@@ -31,8 +31,9 @@ pub(super) struct Call<'a>(&'a Rush);
 impl Rush {
     /// A call begins.
     pub fn call(&self) -> Call<'_> {
-        self.begun.fetch_add(1, Ordering::SeqCst);
+        // In this order: who finds this one among those that have begun finds it under way as well.
         self.calls.fetch_add(1, Ordering::SeqCst);
+        self.begun.fetch_add(1, Ordering::SeqCst);
         Call(self)
     }
 

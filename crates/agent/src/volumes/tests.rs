@@ -94,7 +94,27 @@ struct World {
     dir: tempfile::TempDir,
     volumes: Arc<Volumes>,
     answers: tokio::sync::mpsc::UnboundedSender<Answer>,
+    source: watch::Sender<Source>,
     cancel: CancellationToken,
+}
+
+/// An authority with a root of its own, and who tells it what to do.
+fn authority(svid_ttl: Duration) -> (Signer, tokio::sync::mpsc::UnboundedSender<Answer>) {
+    let domain: TrustDomain = "example.org".parse().unwrap();
+    let template = IdTemplate::parse(crate::config::ID_TEMPLATE, &domain).unwrap();
+    let inner = Embedded::new(EmbeddedConfig {
+        trust_domain: domain,
+        template: template.clone(),
+        key_type: KeyType::EcP256,
+        ca_ttl: Duration::from_secs(24 * 3600),
+        svid_ttl,
+        directory: None,
+    })
+    .unwrap();
+    let (answers, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let authority = Arc::new(Played { inner, answers: tokio::sync::Mutex::new(receiver) });
+    let template = Arc::new(template);
+    (Signer { authority, template, key_type: KeyType::EcP256, trouble: None }, answers)
 }
 
 impl Drop for World {
@@ -118,21 +138,7 @@ impl World {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let client = Client::start(path, cancel.clone());
-        let domain: TrustDomain = "example.org".parse().unwrap();
-        let template = IdTemplate::parse(crate::config::ID_TEMPLATE, &domain).unwrap();
-        let inner = Embedded::new(EmbeddedConfig {
-            trust_domain: domain,
-            template: template.clone(),
-            key_type: KeyType::EcP256,
-            ca_ttl: Duration::from_secs(24 * 3600),
-            svid_ttl,
-            directory: None,
-        })
-        .unwrap();
-        let (answers, receiver) = tokio::sync::mpsc::unbounded_channel();
-        let authority = Arc::new(Played { inner, answers: tokio::sync::Mutex::new(receiver) });
-        let signer =
-            Signer { authority, template: Arc::new(template), key_type: KeyType::EcP256, trouble: None };
+        let (signer, answers) = authority(svid_ttl);
         let (sender, source) = watch::channel(Source::Authority(signer));
         let terms = Terms {
             limits: workload_api::Limits { connections: 8, streams: 8 },
@@ -147,15 +153,7 @@ impl World {
         volumes.set_state(Ok(Arc::new(StateDir::new(state))));
         volumes.restore().await.unwrap();
         tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
-        // The sender lives as long as the test.
-        tokio::spawn({
-            let cancel = cancel.clone();
-            async move {
-                cancel.cancelled().await;
-                drop(sender);
-            }
-        });
-        Self { dir, volumes, answers, cancel }
+        Self { dir, volumes, answers, source: sender, cancel }
     }
 
     async fn publish(&self, account: &str) -> Result<(), VolumeError> {
@@ -169,6 +167,25 @@ impl World {
         let entry = self.volumes.get(&volume())?;
         let slot = entry.slot.try_lock().ok()?;
         slot.held.as_ref().map(|h| h.svid.id().to_string())
+    }
+
+    /// The root is replaced, and all have been looked at for that.
+    async fn replace_root(&mut self) {
+        let never = SystemTime::now() + Duration::from_secs(3600);
+        *self.volumes.soonest.lock().unwrap() = never;
+        let (signer, answers) = authority(Duration::from_secs(3600));
+        self.answers = answers;
+        self.source.send_replace(Source::Authority(signer));
+        self.until("the look at all", || *self.volumes.soonest.lock().unwrap() != never).await;
+    }
+
+    /// Whether clients that trust the root of now trust the identity.
+    fn is_trusted(&self) -> bool {
+        let Some(entry) = self.volumes.get(&volume()) else { return false };
+        let Ok(slot) = entry.slot.try_lock() else { return false };
+        let Source::Authority(signer) = &*self.source.borrow() else { return false };
+        let bundles = signer.authority.bundles().borrow().clone();
+        slot.held.as_ref().is_some_and(|held| held.svid.verify(bundles.own(), SystemTime::now()).is_ok())
     }
 
     fn failure(&self) -> String {

@@ -174,3 +174,59 @@ async fn an_authority_that_nobody_asks_any_more_is_not_down() {
     let pulse = pair.world.volumes.pulse();
     pair.world.until_all("nobody to ask", || !pulse.is_down()).await;
 }
+
+#[tokio::test]
+async fn an_svid_under_a_root_that_was_replaced_while_there_was_no_agent_is_made_anew() {
+    let mut world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("the identity", || world.identity().is_some()).await;
+    let before = world.volumes.get(&volume()).unwrap();
+    before.slot.lock().await.serving.take().unwrap().stop().await;
+    world.volumes.entries().clear();
+    world.replace_root().await;
+    world.volumes.restore().await.unwrap();
+    assert!(world.identity().is_some() && !world.is_trusted(), "it is the one of the record");
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("an identity under the new root", || world.is_trusted()).await;
+}
+
+#[tokio::test]
+async fn an_svid_that_comes_when_its_root_was_replaced_is_followed_by_another() {
+    let mut world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    world.until("the attempt", || world.volumes.permits.available_permits() < SIGNING).await;
+    let asked = world.answers.clone();
+    // Longer than a rush: by now the old authority was asked.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    world.replace_root().await;
+    asked.send(Answer::Sign).unwrap();
+    world.until("the late identity", || world.identity().is_some()).await;
+    world.answers.send(Answer::Sign).unwrap();
+    world.until("an identity under the new root", || world.is_trusted()).await;
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_volume_keeps_nobody_else_from_an_identity() {
+    let world = World::new().await;
+    let publish = async |name: &str| {
+        let (mut request, claims) = request("frontend");
+        request.volume.name = name.parse().unwrap();
+        let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
+        let token = (Token::new("token".to_owned()), claims.expires);
+        world.volumes.publish(&request, workload, token).await.unwrap();
+        world.answers.send(Answer::Sign).unwrap();
+        let entry = world.volumes.get(&request.volume).unwrap();
+        world.until("the identity", || entry.slot.try_lock().is_ok_and(|slot| slot.held.is_some())).await;
+        entry
+    };
+    let mut held = Vec::new();
+    for number in 0..SIGNING {
+        let entry = publish(&format!("busy-{number}")).await;
+        held.push(Arc::clone(&entry.slot).lock_owned().await);
+        entry.view().due = Some(SystemTime::now());
+        world.volumes.hurry(&entry);
+        world.until("the attempt", || entry.view().signing).await;
+    }
+    publish("id").await;
+}
