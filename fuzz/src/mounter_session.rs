@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -321,6 +321,8 @@ impl<'a> Session<'a> {
             world::remove(&mount);
         }
         let in_it = fs::symlink_metadata(&mount).is_ok_and(|found| found.is_dir()) && choice >= 5;
+        // Nothing can be mounted on a source directory that was removed, and lives on as long as it is mounted here.
+        let alive = in_it && fs::symlink_metadata(&mount).is_ok_and(|found| found.nlink() > 0);
         match choice {
             0 => symlink(sentinel.join("place/mount"), &mount).unwrap(),
             1 => fs::write(&mount, "a file").unwrap(),
@@ -330,9 +332,9 @@ impl<'a> Session<'a> {
                 clear(&place);
                 symlink(sentinel.join("place"), &place).unwrap();
             }
-            5 if in_it => world::tmpfs(&mount, c"nr_inodes=99"),
+            5 if alive => world::tmpfs(&mount, c"nr_inodes=99"),
             // A write through this one would be seen.
-            6 if in_it => mount_bind(sentinel.join("place/mount"), &mount).unwrap(),
+            6 if alive => mount_bind(sentinel.join("place/mount"), &mount).unwrap(),
             // A mount on top of the whole volume's directory.
             7 => mount_bind(sentinel.join("place"), &place).unwrap(),
             8..=12 if in_it && !is_at(&mount, &sentinel.join("place/mount")) => {
@@ -551,7 +553,6 @@ fn has_directories(path: &Path) -> bool {
 
 /// Whether both are the same directory, through mounts.
 fn is_at(one: &Path, other: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
     let id = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
     id(one).is_some() && id(one) == id(other)
 }
