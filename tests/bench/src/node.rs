@@ -226,8 +226,11 @@ impl Node {
         for pid in [self.mounter()?, self.agent()?, std::process::id()] {
             for task in fs::read_dir(format!("/proc/{pid}/task"))? {
                 let tid = task?.file_name().to_string_lossy().parse().ok().and_then(Pid::from_raw);
-                // A thread that has ended meanwhile needs no place.
-                let _ = sched_setaffinity(tid.context("a thread without a number")?.into(), to);
+                match sched_setaffinity(tid.context("a thread without a number")?.into(), to) {
+                    // One that has ended meanwhile needs no place.
+                    Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                    Err(e) => return Err(e).context("a thread could not be confined"),
+                }
             }
         }
         Ok(before)

@@ -8,7 +8,7 @@
 //! meanwhile, and when the authority came it was attempted again and again. Put in by hand,
 //! it finds also an identity that comes late and does not look at `gone`.
 
-use super::tests::{request as asked, volume};
+use super::tests::{embedded, request as asked, volume};
 use super::*;
 use crate::model::{any, explore, pause, task};
 use crate::mounter::Socket;
@@ -17,9 +17,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
 use seamount_identity::TrustDomain;
-use seamount_identity::authority::{
-    Authority, AuthorityError, BoxFuture, Embedded, EmbeddedConfig, IdTemplate, KeyType,
-};
+use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType};
 use seamount_identity::workload_api::{Limits, Observer};
 use seamount_mounter::protocol::{Reply, Request};
 use std::os::fd::OwnedFd;
@@ -69,17 +67,8 @@ impl Authority for Slow {
 
 /// Made once: a key costs more than a schedule.
 static SIGNER: LazyLock<Signer> = LazyLock::new(|| {
-    let domain: TrustDomain = "example.org".parse().unwrap();
-    let template = IdTemplate::parse(crate::config::ID_TEMPLATE, &domain).unwrap();
-    let inner = Embedded::new(EmbeddedConfig {
-        trust_domain: domain,
-        template: template.clone(),
-        key_type: KeyType::EcP256,
-        ca_ttl: Duration::from_secs(24 * 3600),
-        svid_ttl: Duration::from_secs(3600),
-        directory: None,
-    });
-    let authority = Arc::new(Slow(inner.unwrap()));
+    let (inner, template) = embedded(Duration::from_secs(3600));
+    let authority = Arc::new(Slow(inner));
     Signer { authority, template: Arc::new(template), key_type: KeyType::EcP256, trouble: None }
 });
 

@@ -98,8 +98,8 @@ struct World {
     cancel: CancellationToken,
 }
 
-/// An authority with a root of its own, and who tells it what to do.
-fn authority(svid_ttl: Duration) -> (Signer, tokio::sync::mpsc::UnboundedSender<Answer>) {
+/// An authority with a root of its own, as the played ones have it inside, and its template.
+pub(super) fn embedded(svid_ttl: Duration) -> (Embedded, IdTemplate) {
     let domain: TrustDomain = "example.org".parse().unwrap();
     let template = IdTemplate::parse(crate::config::ID_TEMPLATE, &domain).unwrap();
     let inner = Embedded::new(EmbeddedConfig {
@@ -111,6 +111,12 @@ fn authority(svid_ttl: Duration) -> (Signer, tokio::sync::mpsc::UnboundedSender<
         directory: None,
     })
     .unwrap();
+    (inner, template)
+}
+
+/// One that does as it is told, and who tells it.
+fn authority(svid_ttl: Duration) -> (Signer, tokio::sync::mpsc::UnboundedSender<Answer>) {
+    let (inner, template) = embedded(svid_ttl);
     let (answers, receiver) = tokio::sync::mpsc::unbounded_channel();
     let authority = Arc::new(Played { inner, answers: tokio::sync::Mutex::new(receiver) });
     let template = Arc::new(template);

@@ -64,10 +64,13 @@ fn only(cpu: usize) -> CpuSet {
 
 fn between(processor: usize) -> anyhow::Result<f64> {
     let (mut here, mut there) = UnixStream::pair()?;
-    let other = std::thread::spawn(move || {
-        let _ = sched_setaffinity(None, &only(processor));
+    let other = std::thread::spawn(move || -> anyhow::Result<()> {
+        sched_setaffinity(None, &only(processor))?;
         let mut byte = [0];
-        while there.read(&mut byte).is_ok_and(|read| read > 0) && there.write_all(&byte).is_ok() {}
+        while there.read(&mut byte)? > 0 {
+            there.write_all(&byte)?;
+        }
+        Ok(())
     });
     let mut samples = Samples::default();
     for _ in 0..ROUNDS {
@@ -77,7 +80,7 @@ fn between(processor: usize) -> anyhow::Result<f64> {
         samples.add(begun.elapsed() / 2);
     }
     drop(here);
-    other.join().ok().context("the other thread broke off")?;
+    other.join().ok().context("the other thread broke off")??;
     Ok(samples.p50())
 }
 
