@@ -1,4 +1,5 @@
-//! Builds the fuzz targets once and runs each for a while (docs/fuzzing.md). `make test` replays their corpora: `tests/fuzz`.
+//! Builds the fuzz targets once and runs each for a while (docs/fuzzing.md). `make test` replays their
+//! corpora: `tests/fuzz`.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -132,8 +133,8 @@ fn targets() -> anyhow::Result<Vec<String>> {
     Ok(all)
 }
 
-/// One build for all targets, with the address sanitizer, by the project's own toolchain: what cargo-fuzz asks of the
-/// compiler is unstable, so it is told that we know. Nothing but the crates has to be fetched.
+/// One build for all targets, with the address sanitizer, by the project's own toolchain: what cargo-fuzz
+/// asks of the compiler is unstable, so it is told that we know. Nothing but the crates has to be fetched.
 fn build() -> anyhow::Result<()> {
     let mut build = command("target/tools-fuzz/cargo-fuzz");
     build.args(["build", "--fuzz-dir", "fuzz", "--debug-assertions", "--codegen-units", "16"]);
@@ -228,8 +229,8 @@ fn read(log: &str) -> Found {
     found
 }
 
-/// libFuzzer's merge by greedy set cover (`cargo fuzz cmin` keeps twice as many inputs for the same features), and of its
-/// result the smallest inputs within the limit.
+/// libFuzzer's merge by greedy set cover (`cargo fuzz cmin` keeps twice as many inputs for the same
+/// features), and of its result the smallest inputs within the limit.
 fn minimize(target: &str) -> anyhow::Result<()> {
     if NEED_ROOT.contains(&target) {
         ensure!(is_root(), "{target} needs root");

@@ -1,7 +1,7 @@
 //! Each fuzz target on each input of its committed corpus: the fuzzer's own functions, without the fuzzer.
 //!
-//! A target has a process of its own: some look at all descriptors of their process and make a mount namespace, and whatever way
-//! a process dies, the input that it died of is known.
+//! A target has a process of its own: some look at all descriptors of their process and make a mount
+//! namespace, and whatever way a process dies, the input that it died of is known.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,7 +55,8 @@ fn is_own_process(run: fn(&[u8])) -> bool {
     true
 }
 
-/// Runs one test of this program in a process of its own; how many inputs it took, or the one it failed on and what it said.
+/// Runs one test of this program in a process of its own; how many inputs it took, or the one it failed on
+/// and what it said.
 fn in_own_process(test: &str, inputs: &Path) -> Result<usize, String> {
     let count = list(inputs).len();
     let mut own = Command::new(std::env::current_exe().unwrap());
