@@ -78,8 +78,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What all suites start, built once: binaries and tests in one call, because a call for some of the packages alone would ask
-/// other features of the libraries, and build all of them again.
+/// What all suites start, built once: binaries and tests in one call, because a call for some of the packages
+/// alone would ask other features of the libraries, and build all of them again.
 fn build(wanted: &impl Fn(&str) -> bool) -> Command {
     let mut build = cargo();
     build.args(["build", "--locked", "--workspace", "--bins"]);
@@ -89,8 +89,8 @@ fn build(wanted: &impl Fn(&str) -> bool) -> Command {
     build
 }
 
-/// Of cargo's tests: the arguments before the first `--`, then libtest's. What a passing test prints has to be seen: it may say that
-/// it skipped itself.
+/// Of cargo's tests: the arguments before the first `--`, then libtest's. What a passing test prints has to
+/// be seen: it may say that it skipped itself.
 fn tests(which: &[&str]) -> Command {
     let mut tests = cargo();
     tests
@@ -126,8 +126,8 @@ fn suites() -> Vec<Suite> {
     ]
 }
 
-/// The same, ended after [`LIMIT`] with all that it has started, so that the suites after it have their time and what it
-/// had to say is seen.
+/// The same, ended after [`LIMIT`] with all that it has started, so that the suites after it have their time
+/// and what it had to say is seen.
 fn limited(suite: &Command) -> Command {
     let mut limited = command("timeout");
     limited.args(["--kill-after=60", LIMIT]).arg(suite.get_program()).args(suite.get_args());
