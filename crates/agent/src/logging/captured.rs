@@ -1,9 +1,9 @@
 //! What a test's own thread logs.
 //!
-//! tracing keeps for each place that logs whether anybody wants it, and asks again only when a subscriber is made. While there
-//! is one subscriber, it asks the one of the thread that comes to a new place first: with none on that thread, the place
-//! is off for all threads, and another test's lines are lost. So the process gets a subscriber for all threads, which wants what
-//! tests want and keeps nothing.
+//! tracing keeps for each place that logs whether a subscriber wants it, and asks again only when a
+//! subscriber is made. While there is one subscriber, it asks the one of the thread that comes to a new place
+//! first: with none on that thread, the place is off for all threads, and another test's lines are lost. So
+//! the process gets a subscriber for all threads, which wants what tests want and keeps nothing.
 
 use std::sync::Once;
 
@@ -39,7 +39,8 @@ impl Captured {
 pub(crate) fn every_thread() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Spans as well, as in `Recent`: they carry the pod's name. Libraries stay off: the models' scheduler logs each step.
+        // Spans as well, as in `Recent`: they carry the pod's name. Libraries stay off: the models' scheduler
+        // logs each step.
         let ours = Targets::new().with_target("seamount", LevelFilter::INFO);
         set_global_default(registry().with(ours)).expect("the tests' only subscriber for all threads");
     });
