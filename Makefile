@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 XTASK := cargo run --quiet --locked --package xtask --
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run)
 
-.PHONY: help demo test check chaos fuzz sanity e2e selinux bench images clean
+.PHONY: help demo quick test check chaos fuzz sanity e2e selinux bench images clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -16,18 +16,24 @@ demo: ## two pods speak mutual TLS with their identities, on this machine, witho
 	@tests/setup.sh build
 	@examples/demo.sh
 
+quick: ## clippy and unit tests of one crate (CRATE=agent), or of those with uncommitted changes
+	@tests/setup.sh build
+	@$(XTASK) quick $(CRATE)
+
 test: ## all suites; the last line is "N passed, N failed, N skipped"
-	@tests/setup.sh build play go fuzz
+	@tests/setup.sh build play go
 	@$(XTASK) test
 
 # What fails fast comes first.
-check: ## formatting, scripts, dependencies, the mounter's budget, clippy, rustdoc
+check: ## formatting, spelling, scripts, dependencies, the mounter's budget, clippy, rustdoc
 	@tests/setup.sh build check
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	target/tools-words/typos
 	shellcheck -x $(SCRIPTS)
 	target/tools/cargo-deny --locked check --allow license-exception-not-encountered bans licenses sources
 	target/tools/cargo-deny --locked --manifest-path fuzz/Cargo.toml --config deny.toml check --allow license-not-encountered --allow unnecessary-skip bans licenses sources
+	$(XTASK) words
 	$(XTASK) budget
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps

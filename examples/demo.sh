@@ -4,8 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The development profile: it builds in half the time, `make test` uses it too, and here nothing depends on speed.
-cargo build --locked --bins -p seamount -p seamount-mounter -p seamount-agent -p seamount-examples
+# The development profile: it builds in half the time, `make test` uses it too and has built it, and here nothing depends
+# on speed.
+[ -n "${SEAMOUNT_PREBUILT:-}" ] || cargo build --locked --bins -p seamount -p seamount-mounter -p seamount-agent -p seamount-examples
 bin="$(cargo metadata --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debug"
 
 as_root=()

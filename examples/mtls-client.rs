@@ -18,7 +18,8 @@ use tokio_rustls::TlsConnector;
 
 /// How long one conversation may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What happens so often in a row is not an accident: for a moment of its own rotation a server may refuse anybody.
+/// What happens so often in a row is not an accident: for a moment of its own rotation a server may refuse
+/// every client.
 const SURE: u32 = 3;
 
 /// Speaks to a server once a second.
@@ -46,13 +47,13 @@ struct Args {
 
 /// How a conversation ended.
 enum Outcome {
-    /// The server's greeting, and who it is.
+    /// The server's greeting, and its SPIFFE ID.
     Greeted(Party, String),
     /// The server ended TLS with this alert.
     Refused(rustls::AlertDescription),
     /// The conversation broke off, or the server was not the expected one.
     Failed(anyhow::Error),
-    /// Nobody listens (yet).
+    /// No server listens (yet).
     Absent(io::Error),
 }
 
@@ -79,7 +80,8 @@ async fn main() -> anyhow::Result<ExitCode> {
             Outcome::Greeted(server, greeting) => {
                 (conversations, in_a_row) = (conversations + 1, 0);
                 println!("client: {server} says: {greeting}");
-                // Its own serial number is in the server's words: so the new SVID was used, not only received.
+                // Its own serial number is in the server's words: so the new SVID was used, not only
+                // received.
                 if args.until_rotated && !greeting.contains(&first.serial) {
                     println!(
                         "client: my SVID was replaced: {conversations} conversations, {failures} failures"

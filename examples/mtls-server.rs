@@ -1,7 +1,7 @@
-//! A mutual TLS server on an SVID: greets clients with the allowed SPIFFE IDs and refuses everybody else.
+//! A mutual TLS server on an SVID: greets clients with the allowed SPIFFE IDs and refuses all others.
 //!
-//! Certificate, key and trust bundle come from the Workload API (SPIFFE_ENDPOINT_SOCKET) and are replaced while the
-//! server runs: there is nothing to configure, to mount or to restart.
+//! Certificate, key and trust bundle come from the Workload API (SPIFFE_ENDPOINT_SOCKET) and are replaced
+//! while the server runs: there is nothing to configure, to mount or to restart.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsAcceptor;
 
-/// Greets those who are allowed.
+/// Greets the clients that are allowed.
 #[derive(Parser)]
 struct Args {
     /// Where to listen.
@@ -25,7 +25,7 @@ struct Args {
     /// A SPIFFE ID that may speak to this server; may be repeated.
     #[arg(long, required = true)]
     allow: Vec<SpiffeId>,
-    /// End when, after the first client, nobody has come for so long.
+    /// End when, after the first client, no client has come for so long.
     #[arg(long, value_parser = seconds)]
     until_idle: Option<Duration>,
     /// End after so long in any case.

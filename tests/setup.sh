@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a make target lacks, and nothing else: quiet when there is nothing to do.
 #   tests/setup.sh build      a C compiler and linker, the pinned Rust toolchain
-#   tests/setup.sh check      cargo-deny and shellcheck
+#   tests/setup.sh check      cargo-deny, shellcheck and typos
 #   tests/setup.sh fuzz       cargo-fuzz, and a C++ compiler for libFuzzer
 #   tests/setup.sh play       newuidmap, so that the tests play pods with subordinate ids as well
 #   tests/setup.sh guest      qemu, a policy compiler and what packs the guest of the SELinux rules
@@ -12,6 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=${SEAMOUNT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/seamount}
 deny_version=0.20.2
 fuzz_version=0.13.2
+typos_version=1.52.0
 
 missing=()
 need() { # PACKAGE COMMAND…: the package is missing if the command fails
@@ -52,6 +53,8 @@ build() {
 
 check() {
   need shellcheck command -v shellcheck
+  need python3 command -v python3
+  need python3-venv python3 -c 'import ensurepip, venv'
   install_missing
   local home=$cache/cargo-deny-$deny_version
   if [ ! -x "$home/bin/cargo-deny" ]; then
@@ -60,6 +63,15 @@ check() {
   fi
   mkdir -p target
   ln -sfn "$home/bin" target/tools
+  # The same program as on crates.io, in seconds instead of minutes.
+  home=$cache/typos-$typos_version
+  if [ ! -x "$home/bin/typos" ]; then
+    echo "setup: installing typos $typos_version"
+    rm -rf "$home"
+    python3 -m venv "$home"
+    "$home/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: typos==$typos_version
+  fi
+  ln -sfn "$home/bin" target/tools-words
 }
 
 fuzz() {

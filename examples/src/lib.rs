@@ -1,4 +1,4 @@
-//! What the server and the client of the example share: who is at the other end of a TLS connection, and reading
+//! What the server and the client of the example share: the peer's SPIFFE ID of a TLS connection, and reading
 //! the command line's times.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use rustls::pki_types::CertificateDer;
 use spiffe::{Certificate, SpiffeId, X509Source};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// Somebody with an X.509-SVID.
+/// A peer with an X.509-SVID.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Party {
     /// The SPIFFE ID.

@@ -1,4 +1,5 @@
-//! The example programs against Workload API sockets: two IDs speak, a third is refused, rotation is used live.
+//! The example programs against Workload API sockets: two IDs speak, a third is refused, rotation is used
+//! live.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::net::TcpListener;
@@ -225,7 +226,7 @@ async fn both_sides_use_a_new_svid_without_a_restart() {
 async fn the_client_waits_for_a_server_that_is_late() {
     let domain = Domain::new();
     let (client_socket, _, _client) = domain.serve("client").await;
-    // A port that nobody listens on.
+    // A port that no process listens on.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut client = domain.start_client(
         "client",

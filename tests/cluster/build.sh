@@ -56,7 +56,11 @@ build() {
   images
 }
 
-oci() { (cd "$repo" && cargo run --quiet -p xtask -- image --name "$1" --out "$2" "${@:3}" >/dev/null); }
+oci() {
+  local xtask=(cargo run --quiet -p xtask --)
+  [ -z "${SEAMOUNT_PREBUILT:-}" ] || xtask=("${CARGO_TARGET_DIR:-$repo/target}/debug/xtask")
+  (cd "$repo" && "${xtask[@]}" image --name "$1" --out "$2" "${@:3}" >/dev/null)
+}
 
 images() {
   local o=$WORK/images a l=(); mkdir -p "$o"

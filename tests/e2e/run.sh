@@ -2,11 +2,13 @@
 # The end-to-end tests: two real nodes (tests/cluster), the product's image, real clients.
 #
 #   run.sh                all of it: up, the tests, down
+#   run.sh build          what the others start, and nothing else
 #   run.sh up             start the cluster and install, or put a new build into the one that is up
 #   run.sh test [NAME]    the tests (whose name contains NAME) in the cluster that is up
 #   run.sh down           take everything away
 #
-# Without root, or sudo without a password, it says that it is skipped.
+# Without root, or sudo without a password, it says that it is skipped. With SEAMOUNT_PREBUILT (`xtask test`) all of it is built
+# before: target/debug holds the workspace's programs and tests, and `run.sh build` has run.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repo=$(cd "$here/../.." && pwd)
@@ -48,7 +50,18 @@ export SEAMOUNT_E2E_MANIFESTS=$work/manifests.yaml
 K
 }
 
-xtask() { (cd "$repo" && cargo run --quiet -p xtask -- "$@"); }
+xtask() {
+  if [ -n "${SEAMOUNT_PREBUILT:-}" ]; then (cd "$repo" && "$target/debug/xtask" "$@"); else (cd "$repo" && cargo run --quiet -p xtask -- "$@"); fi
+}
+
+# The tests by name, where the whole workspace is built: for one package alone cargo would build all libraries again.
+cargo_test() {
+  local which=(-p seamount-e2e) f
+  if [ -n "${SEAMOUNT_PREBUILT:-}" ]; then
+    which=(--workspace); for f in "$here"/tests/*.rs; do which+=(--test "$(basename "$f" .rs)"); done
+  fi
+  (cd "$repo" && cargo test "${which[@]}" "$@")
+}
 
 build() {
   mkdir -p "$work"
@@ -62,7 +75,7 @@ build() {
   xtask image --name seamount:dev2 --out "$work/seamount-dev2.tar" --entry /seamount --env RELEASE=2 "${l[@]}"
   clients
   say "building the tests"
-  (cd "$repo" && cargo test --quiet --no-run -p seamount-e2e)
+  cargo_test --quiet --no-run
 }
 
 # The authority's root comes from elsewhere (openssl), as in a cluster with a company's own.
@@ -78,7 +91,7 @@ secret() {
 }
 
 up() {
-  build
+  [ -n "${SEAMOUNT_PREBUILT:-}" ] || build
   if ! cluster kubectl get nodes >/dev/null 2>&1; then
     say "starting the cluster"
     cluster up 2
@@ -100,7 +113,7 @@ tests() {
   # shellcheck source=/dev/null
   . "$work/env"
   say "testing"
-  (cd "$repo" && cargo test -p seamount-e2e --no-fail-fast -- --test-threads="${SEAMOUNT_E2E_THREADS:-6}" --show-output "$@")
+  cargo_test --no-fail-fast -- --test-threads="${SEAMOUNT_E2E_THREADS:-6}" --show-output "$@"
 }
 
 finish() {
@@ -120,12 +133,14 @@ may_run() {
 }
 
 if ! may_run; then
+  [ "${1:-}" != build ] || exit 0
   echo "SKIPPED e2e: needs root, or sudo without a password, and leave to make namespaces"
   exit 0
 fi
 case ${1:-all} in
   all) trap finish EXIT; up; tests ;;
+  build) build ;;
   up|down) if [ "$1" = up ]; then up; else cluster down; fi ;;
   test) shift; tests "$@" ;;
-  *) sed -n '2,10p' "${BASH_SOURCE[0]}"; exit 2 ;;
+  *) sed -n '2,12p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac

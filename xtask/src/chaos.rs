@@ -18,8 +18,8 @@ pub struct Args {
 /// Runs the subcommand.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let programs = images::node_programs()?;
-    // Optimized as well: a hundred pods that connect again would otherwise take the processors from the two processes,
-    // and what is measured is theirs.
+    // Optimized as well: a hundred pods that connect again would otherwise take the processors from the two
+    // processes, and what is measured is theirs.
     succeed(cargo().args(["build", "--release", "--locked", "--package", "seamount-chaos"]))?;
     let program = images::target().join("release/seamount-chaos");
     let mut chaos = command(&program.display().to_string());

@@ -1,4 +1,5 @@
-//! Builds the fuzz targets once and runs each for a while (docs/fuzzing.md).
+//! Builds the fuzz targets once and runs each for a while (docs/fuzzing.md). `make test` replays their
+//! corpora: `tests/fuzz`.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -26,9 +27,6 @@ pub struct Args {
     /// How long each target runs.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Begin with the committed corpus alone, keep nothing, and print the results as cargo test does.
-    #[arg(long)]
-    as_tests: bool,
     /// Run nothing: shrink the committed corpora to what still finds all that they and the local ones find.
     #[arg(long)]
     minimize: bool,
@@ -67,9 +65,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         chosen.iter().try_for_each(|target| minimize(target))?;
         return Ok(ExitCode::SUCCESS);
     }
-    if args.as_tests {
-        println!("running {} tests", chosen.len());
-    }
     let queue: Mutex<VecDeque<&String>> = Mutex::new(chosen.iter().collect());
     let done = Mutex::new(Vec::new());
     let next = || queue.lock().ok().and_then(|mut queue| queue.pop_front());
@@ -80,7 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 while let Some(target) = next() {
                     let outcome = fuzz(target, args);
                     if let Ok(mut done) = done.lock() {
-                        report(target, &outcome, args);
+                        report(target, &outcome);
                         done.push(outcome);
                     }
                 }
@@ -100,28 +95,21 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Err(_) => crashes += 1,
         }
     }
-    if args.as_tests {
-        let word = if crashes == 0 { "ok" } else { "FAILED" };
-        println!("test result: {word}. {} passed; {crashes} failed; 0 ignored", chosen.len() - crashes);
-    }
     println!("{} targets, {executions} executions, {crashes} crashes", chosen.len() - skipped);
     Ok(if crashes == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn report(target: &str, outcome: &anyhow::Result<Outcome>, args: &Args) {
-    let (line, word) = match outcome {
+fn report(target: &str, outcome: &anyhow::Result<Outcome>) {
+    let line = match outcome {
         Ok(Outcome::Skipped) => {
             println!("SKIPPED fuzz {target}: needs root, for a mount namespace of its own");
             return;
         }
-        Ok(Outcome::Clean(found)) => (format!("{found}, 0 crashes"), "ok"),
-        Ok(Outcome::Crashed(found)) => (format!("{found}, 1 crash"), "FAILED"),
-        Err(why) => (format!("{why:#}"), "FAILED"),
+        Ok(Outcome::Clean(found)) => format!("{found}, 0 crashes"),
+        Ok(Outcome::Crashed(found)) => format!("{found}, 1 crash"),
+        Err(why) => format!("{why:#}"),
     };
     println!("fuzz {target:<16} {line}");
-    if args.as_tests {
-        println!("test fuzz {target} ... {word}");
-    }
 }
 
 impl std::fmt::Display for Found {
@@ -145,8 +133,8 @@ fn targets() -> anyhow::Result<Vec<String>> {
     Ok(all)
 }
 
-/// One build for all targets, with the address sanitizer, by the project's own toolchain: what cargo-fuzz asks of the
-/// compiler is unstable, so it is told that we know. Nothing but the crates has to be fetched.
+/// One build for all targets, with the address sanitizer, by the project's own toolchain: what cargo-fuzz
+/// asks of the compiler is unstable, so it is told that we know. Nothing but the crates has to be fetched.
 fn build() -> anyhow::Result<()> {
     let mut build = command("target/tools-fuzz/cargo-fuzz");
     build.args(["build", "--fuzz-dir", "fuzz", "--debug-assertions", "--codegen-units", "16"]);
@@ -184,8 +172,7 @@ fn fuzz(target: &str, args: &Args) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Skipped);
     }
     let artifacts = directory(built().join("artifacts").join(target), false)?;
-    let kept = if args.as_tests { "fresh" } else { "corpus" };
-    let kept = directory(built().join(kept).join(target), args.as_tests)?;
+    let kept = directory(built().join("corpus").join(target), false)?;
     let logs = directory(built().join("logs"), false)?.join(target);
     let log = File::create(&logs).with_context(|| format!("cannot write {}", logs.display()))?;
     let mut program = program(target)?;
@@ -242,8 +229,8 @@ fn read(log: &str) -> Found {
     found
 }
 
-/// libFuzzer's merge by greedy set cover (`cargo fuzz cmin` keeps twice as many inputs for the same features), and of its
-/// result the smallest inputs within the limit.
+/// libFuzzer's merge by greedy set cover (`cargo fuzz cmin` keeps twice as many inputs for the same
+/// features), and of its result the smallest inputs within the limit.
 fn minimize(target: &str) -> anyhow::Result<()> {
     if NEED_ROOT.contains(&target) {
         ensure!(is_root(), "{target} needs root");

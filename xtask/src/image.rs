@@ -1,7 +1,7 @@
 //! One OCI image archive from files: one layer, no base, the same bytes for the same input.
 //!
-//! `ctr images import`, `podman load` and `skopeo` read it (OCI Image Layout 1.0; containerd takes the name from the
-//! annotation `io.containerd.image.name`).
+//! `ctr images import`, `podman load` and `skopeo` read it (OCI Image Layout 1.0; containerd takes the name
+//! from the annotation `io.containerd.image.name`).
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -98,7 +98,8 @@ pub fn full_name(name: &str) -> String {
     if last.contains(':') { full } else { format!("{full}:latest") }
 }
 
-/// The files of an image, as an uncompressed tar in which nothing depends on when or by whom it was made.
+/// The files of an image, as an uncompressed tar in which nothing depends on when it was made, or by which
+/// user.
 pub struct Layer {
     tar: tar::Builder<Vec<u8>>,
     directories: BTreeSet<String>,

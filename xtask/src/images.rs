@@ -32,8 +32,8 @@ struct Plan {
     limit: Option<u64>,
 }
 
-/// How the programs are linked. Packed relocations (RELR, which glibc has from 2.36 on) are not a page long, where each of
-/// 18,000 pointers otherwise takes 24 bytes that are read at the start and stay resident.
+/// How the programs are linked. Packed relocations (RELR, which glibc has from 2.36 on) are not a page long,
+/// where each of 18,000 pointers otherwise takes 24 bytes that are read at the start and stay resident.
 const STATIC: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
 
 const PLANS: [Plan; 2] = [
@@ -66,8 +66,8 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
-/// Builds static binaries of packages; their directory. The mounter by itself: built along with the others, its crates
-/// would have the features that they ask for.
+/// Builds static binaries of packages; their directory. The mounter by itself: built along with the others,
+/// its crates would have the features that they ask for.
 pub fn build(packages: &[&str]) -> anyhow::Result<PathBuf> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut build = cargo();

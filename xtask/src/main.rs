@@ -6,8 +6,10 @@ mod chaos;
 mod fuzz;
 mod image;
 mod images;
+mod quick;
 mod selinux;
 mod test;
+mod words;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -37,10 +39,14 @@ enum Task {
     Chaos(chaos::Args),
     /// Run the fuzz targets; a crash is a failure.
     Fuzz(fuzz::Args),
+    /// Clippy and the unit tests of one package, or of those with changes that are not committed.
+    Quick(quick::Args),
     /// Run the SELinux rules in a guest; the last line is `N passed, N failed, N skipped`.
     Selinux,
     /// Run all suites; the last line is `N passed, N failed, N skipped`.
     Test(test::Args),
+    /// Count words that the prose does without, and comments that are too wide; fail where there are more than before.
+    Words(words::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,8 +57,10 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Chaos(args) => chaos::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Quick(args) => quick::run(&args),
         Task::Selinux => selinux::run(),
         Task::Test(args) => test::run(&args),
+        Task::Words(args) => words::run(&args),
     };
     match outcome {
         Ok(code) => code,

@@ -17,12 +17,23 @@ use parse::{Count, Parser};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these suites; all without any.
-    #[arg(value_parser = clap::builder::PossibleValuesParser::new(["cargo", "demo", "chaos", "fuzz", "sanity", "e2e"]))]
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(["cargo", "fuzz", "demo", "chaos", "sanity", "e2e"]))]
     suites: Vec<String>,
 }
 
-/// How long a suite may take: three times the slowest of them.
+/// How long a suite may take, without what is built for it: three times the slowest of them.
 const LIMIT: &str = "40m";
+
+/// Tells the suites' scripts that `target/debug` holds what they start: they call cargo for nothing.
+const PREBUILT: &str = "SEAMOUNT_PREBUILT";
+
+/// What one suite runs.
+struct Suite {
+    name: &'static str,
+    /// What has to be built for it alone: a row of its own, without a limit.
+    before: Option<(&'static str, Command)>,
+    command: Command,
+}
 
 /// A suite and what its output said.
 struct Outcome {
@@ -37,23 +48,28 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
     let wanted = |name: &str| args.suites.is_empty() || args.suites.iter().any(|s| s == name);
     let mut outcomes = Vec::new();
-    // Binaries first: the suites start them as they lie in target/.
-    let mut build = cargo();
-    build.args(["build", "--locked", "--workspace", "--bins"]);
     let mut out = std::io::stdout();
-    let built = run_suite("build", &logs, &mut build, &mut out)?;
+    let built = run_suite("build", &logs, &mut build(&wanted), &mut out)?;
     let is_built = built.count.failed == 0;
     outcomes.push(built);
     if is_built {
-        for (name, mut command) in suites()? {
+        for Suite { name, before, command: mut suite } in suites() {
             if !wanted(name) {
                 continue;
             }
             if name == "demo" && !has_ids() {
-                command = self::command("echo");
-                command.arg("SKIPPED demo: needs root, sudo without a password, or newuidmap");
+                suite = command("echo");
+                suite.arg("SKIPPED demo: needs root, sudo without a password, or newuidmap");
             }
-            outcomes.push(run_suite(name, &logs, &mut limited(&command), &mut out)?);
+            if let Some((row, mut before)) = before {
+                let built = run_suite(row, &logs, before.env(PREBUILT, "1"), &mut out)?;
+                let failed = built.count.failed > 0;
+                outcomes.push(built);
+                if failed {
+                    continue;
+                }
+            }
+            outcomes.push(run_suite(name, &logs, limited(&suite).env(PREBUILT, "1"), &mut out)?);
         }
     }
     let no_skip = std::env::var_os("SEAMOUNT_NO_SKIP").is_some_and(|v| v == "1");
@@ -62,42 +78,56 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The suites in their order: what fails fast first.
-fn suites() -> anyhow::Result<Vec<(&'static str, Command)>> {
-    let mut tests = cargo();
-    // What a passing test prints has to be seen: it may say that it skipped itself.
-    tests.args([
-        "test",
-        "--locked",
-        "--workspace",
-        "--exclude",
-        "seamount-e2e",
-        "--no-fail-fast",
-        "--",
-        "--show-output",
-    ]);
-    let mut chaos = command(&root().join("target/debug/seamount-chaos").display().to_string());
-    chaos.args(["--kills", "100"]);
-    // Not the program that runs: the build before has replaced its file.
-    let mut fuzz = command(&root().join("target/debug/xtask").display().to_string());
-    fuzz.args(["fuzz", "--as-tests", "--seconds", "20"]);
-    let script = |path: &str| {
-        let mut bash = command("bash");
-        bash.arg(path);
-        bash
-    };
-    Ok(vec![
-        ("cargo", tests),
-        ("demo", script("examples/demo.sh")),
-        ("chaos", chaos),
-        ("fuzz", fuzz),
-        ("sanity", script("tests/sanity/run.sh")),
-        ("e2e", script("tests/e2e/run.sh")),
-    ])
+/// What all suites start, built once: binaries and tests in one call, because a call for some of the packages
+/// alone would ask other features of the libraries, and build all of them again.
+fn build(wanted: &impl Fn(&str) -> bool) -> Command {
+    let mut build = cargo();
+    build.args(["build", "--locked", "--workspace", "--bins"]);
+    if ["cargo", "fuzz", "e2e"].into_iter().any(wanted) {
+        build.args(["--tests", "--examples"]);
+    }
+    build
 }
 
-/// The same, ended after [`LIMIT`] with all that it has started, so that the suites after it have their time and what it
-/// had to say is seen.
+/// Of cargo's tests: the arguments before the first `--`, then libtest's. What a passing test prints has to
+/// be seen: it may say that it skipped itself.
+fn tests(which: &[&str]) -> Command {
+    let mut tests = cargo();
+    tests
+        .args(["test", "--locked", "--workspace", "--no-fail-fast"])
+        .args(which)
+        .args(["--", "--show-output"]);
+    tests
+}
+
+/// The suites in their order: what fails fast first.
+fn suites() -> Vec<Suite> {
+    let script = |path: &str, argument: Option<&str>| {
+        let mut bash = command("bash");
+        bash.arg(path).args(argument);
+        bash
+    };
+    let mut chaos = command(&root().join("target/debug/seamount-chaos").display().to_string());
+    // The same choices in every run; `make chaos` draws others.
+    chaos.args(["--kills", "100", "--seed", "1"]);
+    let suite = |name, command| Suite { name, before: None, command };
+    let built = |name, row, path| Suite {
+        name,
+        before: Some((row, script(path, Some("build")))),
+        command: script(path, None),
+    };
+    vec![
+        suite("cargo", tests(&["--exclude", "seamount-e2e", "--exclude", "seamount-fuzz"])),
+        suite("fuzz", tests(&["--test", "replay"])),
+        suite("demo", script("examples/demo.sh", None)),
+        suite("chaos", chaos),
+        built("sanity", "build sanity", "tests/sanity/run.sh"),
+        built("e2e", "build e2e", "tests/e2e/run.sh"),
+    ]
+}
+
+/// The same, ended after [`LIMIT`] with all that it has started, so that the suites after it have their time
+/// and what it had to say is seen.
 fn limited(suite: &Command) -> Command {
     let mut limited = command("timeout");
     limited.args(["--kill-after=60", LIMIT]).arg(suite.get_program()).args(suite.get_args());
@@ -121,7 +151,7 @@ fn run_suite(
 ) -> anyhow::Result<Outcome> {
     writeln!(out, "==> {name}")?;
     let begun = Instant::now();
-    let path = logs.join(format!("{name}.log"));
+    let path = logs.join(format!("{}.log", name.replace(' ', "-")));
     let mut log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).env("CARGO_TERM_COLOR", "never");
@@ -150,7 +180,7 @@ fn summary(outcomes: &[Outcome], no_skip: bool) -> (String, Count) {
     let mut total = Count::default();
     for Outcome { name, count, took } in outcomes {
         text += &format!(
-            "{name:<8} {:>5} passed {:>4} failed {:>4} skipped {:>5} s",
+            "{name:<12} {:>5} passed {:>4} failed {:>4} skipped {:>5} s",
             count.passed,
             count.failed,
             count.skipped.len(),
@@ -205,6 +235,28 @@ mod tests {
         let (text, total) = summary(&[outcome("cargo", 7, 0, &["a: no root"])], true);
         assert_eq!(text.lines().last(), Some("7 passed, 1 failed, 0 skipped"));
         assert_eq!(total.failed, 1);
+    }
+
+    #[test]
+    fn a_limit_is_for_the_tests_and_not_for_their_building() {
+        for Suite { name, before, command } in suites() {
+            let words = |command: &Command| format!("{command:?}");
+            assert!(words(&limited(&command)).contains(LIMIT), "{name}");
+            assert!(
+                before.is_none_or(|(row, before)| row != name && !words(&before).contains(LIMIT)),
+                "{name}"
+            );
+        }
+        assert!(!format!("{:?}", build(&|_| true)).contains(LIMIT));
+    }
+
+    #[test]
+    fn nothing_is_drawn_at_random() {
+        let chaos = suites().into_iter().find(|suite| suite.name == "chaos").unwrap();
+        assert!(chaos.command.get_args().any(|word| word == "--seed"));
+        // proptest reads it: crates/identity/src/id/tests.rs.
+        let config = fs::read_to_string(root().join(".cargo/config.toml")).unwrap();
+        assert!(config.contains("PROPTEST_RNG_SEED"));
     }
 
     #[test]

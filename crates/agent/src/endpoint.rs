@@ -1,7 +1,8 @@
-//! The listeners that the kubelet speaks to: connections of other users are refused, errors of `accept` survived.
+//! The listeners that the kubelet speaks to: connections of other users are refused, errors of `accept` are
+//! survived.
 //!
-//! The sockets are mode 0600 and root's (node core §4); the check of the peer's uid holds also where somebody got at
-//! the socket in another way. What is served on them is in [`server`].
+//! The mounter makes the sockets with mode 0600, for root; the check of the peer's uid also holds for a
+//! process that got at the socket in another way. What is served on them is in [`server`].
 
 pub mod server;
 

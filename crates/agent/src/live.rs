@@ -1,7 +1,7 @@
 //! What is in force now: a few basics that hold for the life of the process, and the configuration, which may change.
 //!
 //! The basics come from the flags, from what can be read of the configuration file, and from defaults: CSI and
-//! registration are served with them also while the file is broken (node core §5).
+//! registration are served with them also while the file is broken: no pod's deletion waits for its repair.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

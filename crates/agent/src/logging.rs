@@ -8,6 +8,8 @@ use tracing_subscriber::{Layer as _, Registry, fmt};
 
 use crate::config::{Log, LogFormat, LogLevel};
 
+#[cfg(test)]
+pub(crate) mod captured;
 mod lossy;
 mod recent;
 

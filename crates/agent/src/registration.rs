@@ -2,7 +2,7 @@
 //!
 //! The kubelet calls only when a registration socket appears or when it starts itself. An agent that came back on the
 //! kept listener is therefore not called again: what the kubelet said last is part of the recorded state, and
-//! liveness never depends on it (node core §5).
+//! liveness never depends on it, else a restarted agent would be killed for a call that does not come.
 
 use std::time::Duration;
 

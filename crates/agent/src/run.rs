@@ -1,8 +1,8 @@
 //! The agent's life: start, the connection to the mounter, and the stop.
 //!
-//! The order of the start is that of the node core §3 and §5: the kubelet's listeners come first and are served
-//! whatever the configuration says; records are read before the first request is answered, so that no publish takes
-//! a volume for a new one.
+//! The order of the start: the kubelet's listeners come first and are served whatever the configuration says, so
+//! that no pod's deletion waits for a repair; records are read before the first request is answered, so that no
+//! publish takes a volume for a new one.
 
 mod door;
 mod limits;

@@ -43,7 +43,7 @@ pub struct Args {
     /// The Secret with the authority's root (tls.crt, tls.key), in the same namespace.
     #[arg(long, default_value = "seamount-authority")]
     authority_secret: String,
-    /// Bind-mount this directory of the node, with somebody else's Workload API socket, instead of issuing identities.
+    /// Bind-mount this directory of the node, with another provider's Workload API socket, instead of issuing identities.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["trust_domain", "id_template", "authority_secret", "issuer", "api_server", "svid_ttl", "ca_ttl", "generate_authority"])]
     source_directory: Option<String>,
     /// The agent's uid; no other container on the nodes may have it.

@@ -1,7 +1,7 @@
 //! `seamount node`: what the agent and the mounter of this node are doing, and what is wrong with them.
 //!
 //! The agent is asked on its CSI socket, which only root may use (`seamount.node.v1`). `doctor` looks at the file system
-//! and at /proc as well, because it has to be of use when nobody answers.
+//! and at /proc as well, because it has to be of use when no process answers.
 
 mod client;
 mod disk;

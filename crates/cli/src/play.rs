@@ -1,9 +1,11 @@
-//! `seamount play`: plays the kubelet on this machine towards the real mounter and agent, and runs the containers.
+//! `seamount play`: plays the kubelet on this machine towards the real mounter and agent, and runs the
+//! containers.
 //!
-//! Three kinds of process, each the same program: this one, in new user (without root), mount and PID namespaces; the
-//! supervisor, PID 1 of that PID namespace, which does everything ([`supervisor`]); one per container until it
-//! becomes the container's command ([`container`]). The supervisor dies with this process, the kernel kills a PID
-//! namespace with its PID 1, and a mount namespace goes with its last process: so `kill -9` of `play` leaves nothing.
+//! Three kinds of process, each the same program: this one, in new user (without root), mount and PID
+//! namespaces; the supervisor, PID 1 of that PID namespace, which does everything ([`supervisor`]); one per
+//! container until it becomes the container's command ([`container`]). The supervisor dies with this process,
+//! the kernel kills a PID namespace with its PID 1, and a mount namespace goes with its last process: so
+//! `kill -9` of `play` leaves nothing.
 
 mod allow;
 mod container;
@@ -41,7 +43,8 @@ const NODE: &str = "play";
 /// The arguments of `seamount play`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Files of Kubernetes manifests (Pods, and the ConfigMaps and Secrets that they use); `-` is standard input.
+    /// Files of Kubernetes manifests (Pods, and the ConfigMaps and Secrets that they use); `-` is standard
+    /// input.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Keep the volumes when the containers have ended, until Ctrl-C, and print their sockets.
@@ -81,8 +84,8 @@ enum Stage {
     MapIds(rootless::MapArgs),
 }
 
-/// What the supervisor is told, as one line of JSON on its standard input. (Not by arguments or environment: the
-/// manifests may hold Secrets.) Later lines are [`STOP`]; the end of the input means that `play` is gone.
+/// What the supervisor is told, as one line of JSON on its standard input. (Not by arguments or environment:
+/// the manifests may hold Secrets.) Later lines are [`STOP`]; the end of the input means that `play` is gone.
 #[derive(Serialize, Deserialize)]
 struct Request {
     files: Vec<(String, String)>,
@@ -112,7 +115,8 @@ fn image_and_directory(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-/// SPIFFE-ID §2.1: lower-case letters, digits, dots, hyphens and underscores, at most 255; case does not matter.
+/// SPIFFE-ID §2.1: lower-case letters, digits, dots, hyphens and underscores, at most 255; case does not
+/// matter.
 fn trust_domain(text: &str) -> Result<String, String> {
     let name = text.to_ascii_lowercase();
     let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
@@ -161,7 +165,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         mode,
         play: std::process::id(),
     };
-    // One thread only: the kernel allows no new one in a process whose children belong to another PID namespace.
+    // One thread only: the kernel allows no new one in a process whose children belong to another PID
+    // namespace.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(supervise(&request))
@@ -205,13 +210,14 @@ fn programs(given: Option<&Path>) -> anyhow::Result<PathBuf> {
 
 /// Starts the supervisor, passes stops on to it, and waits for it.
 async fn supervise(request: &Request) -> anyhow::Result<ExitCode> {
-    // Before the supervisor, so that no signal finds nobody listening.
+    // Before the supervisor, so that a handler is there for each signal.
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
     let mut hang_up = signal(SignalKind::hangup()).context("listen for signals")?;
     let mut command = Command::new("/proc/self/exe");
     command.args([STAGE, "supervisor"]).stdin(Stdio::piped());
-    // A process group of its own, so that a terminal's Ctrl-C reaches this process alone, which stops the rest in order.
+    // A process group of its own, so that a terminal's Ctrl-C reaches this process alone, which stops the
+    // rest in order.
     command.process_group(0);
     let mut child = tokio::process::Command::from(command).spawn().context("start the supervisor")?;
     let control =
@@ -245,8 +251,8 @@ async fn supervise(request: &Request) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The stages change what is mounted where, which they may do only where `play` has put them: as PID 1 of a PID
-/// namespace. Somebody who runs one by hand would change the machine.
+/// The stages change what is mounted where, which they may do only where `play` has put them: as PID 1 of a
+/// PID namespace. Run by hand, one would change the machine.
 fn only_as_first_process() -> anyhow::Result<()> {
     anyhow::ensure!(std::process::id() == 1, "this is a part of `seamount play`, which starts it itself");
     Ok(())

@@ -136,7 +136,8 @@ async fn text_is_for_people_and_has_no_key() {
         assert!(answer.out.contains(expected), "{expected}: {}", answer.out);
     }
     assert!(!answer.out.contains("PRIVATE"));
-    // The environment names the socket as well as the flag does, and `x509` is what is fetched if nothing is said.
+    // The environment names the socket as well as the flag does, and `x509` is what is fetched if nothing is
+    // said.
     let uri = format!("unix://{}", server.socket.display());
     let same = seamount(&["fetch"], &[("SPIFFE_ENDPOINT_SOCKET", &uri)]).await;
     assert!(same.out.contains(svid.serial_hex()), "{same:?}");

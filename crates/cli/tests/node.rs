@@ -1,4 +1,5 @@
-//! `seamount node` on a node with the real mounter and agent, and each thing that `doctor` finds, made for real.
+//! `seamount node` on a node with the real mounter and agent, and each thing that `doctor` finds, made for
+//! real.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -203,7 +204,7 @@ fn doctor_is_of_use_without_agent_and_without_mounter() {
         world.volume("web-1", |v| v["state"] == "ready").await;
 
         world.agent.take().unwrap().crash().unwrap();
-        // The mounter keeps the socket: it can be connected to, and nobody answers.
+        // The mounter keeps the socket: it can be connected to, and no process answers.
         world.finds(&["processes", "agent"], "no seamount-agent runs here").await;
         let answer = world.run(&["status", "--timeout", "500ms"]).await;
         assert_eq!(answer.code, Some(1), "{answer:?}");
@@ -299,7 +300,7 @@ fn leftovers_are_found() {
             mount("tmpfs", &target, "tmpfs", MountFlags::empty(), None).unwrap();
         }
         world.finds(&["leftovers"], "several mounts on one path").await;
-        // The same from the file system, when nobody answers.
+        // The same from the file system, when no process answers.
         world.agent.take().unwrap().crash().unwrap();
         world.finds(&["processes", "agent", "leftovers"], "several mounts on one path").await;
         for _ in 0..2 {

@@ -32,8 +32,8 @@ impl fmt::Debug for AuthoritySecret {
 
 /// Makes a new root (P-256, X.509-SVID §3 and §4: a CA whose only URI is the trust domain's) and its Secret.
 ///
-/// Apart from [`crate::objects`] on purpose: applying a new root over the old one would break every identity in use, so
-/// the caller gives the result to `kubectl create`, which refuses to overwrite.
+/// Apart from [`crate::objects`] on purpose: applying a new root over the old one would break every identity
+/// in use, so the caller gives the result to `kubectl create`, which refuses to overwrite.
 pub fn authority_secret(options: &Options, lifetime: Duration) -> Result<AuthoritySecret, Error> {
     options.check()?;
     let Source::Authority { secret } = &options.source else {

@@ -42,7 +42,7 @@ pub(crate) fn objects(options: &Options) -> Vec<Object> {
         "supplementalGroups": {"type": "RunAsAny"},
         "seccompProfiles": ["*"],
         "volumes": volumes,
-        // No priority, no user and no group: only who may `use` it by the RoleBinding, and asks for it by name, gets it.
+        // No priority, no user and no group: a pod gets it that may `use` it by the RoleBinding, and asks for it by name.
         "priority": null,
         "users": [],
         "groups": [],

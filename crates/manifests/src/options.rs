@@ -47,7 +47,7 @@ pub enum Source {
         /// The Secret's name, in the installation's namespace.
         secret: String,
     },
-    /// A directory of the node with somebody else's Workload API socket, as the SPIFFE CSI driver does it.
+    /// A directory of the node with another provider's Workload API socket, as the SPIFFE CSI driver does it.
     Directory {
         /// The directory on the node, such as `/run/spire/agent-sockets`. Its parent is mounted, because a mount of the
         /// directory itself would keep showing the old one after it is recreated.

@@ -18,8 +18,8 @@
 //!
 //! A text is its length and its UTF-8 bytes.
 //!
-//! A reply repeats operation, id, pod, name and volume id of its request (`node core`: a mounter that was stopped
-//! answers late, and listeners bound by relative name all look alike); [`Reply::answers`] compares them.
+//! A reply repeats operation, id, pod, name and volume id of its request, because a mounter that was stopped
+//! answers late, and listeners bound by relative name all look alike; [`Reply::answers`] compares them.
 
 use std::fmt;
 

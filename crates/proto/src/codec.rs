@@ -6,8 +6,8 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// What a call's buffers begin with, one each way, in bytes. tonic makes them of 8 KB before it has seen the message; a publish's
-/// answer has 5 and its request 1,700. Larger messages make them grow.
+/// What a call's buffers begin with, one each way, in bytes. tonic makes them of 8 KB before it has seen the
+/// message; a publish's answer has 5 and its request 1,700. Larger messages make them grow.
 const BUFFER: usize = 512;
 /// How much is encoded before it is written, in bytes: as tonic's own.
 const YIELD_AT: usize = 32 * 1024;

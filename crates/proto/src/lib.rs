@@ -44,7 +44,7 @@ pub mod workload {
     tonic::include_proto!("_");
 }
 
-/// What an agent says about its node to whoever operates it (`seamount.node.v1`). It has no place for secrets.
+/// What an agent says about its node to its operator (`seamount.node.v1`). It has no place for secrets.
 #[allow(
     missing_docs,
     clippy::all,

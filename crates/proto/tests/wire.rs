@@ -4,7 +4,7 @@
 use prost::Message as _;
 use seamount_proto::{csi, registration, workload};
 
-/// Field 7 of NodePublishVolumeRequest is `secrets`, field 8 `volume_context`; a field nobody knows is ignored.
+/// Field 7 of NodePublishVolumeRequest is `secrets`, field 8 `volume_context`; an unknown field is ignored.
 #[test]
 fn csi_publish_numbers_and_unknown_fields() {
     let mut wire = vec![0x0a, 1, b'v', 0x22, 2, b'/', b't', 0x30, 1];

@@ -15,7 +15,7 @@ pub fn leave_network() -> io::Result<()> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
-/// The uid of a Unix socket's peer (SO_PEERCRED, unix(7)), or `u32::MAX`, which is nobody's. rustix's call takes a pid of
+/// The uid of a Unix socket's peer (SO_PEERCRED, unix(7)), or `u32::MAX`, which is no user's. rustix's call takes a pid of
 /// 0 for an error, and every peer in another PID namespace, such as the other container of a pod, has that one.
 pub fn peer_uid(socket: impl AsFd) -> u32 {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };

@@ -8,9 +8,9 @@ use std::process::Command;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Gives the calling thread a mount namespace of its own in which every mount is private, so that nothing it mounts
-/// is seen outside and all of it is gone when the last thread or process in it ends. Processes and threads that this
-/// thread starts inherit it.
+/// Gives the calling thread a mount namespace of its own in which every mount is private, so that nothing it
+/// mounts is seen outside and all of it is gone when the last thread or process in it ends. Processes and
+/// threads that this thread starts inherit it.
 ///
 /// # Errors
 /// `EPERM` without `CAP_SYS_ADMIN`; what the kernel says otherwise (unshare(2), mount_namespaces(7)).
@@ -23,18 +23,21 @@ pub fn unshare_mounts() -> io::Result<()> {
 /// Moves the calling thread into new namespaces (`NEWPID`: its next children).
 ///
 /// # Errors
-/// `EINVAL` with [`UnshareFlags::FILES`], which would give two threads different ideas of the same descriptor, and for
-/// `NEWUSER` in a process with several threads; `EPERM`, `ENOSPC`, `EUSERS` as unshare(2) says.
+/// `EINVAL` with [`UnshareFlags::FILES`], which would give two threads different ideas of the same
+/// descriptor, and for `NEWUSER` in a process with several threads; `EPERM`, `ENOSPC`, `EUSERS` as unshare(2)
+/// says.
 pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
     if flags.contains(UnshareFlags::FILES) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: only FILES is unsafe (descriptors of other threads would change their meaning), and it is refused above.
+    // SAFETY: only FILES is unsafe (descriptors of other threads would change their meaning), and it is
+    // refused above.
     unsafe { unshare_unsafe(flags)? };
     Ok(())
 }
 
-/// Adds attributes (`MOUNT_ATTR_*`) to the mount that `mount` is the root of and to everything mounted below it.
+/// Adds attributes (`MOUNT_ATTR_*`) to the mount that `mount` is the root of and to everything mounted below
+/// it.
 ///
 /// # Errors
 /// As mount_setattr(2) says; `ENOSYS` before Linux 5.12.
@@ -55,18 +58,19 @@ pub fn add_attributes(mount: impl AsFd, set: u64, recursive: bool) -> io::Result
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Marks every descriptor from 3 on close-on-exec, so that what the caller's caller left open does not reach a
-/// program that is executed next.
+/// Marks every descriptor from 3 on close-on-exec, so that what the caller's caller left open does not reach
+/// a program that is executed next.
 ///
 /// # Errors
 /// As close_range(2) says; `EINVAL` before Linux 5.11.
 pub fn keep_only_standard_descriptors_over_exec() -> io::Result<()> {
-    // SAFETY: CLOEXEC closes nothing now; no descriptor that somebody owns changes before exec(2).
+    // SAFETY: CLOEXEC closes nothing now; no descriptor that a value owns changes before exec(2).
     let done = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Has the program that `command` starts killed (SIGKILL) when the thread that started it ends, whatever ends it.
+/// Has the program that `command` starts killed (SIGKILL) when the thread that started it ends, whatever ends
+/// it.
 pub fn die_with_the_starter(command: &mut Command) {
     let starter = std::process::id();
     let die = move || {

@@ -4,11 +4,12 @@ use std::ffi::c_void;
 use std::fs;
 use std::io;
 
-/// Unmaps the pages of this program's code that are in memory; what runs on comes back by itself, 64 KB at each fault, from
-/// the page cache. For a long-lived process when its start is over: bytes that were given up.
+/// Unmaps the pages of this program's code that are in memory; what runs on comes back by itself, 64 KB at
+/// each fault, from the page cache. For a long-lived process when its start is over: bytes that were given
+/// up.
 ///
-/// Code alone: it is mapped from the file and never written to. The data that is relocated at the start is read-only too, but
-/// would come back without its relocations.
+/// Code alone: it is mapped from the file and never written to. The data that is relocated at the start is
+/// read-only too, but would come back without its relocations.
 ///
 /// # Errors
 /// Where `/proc/self/maps` cannot be read or the kernel refuses.
@@ -18,8 +19,8 @@ pub fn forget_code() -> io::Result<usize> {
     let mut all = 0;
     for (from, to) in maps.lines().filter_map(|line| code(line, program.to_str()?)) {
         let length = to - from;
-        // SAFETY: the range is a mapping of this program's file that can be executed and not written to, so that every page of
-        // it has the file's content and is read from there again when it is next run.
+        // SAFETY: the range is a mapping of this program's file that can be executed and not written to, so
+        // that every page of it has the file's content and is read from there again when it is next run.
         if unsafe { libc::madvise(from as *mut c_void, length, libc::MADV_DONTNEED) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -76,8 +77,8 @@ mod tests {
         let program = fs::read_link("/proc/self/exe").unwrap();
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         let (from, to) = maps.lines().find_map(|line| code(line, program.to_str().unwrap())).unwrap();
-        // All of it into memory, then away with it: what is resident after that ran again meanwhile, here or in a test on another
-        // thread. One time in fifty (Linux 6.18) that is all of it again.
+        // All of it into memory, then away with it: what is resident after that ran again meanwhile, here or
+        // in a test on another thread. One time in fifty (Linux 6.18) that is all of it again.
         let gave_some_up = |_| {
             // SAFETY: the pages are read, nothing is changed.
             let outcome = unsafe { libc::madvise(from as *mut c_void, to - from, libc::MADV_POPULATE_READ) };

@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 /// # Errors
 /// Where the kernel cannot watch one more (`epoll_ctl(2)`); the descriptor is closed.
 pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open for as long as it exists and always gives the same number, and nobody can take it out
+    // SAFETY: an `OwnedFd` is open for as long as it exists and always gives the same number, and no safe code can take it out
     // of the `AsyncFd` without ending the watch.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }

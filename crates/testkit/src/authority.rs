@@ -5,8 +5,8 @@ use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType};
 
-/// Writes `tls.crt` and `tls.key` of a new root for `spiffe://example.org` into `directory`, readable by `uid` alone.
-/// Replaces what is there.
+/// Writes `tls.crt` and `tls.key` of a new root for `spiffe://example.org` into `directory`, readable by
+/// `uid` alone. Replaces what is there.
 pub fn write_root(directory: &Path, uid: u32) -> anyhow::Result<()> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

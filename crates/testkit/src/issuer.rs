@@ -1,8 +1,8 @@
 //! Service-account tokens as the API server makes them, and forgeries of them.
 //!
-//! The claims are those of bound service-account tokens (Kubernetes: "Managing Service Accounts", bound tokens;
-//! `kubernetes.io` claims with pod and node since 1.32), the header has `alg` and `kid` only, and the key set has the
-//! form of `/openid/v1/jwks`.
+//! The claims are those of bound service-account tokens (Kubernetes: "Managing Service Accounts", bound
+//! tokens; `kubernetes.io` claims with pod and node since 1.32), the header has `alg` and `kid` only, and the
+//! key set has the form of `/openid/v1/jwks`.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -39,8 +39,8 @@ pub struct Claims {
 }
 
 impl Default for Claims {
-    /// Pod `pod` of service account `default` in namespace `default` on `node-1`, for `seamount.dev`, from now for an
-    /// hour.
+    /// Pod `pod` of service account `default` in namespace `default` on `node-1`, for `seamount.dev`, from
+    /// now for an hour.
     fn default() -> Self {
         Self {
             namespace: "default".into(),
@@ -78,7 +78,8 @@ enum Key {
     Ec(Box<signature::EcdsaKeyPair>),
 }
 
-/// The API server's part: makes tokens and publishes the keys that verify them. Its key lives as long as it does.
+/// The API server's part: makes tokens and publishes the keys that verify them. Its key lives as long as it
+/// does.
 pub struct TokenIssuer {
     issuer: String,
     key: Key,
@@ -159,8 +160,8 @@ impl TokenIssuer {
         self.token_from_json(&self.claims_json(claims))
     }
 
-    /// What the kubelet puts into `csi.storage.k8s.io/serviceAccount.tokens` for a driver that asks for the claims'
-    /// audiences: a token of its own for each of them.
+    /// What the kubelet puts into `csi.storage.k8s.io/serviceAccount.tokens` for a driver that asks for the
+    /// claims' audiences: a token of its own for each of them.
     pub fn tokens_json(&self, claims: &Claims) -> String {
         let expires = OffsetDateTime::from(claims.issued_at + claims.lifetime)
             .replace_nanosecond(0)
@@ -218,7 +219,7 @@ impl TokenIssuer {
         format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
 
-    /// The forgery of somebody who has a key of his own and claims that it is this one: same header, another key.
+    /// A forgery with another key that claims to be this one: same header, another key.
     pub fn forged_with_other_key(&self, claims: &Claims) -> String {
         let other = Self::with_algorithm(&self.issuer, self.algorithm());
         let header = json!({"alg": self.algorithm().to_string(), "kid": self.kid});

@@ -1,8 +1,8 @@
-//! The kubelet's part towards a CSI driver, played as Kubernetes 1.36 does it: registration, the directories and
-//! `vol_data.json` of inline volumes, publish, unpublish, stats, health, removal.
+//! The kubelet's part towards a CSI driver, played as Kubernetes 1.36 does it: registration, the directories
+//! and `vol_data.json` of inline volumes, publish, unpublish, stats, health, removal.
 //!
-//! Sources: Kubernetes `pkg/volume/csi` (`csi_plugin.go`, `csi_mounter.go`, `csi_client.go`, `csi_util.go`) and
-//! `pkg/kubelet/pluginmanager` for names, modes, order and timeouts.
+//! Sources: Kubernetes `pkg/volume/csi` (`csi_plugin.go`, `csi_mounter.go`, `csi_client.go`, `csi_util.go`)
+//! and `pkg/kubelet/pluginmanager` for names, modes, order and timeouts.
 
 mod registration;
 mod volumes;
@@ -148,8 +148,8 @@ pub struct Kubelet {
     driver: String,
     node: String,
     timeout: Duration,
-    /// Held for a look or a change, and never over an `.await`. Two who look at the same time may both register a new socket; the
-    /// later answer stays, as with a kubelet that registers twice.
+    /// Held for a look or a change, and never over an `.await`. Two calls that look at the same time may both
+    /// register a new socket; the later answer stays, as with a kubelet that registers twice.
     registered: Mutex<registration::State>,
 }
 
@@ -210,7 +210,8 @@ impl Kubelet {
         }
     }
 
-    /// A client of the driver's Node service on a connection of its own, as the kubelet makes one for each call.
+    /// A client of the driver's Node service on a connection of its own, as the kubelet makes one for each
+    /// call.
     ///
     /// # Errors
     /// `Unavailable` if the socket cannot be connected to.
@@ -226,8 +227,8 @@ impl Kubelet {
         Ok(IdentityClient::new(connect(&self.endpoint(), self.timeout).await?))
     }
 
-    /// The request that the kubelet sends for a volume. `tokens_json` is what `tokenRequests` of the CSIDriver object
-    /// yield; with `serviceAccountTokenInSecrets: true` it goes into `secrets`.
+    /// The request that the kubelet sends for a volume. `tokens_json` is what `tokenRequests` of the
+    /// CSIDriver object yield; with `serviceAccountTokenInSecrets: true` it goes into `secrets`.
     pub fn publish_request(
         &self,
         volume: &PodVolume,
@@ -248,7 +249,8 @@ impl Kubelet {
             volume_id: volume.volume_id.clone(),
             target_path: self.target_path(volume).to_string_lossy().into_owned(),
             volume_capability: Some(csi::VolumeCapability {
-                // For inline volumes the kubelet always assumes ReadWriteOnce; `readonly` is a field of its own.
+                // For inline volumes the kubelet always assumes ReadWriteOnce; `readonly` is a field of its
+                // own.
                 access_mode: Some(csi::volume_capability::AccessMode {
                     mode: csi::volume_capability::access_mode::Mode::SingleNodeWriter.into(),
                 }),
@@ -286,8 +288,8 @@ impl Kubelet {
         self.in_time(async { self.node_client().await?.node_publish_volume(request).await.map(drop) }).await
     }
 
-    /// What the kubelet does for a volume of a new pod: prepare and publish, and after a final error (not one after
-    /// which the driver may still be at work) removal of what it prepared.
+    /// What the kubelet does for a volume of a new pod: prepare and publish, and after a final error (not one
+    /// after which the driver may still be at work) removal of what it prepared.
     ///
     /// # Errors
     /// The driver's answer, or `Internal` if a directory cannot be made.

@@ -10,12 +10,13 @@ const PLACES: [&str; 3] = ["/mnt", "/media", "/srv"];
 /// What is in a directory that [`scratch`] has made one.
 const MARK: &str = ".seamount-scratch";
 
-/// A directory on a tmpfs that is gone with the mount namespace, whatever ends the processes in it: nothing is left on
-/// the machine's disk. The same one for all who ask in one namespace. Call it in a namespace of one's own only. Its
-/// name is short: a socket's path has at most 107 bytes (unix(7)).
+/// A directory on a tmpfs that is gone with the mount namespace, whatever ends the processes in it: nothing
+/// is left on the machine's disk. The same one for each call in one namespace. Call it in a namespace of
+/// one's own only. Its name is short: a socket's path has at most 107 bytes (unix(7)).
 ///
 /// # Errors
-/// If nothing can be mounted (that takes root), or the working directory or this program is below each candidate.
+/// If nothing can be mounted (that takes root), or the working directory or this program is below each
+/// candidate.
 pub fn scratch() -> io::Result<PathBuf> {
     let needed = [std::env::current_dir()?, std::env::current_exe()?];
     let free = |place: &PathBuf| place.is_dir() && !needed.iter().any(|n| n.starts_with(place));
@@ -27,9 +28,9 @@ pub fn scratch() -> io::Result<PathBuf> {
     Ok(place)
 }
 
-/// Runs `f` on a fresh thread in a mount namespace of its own, where every mount is private: nothing that it mounts
-/// is seen outside, and all of it is gone when the last process in the namespace has ended. Threads and processes
-/// that `f` starts inherit the namespace. A panic in `f` goes on in the caller.
+/// Runs `f` on a fresh thread in a mount namespace of its own, where every mount is private: nothing that it
+/// mounts is seen outside, and all of it is gone when the last process in the namespace has ended. Threads
+/// and processes that `f` starts inherit the namespace. A panic in `f` goes on in the caller.
 ///
 /// # Panics
 /// If the namespace cannot be made (that takes root: ask [`crate::is_root`] first).

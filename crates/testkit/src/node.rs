@@ -17,9 +17,9 @@ use crate::processes::Spawn;
 
 /// The driver's name.
 pub const DRIVER: &str = "csi.spiffe.io";
-/// Whom tokens are for.
+/// The audience of tokens.
 pub const AUDIENCE: &str = "seamount.dev";
-/// Who issues them.
+/// Their issuer.
 pub const ISSUER: &str = "https://kubernetes.default.svc";
 /// The node's name.
 pub const NODE: &str = "node-1";
@@ -209,7 +209,7 @@ impl Node {
     /// Status and body of a GET of the agent's health.
     ///
     /// # Errors
-    /// If nobody answers.
+    /// If no process answers.
     pub async fn get(&self, path: &str) -> io::Result<(u16, String)> {
         get(&self.http, path).await
     }
@@ -226,7 +226,7 @@ impl Node {
 /// Status and body of a GET of an agent's health.
 ///
 /// # Errors
-/// If nobody answers.
+/// If no process answers.
 pub async fn get(http: &str, path: &str) -> io::Result<(u16, String)> {
     let mut stream = tokio::net::TcpStream::connect(http).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -261,7 +261,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
 }
 
-/// An address of this machine alone that nobody listens on now.
+/// An address of this machine alone that no process listens on now.
 ///
 /// # Errors
 /// If there is none.

@@ -262,7 +262,7 @@ impl Process {
     /// # Errors
     /// If the kernel refuses, for instance because it has ended.
     pub fn signal(&mut self, signal: Signal) -> Result<(), ProcessError> {
-        // A process that was reaped has given its pid back: somebody else may have it.
+        // A process that was reaped has given its pid back: another process may have it.
         if self.ended()?.is_some() {
             return Err(self.kernel("cannot signal it", io::Error::from(io::ErrorKind::NotFound)));
         }

@@ -1,7 +1,7 @@
 //! The CSI client that measures: the `h2` crate's HTTP/2 connection, and what gRPC needs on top of it.
 //!
-//! hyper's and tonic's clients add tasks, queues and copies to each call (row N1f has tonic's); what is to be measured is
-//! the driver.
+//! hyper's and tonic's clients add tasks, queues and copies to each call (row N1f has tonic's); what is to be
+//! measured is the driver.
 
 use std::path::Path;
 

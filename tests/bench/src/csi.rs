@@ -2,8 +2,8 @@
 //!
 //! What a driver wants to be told is in a file; `bench/spiffe-csi.json` has it for the SPIFFE CSI driver.
 //!
-//! `{n}` is the volume's number and `{uid}` a UID that belongs to it. The directory above the target is made, as the
-//! kubelet makes it, and so are `files`; all of it is removed at the end.
+//! `{n}` is the volume's number and `{uid}` a UID that belongs to it. The directory above the target is made,
+//! as the kubelet makes it, and so are `files`; all of it is removed at the end.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;

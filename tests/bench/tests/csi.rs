@@ -1,5 +1,5 @@
-//! The load generator against a real driver that it knows by a socket and a file alone: a node of the source `directory`,
-//! with the parameters that are committed for the SPIFFE CSI driver.
+//! The load generator against a real driver that it knows by a socket and a file alone: a node of the source
+//! `directory`, with the parameters that are committed for the SPIFFE CSI driver.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use std::path::Path;

@@ -88,7 +88,8 @@ pub fn leaf(chain: &[u8]) -> &[u8] {
     }
 }
 
-/// Whether a certificate has this URI as a subject alternative name: `[6]`, its length, the URI (RFC 5280, 4.2.1.6).
+/// Whether a certificate has this URI as a subject alternative name: `[6]`, its length, the URI (RFC 5280,
+/// 4.2.1.6).
 pub fn names(certificate: &[u8], uri: &str) -> bool {
     let Ok(length) = u8::try_from(uri.len()) else { return false };
     let mut wanted = vec![0x86, length];

@@ -37,7 +37,8 @@ pub struct Gap {
     pub pod: String,
 }
 
-/// What the agents' log says that concerns a gap: their starts, connections and returns, and the volume itself.
+/// What the agents' log says that concerns a gap: their starts, connections and returns, and the volume
+/// itself.
 pub fn anatomy(gap: &Gap, agent_log: &Path) -> String {
     let pod = gap.pod.get(..8).unwrap_or_default();
     let mut text =
@@ -69,7 +70,8 @@ fn seconds(stamp: &str) -> Option<f64> {
         text.split(by).map(|n| n.parse().ok()).collect::<Option<Vec<f64>>>()?.try_into().ok()
     };
     let ([year, month, day], [hour, minute, second]) = (numbers(date, '-')?, numbers(time, ':')?);
-    // Days from civil (H. Hinnant, chrono-compatible low-level date algorithms), with March as the first month.
+    // Days from civil (H. Hinnant, chrono-compatible low-level date algorithms), with March as the first
+    // month.
     let year = if month <= 2.0 { year - 1.0 } else { year };
     let shifted = (month + 9.0) % 12.0;
     let of_year = ((153.0 * shifted + 2.0) / 5.0).floor() + day - 1.0;

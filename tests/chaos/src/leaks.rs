@@ -9,7 +9,8 @@ use crate::tally::{Fault, Tally};
 
 /// Connections close and processes finish work behind an answer: how long that may take.
 const SETTLE: Duration = Duration::from_secs(30);
-/// Descriptors of one volume in the agent (the listener and a duplicate to give to a new mounter) and in the mounter.
+/// Descriptors of one volume in the agent (the listener and a duplicate to give to a new mounter) and in the
+/// mounter.
 const PER_VOLUME: [(Who, usize); 2] = [(Who::Agent, 2), (Who::Mounter, 1)];
 
 /// What the two processes hold without any volume.

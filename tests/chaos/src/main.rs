@@ -60,8 +60,8 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // The kubelet and the pods are on one thread: the two cores are for the two processes. The volumes are asked from
-    // another one, else the hundred pods that connect again would be a part of what is measured.
+    // The kubelet and the pods are on one thread: the two cores are for the two processes. The volumes are
+    // asked from another one, else the hundred pods that connect again would be a part of what is measured.
     let prober = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, chaos(args, prober.handle().clone()))
 }

@@ -41,7 +41,7 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Whom it is about, for messages.
+    /// The pod that it is about, for messages.
     pub fn name(&self) -> String {
         format!("{}/{} ({})", self.volume.namespace, self.volume.pod_name, self.volume.pod_uid)
     }

@@ -36,8 +36,8 @@ impl Random {
         Duration::from_millis(low + self.below(high.saturating_sub(low)))
     }
 
-    /// From `low` to `high` milliseconds, as often below a middle value as above it where the middle is that of the
-    /// logarithms: mostly short, sometimes long.
+    /// From `low` to `high` milliseconds, as often below a middle value as above it where the middle is that
+    /// of the logarithms: mostly short, sometimes long.
     pub fn spread(&mut self, low: u64, high: u64) -> Duration {
         const STEPS: u64 = 1 << 20;
         #[allow(clippy::cast_precision_loss, reason = "numbers that f64 holds")]

@@ -15,12 +15,13 @@ use crate::pods::{Pod, World};
 use crate::random::Random;
 use crate::tally::{Fault, Span};
 
-/// The mounter's sockets without volumes: two doors of its own, the kubelet's two, and the agent's connection.
+/// The mounter's sockets without volumes: two doors of its own, the kubelet's two, and the agent's
+/// connection.
 const DOORS: usize = 5;
 /// Volumes that are asked after each blow.
 const PROBES: usize = 6;
-/// A process stands still for as long as between these two, in milliseconds. The agent waits 10 s for the mounter, the
-/// kubelet much longer.
+/// A process stands still for as long as between these two, in milliseconds. The agent waits 10 s for the
+/// mounter, the kubelet much longer.
 const SHORTEST_STOP: u64 = 50;
 const LONGEST_STOP: u64 = 12_000;
 /// How long a roll-out may take.
@@ -94,8 +95,8 @@ impl Storm<'_> {
             [who] => gap_of(*who),
             _ => Span::BothGap,
         };
-        // Where all was well and one dies, the other one has every listener. An agent may call itself ready for a moment after
-        // the mounter has died, so that one's own sockets count as well.
+        // Where all was well and one dies, the other one has every listener. An agent may call itself ready
+        // for a moment after the mounter has died, so that one's own sockets count as well.
         let kept = victims.len() == 1
             && self.world.node.ready(Duration::ZERO).await.is_ok()
             && self.world.node.mounters_sockets() >= self.world.pods().len() + DOORS;
@@ -138,8 +139,8 @@ impl Storm<'_> {
         Ok(since)
     }
 
-    /// SIGSTOP, and later SIGCONT or SIGKILL. Meanwhile calls pile up whose answers come late, and the other process
-    /// may be killed. The gap begins when both run again: while one stands still, nobody is owed an answer.
+    /// SIGSTOP, and later SIGCONT or SIGKILL. Meanwhile calls pile up whose answers come late, and the other
+    /// process may be killed. The gap begins when both run again: while one stands still, no answer is owed.
     async fn stand_still(&mut self) -> anyhow::Result<()> {
         self.settle().await?;
         let probes = self.world.some(PROBES, &mut self.random);
@@ -167,11 +168,12 @@ impl Storm<'_> {
         Ok(())
     }
 
-    /// A second pair takes over from the first, while clients connect all the time. What each of them waits for its
-    /// answer is the gap.
+    /// A second pair takes over from the first, while clients connect all the time. What each of them waits
+    /// for its answer is the gap.
     async fn roll_out(&mut self) -> anyhow::Result<()> {
         self.settle().await?;
-        // One that was just started has no listeners yet that it could hand over; a DaemonSet waits for readiness too.
+        // One that was just started has no listeners yet that it could hand over; a DaemonSet waits for
+        // readiness too.
         self.world.node.ready(ROLL).await?;
         self.blows.rolls += 1;
         self.world.deaths.fetch_add(1, Ordering::Relaxed);
@@ -219,8 +221,8 @@ impl Storm<'_> {
         Ok(())
     }
 
-    /// Asks these pods' volumes until each has answered; the longest counts. Unless another blow falls meanwhile, those with a
-    /// socket must have the same then.
+    /// Asks these pods' volumes until each has answered; the longest counts. Unless another blow falls
+    /// meanwhile, those with a socket must have the same then.
     fn ask(
         &self,
         probes: Vec<Arc<Pod>>,

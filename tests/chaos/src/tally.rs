@@ -14,8 +14,8 @@ pub enum Fault {
     Lost,
     /// An answer that is not of the pod's service account.
     WrongIdentity,
-    /// Another socket in the directory, though only one of the two processes died and the other had the listener: whoever was
-    /// connecting to the one before hangs.
+    /// Another socket in the directory, though only one of the two processes died and the other had the
+    /// listener: a client that was connecting to the one before hangs.
     ReplacedSocket,
     /// Another certificate than before, though the one before was good for hours.
     ChangedSerial,
@@ -25,13 +25,13 @@ pub enum Fault {
     StuckUnpublish,
     /// A connection that outlived its volume's unpublish.
     ServedOn,
-    /// A stream that broke though its agent lived: somebody took its socket away.
+    /// A stream that broke though its agent lived: its socket was taken away.
     BrokenStream,
     /// Descriptors that one of the two processes holds and should not.
     LeakedDescriptor,
     /// Mounts below the kubelet's root.
     LeakedMount,
-    /// Directories, sockets and other files that nobody needs any more.
+    /// Directories, sockets and other files without a use any more.
     LeakedDirectory,
     /// Records of volumes that are gone.
     LeakedRecord,

@@ -1,6 +1,8 @@
-//! What the end-to-end tests share: the cluster as `kubectl` and the nodes' shells show it, a namespace per test, and pods.
+//! What the end-to-end tests share: the cluster as `kubectl` and the nodes' shells show it, a namespace per
+//! test, and pods.
 //!
-//! The tests need the cluster of `tests/e2e/run.sh`, which sets [`cluster::MARK`]; without it they are skipped.
+//! The tests need the cluster of `tests/e2e/run.sh`, which sets [`cluster::MARK`]; without it they are
+//! skipped.
 
 #![allow(clippy::indexing_slicing, reason = "JSON values give null for what is missing")]
 

@@ -67,7 +67,8 @@ pub fn pid_of_container(node: &str, id: &str) -> Result<u32> {
         .with_context(|| format!("containerd has no running task {id}: {tasks}"))
 }
 
-/// The pids of the mounters and agents (`process` is `mounter` or `agent`) in the containers of a node, found by name.
+/// The pids of the mounters and agents (`process` is `mounter` or `agent`) in the containers of a node, found
+/// by name.
 pub fn processes(node: &str, process: &str) -> Result<Vec<u32>> {
     let list = "ctr -n k8s.io task ls | awk '/RUNNING/{print $2}' | while read -r p; do \
         echo \"$p $(tr '\\0' ' ' </proc/$p/cmdline)\"; done 2>/dev/null; true";
@@ -89,15 +90,16 @@ pub fn signal(node: &str, signal: &str, pids: &[u32]) -> Result<()> {
     shell(node, &format!("kill -{signal} {}", pids.join(" "))).map(drop)
 }
 
-/// Runs a command among the processes of a container, as the container's root, with the client's environment. Needs
-/// neither the API server nor the kubelet.
+/// Runs a command among the processes of a container, as the container's root, with the client's environment.
+/// Needs neither the API server nor the kubelet.
 pub fn in_container(node: &str, pid: u32, command: &[&str]) -> Result<String> {
     let pid = pid.to_string();
     let enter = ["nsenter", "-t", &pid, "-m", "-u", "-i", "-n", "-p", "--", "/bin/env", &endpoint()];
     run(node, &[&enter, command].concat())
 }
 
-/// `cluster.sh VERB NODE ARGUMENTS`: `stop` and `start` (of `kubelet`, `containerd`, or of the node as a whole), `link`.
+/// `cluster.sh VERB NODE ARGUMENTS`: `stop` and `start` (of `kubelet`, `containerd`, or of the node as a
+/// whole), `link`.
 pub fn control(verb: &str, node: &str, arguments: &[&str]) -> Result<()> {
     script(&[&[verb, node.trim_start_matches('n')], arguments].concat(), "").map(drop)
 }
@@ -120,8 +122,9 @@ pub fn status(node: &str, pid: u32, field: &str) -> Result<String> {
     Ok(value.with_context(|| format!("no {field} in {text}"))?.trim().to_owned())
 }
 
-/// The listening sockets of the mounter's own network namespace, where all of its sockets are, in `/proc/net/unix`
-/// (`proc_pid_net(5)`: flag `00010000` means listening). Their names there are not those that they got afterwards.
+/// The listening sockets of the mounter's own network namespace, where all of its sockets are, in
+/// `/proc/net/unix` (`proc_pid_net(5)`: flag `00010000` means listening). Their names there are not those
+/// that they got afterwards.
 pub fn listeners(node: &str) -> Result<usize> {
     let pid = container_pid(node, &daemon(node)?, "mounter")?;
     let table = run(node, &["cat", &format!("/proc/{pid}/net/unix")])?;

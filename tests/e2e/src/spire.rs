@@ -1,5 +1,5 @@
-//! A played SPIRE agent: a directory on the machine with a Workload API socket in it, as the SPIFFE CSI driver shows it
-//! to pods. It has one identity for everybody.
+//! A played SPIRE agent: a directory on the machine with a Workload API socket in it, as the SPIFFE CSI
+//! driver shows it to pods. It has one identity for all pods.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// The identity that it has for everybody.
+/// The identity that it has for all pods.
 pub const ID: &str = "spiffe://spire.test/ns/spire/sa/agent";
 
 /// It runs until dropped.

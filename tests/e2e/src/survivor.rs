@@ -1,4 +1,4 @@
-//! Pods that live through a fault: whoever looks must see the same identity in the same place.
+//! Pods that live through a fault: their identity must stay, in the same place.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -7,8 +7,8 @@ use crate::system::statuses;
 use crate::test::text;
 use crate::{CLIENTS, MOUNT, Pod, Test, node, until};
 
-/// A running pod: the container `main` sleeps, `watch` keeps a FetchX509SVID stream open (go-spiffe, which comes back by
-/// itself), and `probe` connects anew all the time.
+/// A running pod: the container `main` sleeps, `watch` keeps a FetchX509SVID stream open (go-spiffe, which
+/// comes back by itself), and `probe` connects anew all the time.
 pub struct Survivor {
     /// The pod's name.
     pub name: String,
@@ -74,8 +74,8 @@ impl Survivor {
         Ok(())
     }
 
-    /// Waits until a new connection from its container is answered; its SVID and its directory are those of before, and
-    /// none of its containers was restarted.
+    /// Waits until a new connection from its container is answered; its SVID and its directory are those of
+    /// before, and none of its containers was restarted.
     pub fn check(&self, test: &Test) -> Result<()> {
         let identity =
             until(&format!("an answer to {}", self.name), || test.identity(&self.name, "main").map(Some))?;
@@ -131,7 +131,8 @@ impl Survivor {
         text(&self.pod["metadata"]["uid"])
     }
 
-    /// The longest time, in seconds, in which no new connection was answered, and what clients were told meanwhile.
+    /// The longest time, in seconds, in which no new connection was answered, and what clients were told
+    /// meanwhile.
     pub fn gap(&self, test: &Test) -> Result<(f64, String)> {
         let log = test.logs(&self.name, "probe")?;
         let lines = log.lines().map(|l| serde_json::from_str::<Value>(l).with_context(|| l.to_owned()));
@@ -157,7 +158,8 @@ fn pod(name: &str, node: &str) -> Pod {
         .container("probe", CLIENTS, &["/client", "probe"])
 }
 
-/// A pod that ends well as soon as it has seen its identity, however long that takes. It tries a publish, not a fetch.
+/// A pod that ends well as soon as it has seen its identity, however long that takes. It tries a publish, not
+/// a fetch.
 pub fn passing(name: &str, node: &str) -> Pod {
     Pod::new(name).on(node).container("main", CLIENTS, &["/client", "watch", "1"])
 }

@@ -37,7 +37,8 @@ impl Drop for Restore {
     }
 }
 
-/// Deletes the DaemonSet's pods and waits until new ones run both processes on all nodes. They need not be ready.
+/// Deletes the DaemonSet's pods and waits until new ones run both processes on all nodes. They need not be
+/// ready.
 pub fn restart_daemons() -> Result<()> {
     let uids = || -> Result<Vec<String>> {
         NODES.iter().map(|n| Ok(text(&node::daemon(n)?["metadata"]["uid"]))).collect()
@@ -76,11 +77,11 @@ pub fn ready_on(name: &str) -> Result<Value> {
     })
 }
 
-/// Who found the cluster out of order first, and how.
+/// The test that found the cluster out of order first, and how.
 static BROKEN: Mutex<Option<String>> = Mutex::new(None);
 
-/// Makes sure that a test finds these nodes in order. Once they were not, the tests that follow fail at once with that
-/// reason: each would wait in vain, and what it then says would hide what happened first.
+/// Makes sure that a test finds these nodes in order. Once they were not, the tests that follow fail at once
+/// with that reason: each would wait in vain, and what it then says would hide what happened first.
 pub fn in_order(test: &str, nodes: &[&str]) -> Result<()> {
     let broken = || BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(first) = &*broken() {

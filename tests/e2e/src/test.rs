@@ -174,7 +174,8 @@ impl Test {
         Ok(events.map(|e| format!("{}: {}", text(&e["reason"]), text(&e["message"]))).collect())
     }
 
-    /// Waits for the event that says why a pod's volume was refused, and makes sure that the pod has not started.
+    /// Waits for the event that says why a pod's volume was refused, and makes sure that the pod has not
+    /// started.
     pub fn refused(&self, pod: &str, words: &[&str]) -> Result<String> {
         let event = until(&format!("an event of {pod} with {words:?}"), || {
             let events = self.events(pod)?;

@@ -1,5 +1,5 @@
-//! What concerns all nodes: a roll-out, no DaemonSet, no authority, a partition, another identity source. One at a time,
-//! and cargo runs this file alone.
+//! What concerns all nodes: a roll-out, no DaemonSet, no authority, a partition, another identity source. One
+//! at a time, and cargo runs this file alone.
 #![allow(clippy::indexing_slicing, reason = "JSON values give null for what is missing")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -107,7 +107,7 @@ fn the_daemonset_rolls_to_a_new_image_while_pods_come_and_go() {
                 .collect();
             let rolled = roll_to("seamount:dev2").and_then(|()| {
                 println!("rolled after {:.1} s", begun.elapsed().as_secs_f64());
-                // And back, as an administrator would who does not like it.
+                // And back, as an administrator does.
                 restore.now()
             });
             println!("rolled back after {:.1} s", begun.elapsed().as_secs_f64());

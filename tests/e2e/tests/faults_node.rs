@@ -1,5 +1,6 @@
-//! What goes wrong on one node: processes killed or standing still, kubelet and containerd restarted, the power cut, two
-//! pods of the DaemonSet. Each node has its own line of tests, both run at the same time, and cargo runs this file alone.
+//! What goes wrong on one node: processes killed or standing still, kubelet and containerd restarted, the
+//! power cut, two pods of the DaemonSet. Each node has its own line of tests, both run at the same time, and
+//! cargo runs this file alone.
 #![allow(clippy::indexing_slicing, reason = "JSON values give null for what is missing")]
 
 use std::sync::{Mutex, PoisonError};
@@ -214,7 +215,7 @@ fn a_node_that_lost_its_power_serves_again() {
     });
 }
 
-/// A copy of the DaemonSet's pod on a node, which nobody but the test controls.
+/// A copy of the DaemonSet's pod on a node, which the test alone controls.
 fn copy_of(daemon: &Value) -> Value {
     let mut spec = daemon["spec"].clone();
     // The API server adds these again.
@@ -234,7 +235,8 @@ fn two_pods_of_the_daemonset_do_no_harm() {
     on("two_pods_of_the_daemonset_do_no_harm", "n2", |test| {
         let survivors = Survivor::start(test, "n2", &["one", "two"])?;
 
-        // The old one does not end when it is told to, and is forced out of the API: both are there for a while.
+        // The old one does not end when it is told to, and is forced out of the API: both are there for a
+        // while.
         let old = node::daemon("n2")?;
         let stopped = [node::processes("n2", "agent")?, node::processes("n2", "mounter")?].concat();
         node::signal("n2", "STOP", &stopped)?;

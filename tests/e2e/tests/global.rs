@@ -1,4 +1,5 @@
-//! What changes the whole cluster, or counts on a whole node. One at a time, and cargo runs this file after the others.
+//! What changes the whole cluster, or counts on a whole node. One at a time, and cargo runs this file after
+//! the others.
 #![allow(clippy::indexing_slicing, reason = "JSON values give null for what is missing")]
 
 use std::sync::{Mutex, PoisonError};
@@ -129,7 +130,8 @@ fn identity_volumes_add_no_mount_to_the_host() {
     });
 }
 
-/// Attributes that say that a pod is somebody else; the kubelet overwrites them as long as `podInfoOnMount` is true.
+/// Attributes that say that a pod is another one; the kubelet overwrites them as long as `podInfoOnMount` is
+/// true.
 fn forged(pod: Pod, namespace: &str) -> Pod {
     pod.attribute("csi.storage.k8s.io/pod.name", "victim")
         .attribute("csi.storage.k8s.io/pod.namespace", namespace)
@@ -145,7 +147,8 @@ fn forged_pod_facts_are_refused_when_the_kubelet_sends_none() {
         test.create(&forged(Pod::new("thief"), &test.namespace).sleeping())?;
         // The first that does not fit the token is enough.
         test.refused("thief", &["csi.storage.k8s.io/"])?;
-        // Each alone is found, too: the rest is as the kubelet would say it, but for the uid, which nobody knows before.
+        // Each alone is found, too: the rest is as the kubelet would say it, but for the uid, which is not
+        // known before.
         for (name, key) in
             [("name", "pod.name"), ("account", "serviceAccount.name"), ("namespace", "pod.namespace")]
         {

@@ -60,8 +60,9 @@ impl Log {
         Ok(Self(fd))
     }
 
-    /// The denials since the last look. The kernel's audit thread writes a little later than it happens: where some are
-    /// expected they are waited for, and one that comes later still is found by the next look, which does not expect it.
+    /// The denials since the last look. The kernel's audit thread writes a little later than it happens:
+    /// where some are expected they are waited for, and one that comes later still is found by the next look,
+    /// which does not expect it.
     pub fn denials(&self, expected: &[Expected]) -> anyhow::Result<Vec<Denial>> {
         let begun = Instant::now();
         let mut found = Vec::new();

@@ -215,8 +215,8 @@ async fn identity_volumes(stage: &Stage, report: &mut Report) -> anyhow::Result<
     stage.publish(&b).await?;
     report.rule("identity volumes are published", &[], labels(stage, &a))?;
 
-    // The kubelet has the runtime relabel a volume only if it is not read-only (kubelet_pods.go, makeMounts: Managed;
-    // csi_mounter.go, GetAttributes), and ours are.
+    // The kubelet has the runtime relabel a volume only if it is not read-only (kubelet_pods.go, makeMounts:
+    // Managed; csi_mounter.go, GetAttributes), and ours are.
     let own = stage.in_pod(&a, &in_a, &["fetch"]).and_then(svid("a"));
     report.rule("a pod gets its SVID from a read-only volume, which nobody relabels", &[], own)?;
 
@@ -292,7 +292,7 @@ fn connects(stage: &Stage, volume: &PodVolume, pod: &str, name: &str) -> anyhow:
     let mut last = Ok(String::new());
     for _ in 0..50 {
         last = stage.in_pod(volume, pod, &["fetch"]).and_then(svid(name));
-        // 111: nobody listens yet.
+        // 111: no process listens yet.
         if !last.as_ref().is_err_and(|e| e.to_string().contains("errno 111")) {
             break;
         }

@@ -17,8 +17,8 @@ pub const IN_POD: &str = "/pod";
 /// The user of played pods.
 const POD_USER: u32 = 1000;
 
-/// Executes a program in a context. Before the program: `--user N` for another uid and gid and no new privileges, as a
-/// container with `allowPrivilegeEscalation: false` has them.
+/// Executes a program in a context. Before the program: `--user N` for another uid and gid and no new
+/// privileges, as a container with `allowPrivilegeEscalation: false` has them.
 pub fn exec(context: &str, words: &[&str]) -> anyhow::Result<()> {
     let (user, words) = match words {
         ["--user", id, rest @ ..] => (Some(id.parse::<u32>()?), rest),
@@ -58,7 +58,8 @@ pub fn relabel(context: &str, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a listener with a connection waiting in it, and hands it to a process in `context` as its standard input.
+/// Makes a listener with a connection waiting in it, and hands it to a process in `context` as its standard
+/// input.
 pub fn listen(context: &str) -> anyhow::Result<()> {
     // In the abstract name space: no file has to be reached, the sockets alone are judged.
     use std::os::linux::net::SocketAddrExt as _;

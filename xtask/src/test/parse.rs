@@ -47,7 +47,8 @@ pub struct Parser {
     running: Option<usize>,
     /// Whether any result was seen.
     results: bool,
-    /// In libtest's list of what failed: whose output this is, and how many lines of its last words were kept.
+    /// In libtest's list of what failed: whose output this is, and how many lines of its last words were
+    /// kept.
     failed: Option<(String, Option<usize>)>,
     /// Whether that list has begun.
     list: bool,
@@ -65,7 +66,8 @@ impl Parser {
             self.died();
             self.running = Some(self.count.skipped.len());
         } else if let Some(skip) = line.strip_prefix("SKIPPED ") {
-            // A test may print this twice: when it happens, and in libtest's list of what passing tests printed.
+            // A test may print this twice: when it happens, and in libtest's list of what passing tests
+            // printed.
             let before = self.running.unwrap_or(self.count.skipped.len());
             if !self.count.skipped.iter().skip(before).any(|s| s == skip) {
                 self.count.skipped.push(skip.to_owned());
@@ -82,7 +84,8 @@ impl Parser {
         }
     }
 
-    /// What a failed test panicked with, out of libtest's list: without what it printed before and without the backtrace.
+    /// What a failed test panicked with, out of libtest's list: without what it printed before and without
+    /// the backtrace.
     fn last_words(&mut self, line: &str) {
         let header = line.strip_prefix("---- ").and_then(|l| l.strip_suffix(" stdout ----"));
         if line == "failures:" || line.starts_with("test result: ") {

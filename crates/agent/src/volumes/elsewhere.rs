@@ -46,7 +46,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// A publish over another driver's mount succeeds, changes nothing, and is reported (node core §7).
+    /// A publish over another driver's mount succeeds, changes nothing, and is reported. The kubelet republishes
+    /// the volumes of a driver that was here before, under the same name, when the CSIDriver object is patched.
     pub(super) fn foreign(&self, entry: &Entry, request: &PublishRequest) {
         if self.elsewhere(entry, request) {
             entry.span().in_scope(|| {

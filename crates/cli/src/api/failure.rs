@@ -62,7 +62,7 @@ pub enum Failure {
         /// What the system says.
         source: io::Error,
     },
-    /// Nobody listens.
+    /// No process listens.
     #[error(
         "nobody answers at {socket} ({reason}): the agent on this node is not running, or the volume is stale; \
          look at the node's agent (kubectl -n seamount-system get pods -l app.kubernetes.io/name=seamount -o wide), \

@@ -29,7 +29,7 @@ pub enum Format {
 /// Room for an answer that holds keys, so that growing leaves no copies behind: more than a usual one takes.
 const ROOM: usize = 256 * 1024;
 
-/// The answer as JSON. Keys are only borrowed: a [`Value`] would keep copies that nobody wipes.
+/// The answer as JSON. Keys are only borrowed: a [`Value`] would keep copies that are never wiped.
 #[derive(Serialize)]
 struct Object<'a> {
     svids: Vec<SvidObject<'a>>,
@@ -156,8 +156,8 @@ impl Shown {
         foreign.map(|b| concat(&b.authorities)).collect()
     }
 
-    /// The answer as text. JSON and PEM have private keys only if `include_key` says so. `one_line`: one line for
-    /// each SVID, or one JSON object in one line, as a stream of updates wants it.
+    /// The answer as text. JSON and PEM have private keys only if `include_key` says so. `one_line`: one line
+    /// for each SVID, or one JSON object in one line, as a stream of updates wants it.
     ///
     /// # Errors
     /// If JSON cannot be made of it.

@@ -1,5 +1,5 @@
-//! Files as `spire-agent api fetch x509 -write` makes them: `svid.N.pem` (chain, leaf first), `svid.N.key` (PKCS#8),
-//! `bundle.N.pem` (the SVID's own trust domain), `federated_bundle.N.M.pem` (the others, by name).
+//! Files as `spire-agent api fetch x509 -write` makes them: `svid.N.pem` (chain, leaf first), `svid.N.key`
+//! (PKCS#8), `bundle.N.pem` (the SVID's own trust domain), `federated_bundle.N.M.pem` (the others, by name).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -20,7 +20,7 @@ pub fn write(directory: &Path, shown: &Shown) -> anyhow::Result<()> {
     }
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     for (n, svid) in shown.svids.iter().enumerate() {
-        // The key first: whoever sees a new certificate finds its key.
+        // The key first: a reader that sees a new certificate finds its key.
         replace(&directory.join(format!("svid.{n}.key")), svid.key_pem().as_bytes(), 0o600)?;
         replace(&directory.join(format!("svid.{n}.pem")), svid.chain_pem.as_bytes(), 0o644)?;
         replace(&directory.join(format!("bundle.{n}.pem")), svid.bundle_pem.as_bytes(), 0o644)?;

@@ -1,4 +1,4 @@
-//! What can be seen of a node in its file system, without asking anybody.
+//! What can be seen of a node in its file system, without asking a process.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,9 +24,9 @@ pub enum Door {
     Missing,
     /// Something else is there.
     NotASocket,
-    /// Somebody has it open; whether he serves it is not known.
+    /// A process has it open; whether it serves it is not known.
     Open,
-    /// A socket that nobody has open.
+    /// A socket that no process has open.
     Dead,
     /// So many connections wait that no more fit.
     Full,
@@ -71,7 +71,7 @@ pub struct Disk {
     pub unreadable: Option<String>,
     /// Which of [`PARTS`] are there.
     pub parts: Vec<&'static str>,
-    /// Names below `plugins`, for somebody who misspelled the driver.
+    /// Names below `plugins`, for a user's misspelled driver.
     pub plugins: Vec<String>,
     /// Whether `plugins/<driver>` is there.
     pub plugin: bool,
@@ -90,7 +90,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Looks; at each volume only where nobody else tells of them.
+    /// Looks; at each volume only where no process tells of them.
     pub fn look(root: &Path, driver: &str, each: bool) -> Self {
         let mut out = Self {
             kernel: read("/proc/sys/kernel/osrelease"),
@@ -173,7 +173,7 @@ fn volumes(pods: &Path, driver: &str, table: &Mounts) -> Vec<OnDisk> {
                 None => continue,
             };
             let mounts = table.at(&path);
-            // A socket below a mount is somebody else's: nobody is knocked up there.
+            // A socket below a mount belongs to another driver: it is not connected to.
             let socket = if mounts == 0 { door(&socket) } else { Door::Missing };
             let published = path.is_dir();
             all.push(OnDisk { pod_uid: pod_uid.clone(), name, path, recorded, published, socket, mounts });

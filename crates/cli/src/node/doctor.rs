@@ -1,8 +1,8 @@
 //! `doctor`: what is wrong with this node's Seamount, and what to do, in order.
 //!
 //! [`Evidence`] is what can be seen: the file system, /proc, and what the agent says, if it says anything.
-//! [`Findings`] is made of it without looking at anything again. A check whose evidence is missing is skipped with the
-//! reason; it is not taken for a fault.
+//! [`Findings`] is made of it without looking at anything again. A check whose evidence is missing is skipped
+//! with the reason; it is not taken for a fault.
 
 mod checks;
 mod volumes;

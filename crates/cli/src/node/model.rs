@@ -1,5 +1,5 @@
-//! What `-o json` prints. The names are stable: a change of meaning, or of a name, raises [`SCHEMA`]; new fields do not.
-//! Times are RFC 3339 in UTC, absent ones null.
+//! What `-o json` prints. The names are stable: a change of meaning, or of a name, raises [`SCHEMA`]; new
+//! fields do not. Times are RFC 3339 in UTC, absent ones null.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ pub struct Report {
     pub mounter: Mounter,
     /// The kubelet's word.
     pub registration: Registration,
-    /// Who signs.
+    /// What signs.
     pub authority: Authority,
     /// Number of the agent's volumes by state.
     pub volumes: BTreeMap<String, u64>,
@@ -125,7 +125,7 @@ pub struct Registration {
     pub reason: String,
 }
 
-/// Who signs.
+/// What signs.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authority {

@@ -83,7 +83,7 @@ fn look_at(pid: u32, root: &Path, driver: &str, uptime: Option<u64>) -> Option<P
         Program::Mounter => (flag(&args, "--kubelet-root"), flag(&args, "--driver")),
         Program::Agent => {
             let (root, driver) = match file() {
-                // An agent with a file that is broken: it may be ours, and is what somebody is looking for.
+                // An agent with a file that is broken: it may be ours, and is what the user is looking for.
                 Some(None) => (Some(root.display().to_string()), Some(driver.to_owned())),
                 Some(Some(found)) => found,
                 None => (None, None),

@@ -1,5 +1,6 @@
-//! Which fields of a manifest can be played. Everything else is refused by its path, so that nothing is ignored in
-//! silence; what makes no difference on one machine is listed as such, and what makes a small one is noted.
+//! Which fields of a manifest can be played. Everything else is refused by its path, so that nothing is
+//! ignored in silence; what makes no difference on one machine is listed as such, and what makes a small one
+//! is noted.
 
 use serde_json::Value;
 
@@ -16,8 +17,8 @@ pub enum Rule {
 
 use Rule::{Meaningless, Noted, Played};
 
-/// A field: its path below the object, with `[]` for each element of a list, and what is done with it and with all
-/// below it.
+/// A field: its path below the object, with `[]` for each element of a list, and what is done with it and
+/// with all below it.
 type Table = &'static [(&'static str, Rule)];
 
 const METADATA: Table = &[

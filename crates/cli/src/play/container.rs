@@ -1,8 +1,9 @@
-//! The first process of a container: makes its root, gives up every privilege and becomes the container's command.
+//! The first process of a container: makes its root, gives up every privilege and becomes the container's
+//! command.
 //!
-//! The supervisor starts it as PID 1 of a PID namespace of its own with a socket as standard input: the [`Spec`] comes
-//! over it as JSON (not by arguments or environment, which others can read), and what went wrong goes back. The socket
-//! is closed by a successful exec(2).
+//! The supervisor starts it as PID 1 of a PID namespace of its own with a socket as standard input: the
+//! [`Spec`] comes over it as JSON (not by arguments or environment, which others can read), and what went
+//! wrong goes back. The socket is closed by a successful exec(2).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -67,7 +68,7 @@ pub struct Spec {
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
-    /// Supplementary groups; `None` where the user namespace does not let anybody set them.
+    /// Supplementary groups; `None` where the user namespace lets no process set them.
     pub groups: Option<Vec<u32>>,
     /// Whether the root file system is read-only for the container.
     pub read_only: bool,

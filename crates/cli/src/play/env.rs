@@ -1,5 +1,6 @@
-//! `$(VAR)` in commands, arguments and values, by Kubernetes' rules (`k8s.io/kubernetes/third_party/forked/golang/expansion`):
-//! `$(NAME)` of a known variable is replaced, of an unknown one stays as it is, `$$` is one `$`.
+//! `$(VAR)` in commands, arguments and values, by Kubernetes' rules
+//! (`k8s.io/kubernetes/third_party/forked/golang/expansion`): `$(NAME)` of a known variable is replaced, of
+//! an unknown one stays as it is, `$$` is one `$`.
 
 use std::collections::BTreeMap;
 

@@ -234,8 +234,8 @@ pub fn load(files: &[(String, String)], place: &Place<'_>) -> Result<Plan, Vec<M
     if errors.is_empty() { Ok(plan) } else { Err(errors) }
 }
 
-/// The documents of one text. Octal numbers are read as Kubernetes reads them (`defaultMode: 0400`). The parser's
-/// messages come without the line's text, which could be a Secret's.
+/// The documents of one text. Octal numbers are read as Kubernetes reads them (`defaultMode: 0400`). The
+/// parser's messages come without the line's text, which could be a Secret's.
 fn documents(text: &str) -> Result<Vec<Value>, String> {
     let options = serde_saphyr::options! { legacy_octal_numbers: true, with_snippet: false };
     serde_saphyr::from_multiple_with_options(text, options).map_err(|e| format!("not readable as YAML: {e}"))
@@ -325,7 +325,8 @@ fn field(kind: &'static str, name: &str, field: &str, reason: &str) -> ManifestE
     ManifestError::Field { kind, name: name.to_owned(), field: field.to_owned(), reason: reason.to_owned() }
 }
 
-/// What a user namespace in which `last` is the highest id cannot play (user_namespaces(7): no other id is mapped).
+/// What a user namespace in which `last` is the highest id cannot play (user_namespaces(7): no other id is
+/// mapped).
 pub fn needs_other_ids(plan: &Plan, last: u32) -> Vec<ManifestError> {
     let reason = match last {
         0 => {

@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 
-/// The longest piece of a line that is printed at once, in bytes; a program that never ends its line costs no more.
+/// The longest piece of a line that is printed at once, in bytes; a program that never ends its line costs no
+/// more.
 const LONGEST: u64 = 64 * 1024;
 
 /// Standard output or standard error.
@@ -17,7 +18,7 @@ pub enum Stream {
 /// How to print.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
-    /// Whether somebody looks at it on a terminal.
+    /// Whether it is a terminal.
     pub colour: bool,
 }
 
@@ -63,7 +64,7 @@ impl Output {
     }
 
     fn write(self, stream: Stream, bytes: &[u8]) {
-        // One write per line, under the lock. If nobody reads any more, the containers still run to their end.
+        // One write per line, under the lock. If the reader is gone, the containers still run to their end.
         let _ = match stream {
             Stream::Out => std::io::stdout().lock().write_all(bytes).and_then(|()| std::io::stdout().flush()),
             Stream::Err => std::io::stderr().lock().write_all(bytes),

@@ -23,7 +23,7 @@ use super::volumes;
 const RETRIES: u32 = 3;
 /// The longest pause before a container starts again.
 const BACK_OFF: Duration = Duration::from_secs(10);
-/// The user of a container that must not be root and does not say who it is: most images' `nonroot`.
+/// The user of a container that must not be root and names no user: most images' `nonroot`.
 const NON_ROOT: u32 = 65532;
 /// The longest path of a socket that connect(2) takes.
 const LONGEST_SOCKET: usize = 107;
@@ -87,9 +87,9 @@ impl Play {
         stops: watch::Receiver<Stop>,
         timeout: Option<Duration>,
     ) -> Verdict {
-        // The stop that the pods see: the user's, or the timeout's. It only ever rises (`max`), so it does not matter who
-        // is first, nor that a receiver sees the last value alone. Pods share nothing else: each is one task, and its
-        // containers end within it.
+        // The stop that the pods see: the user's, or the timeout's. It only ever rises (`max`), so it does
+        // not matter which is first, nor that a receiver sees the last value alone. Pods share nothing else:
+        // each is one task, and its containers end within it.
         let (stop, seen) = watch::channel(Stop::No);
         let mut asked = stops;
         let timed_out = std::cell::Cell::new(false);
@@ -188,8 +188,8 @@ impl Play {
         verdict
     }
 
-    /// What a volume carries (the ID by the default template, which the played agent has) and what the driver itself
-    /// says of it.
+    /// What a volume carries (the ID by the default template, which the played agent has) and what the driver
+    /// itself says of it.
     async fn condition(&self, pod: &Pod, volume: &PodVolume) -> String {
         let id = format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, pod.namespace, pod.service_account);
         let said = match self.kubelet.stats(volume).await.map(|s| s.volume_condition) {
@@ -295,7 +295,8 @@ impl Play {
         Ok(paths)
     }
 
-    /// Unpublishes and removes a volume. A kubelet tries again and again, because the driver may just be coming back.
+    /// Unpublishes and removes a volume. A kubelet tries again and again, because the driver may just be
+    /// coming back.
     async fn tear_down(&self, volume: &PodVolume) -> Result<(), KubeletError> {
         let mut tries = 5;
         loop {
@@ -311,8 +312,8 @@ impl Play {
         self.issuer.tokens_json(&volume.claims(self.kubelet.node(), AUDIENCE))
     }
 
-    /// Prints the way to a volume's socket from outside. The volume's own path is longer than a socket's may be, so a
-    /// (relative) link shortens it.
+    /// Prints the way to a volume's socket from outside. The volume's own path is longer than a socket's may
+    /// be, so a (relative) link shortens it.
     fn print_socket(&self, pod: &Pod, volume: &str, path: &std::path::Path) {
         let Ok(below) = path.strip_prefix("/run") else { return };
         let long = format!("{}.{}.{volume}", pod.namespace, pod.name);
@@ -334,7 +335,8 @@ impl Play {
         ));
     }
 
-    /// Publishes again with a fresh token every 60 to 90 s, as the kubelet does for `requiresRepublish`. Never ends.
+    /// Publishes again with a fresh token every 60 to 90 s, as the kubelet does for `requiresRepublish`.
+    /// Never ends.
     async fn republish(&self, volumes: &[PodVolume]) {
         loop {
             let jitter =

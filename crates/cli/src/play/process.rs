@@ -51,9 +51,9 @@ impl From<ExitStatus> for End {
 
 /// A process that runs.
 ///
-/// Its thread alone waits for it and reaps it, so its pidfd names it for as long as this lives, and a signal that comes
-/// after its end reaches nobody else. `ended` is sent once, after the last line of its output was printed; a thread
-/// that panics drops it, which is an end too.
+/// Its thread alone waits for it and reaps it, so its pidfd names it for as long as this lives, and a signal
+/// that comes after its end reaches no other process. `ended` is sent once, after the last line of its output
+/// was printed; a thread that panics drops it, which is an end too.
 pub struct Running {
     pidfd: OwnedFd,
     pid: i32,
@@ -122,10 +122,11 @@ fn life(spec: &[u8], label: &str, output: Output, started: Started, end: oneshot
     };
     match begin() {
         Ok((mut child, pidfd, pid)) => {
-            // Nobody waits any more only if everything is being torn down.
+            // The receiver is gone only if everything is being torn down.
             let _ = started.send(Ok((pidfd, pid)));
             let status = child.wait();
-            // Its PID namespace is gone, so nobody holds the pipes: the last line comes before the status.
+            // Its PID namespace is gone, so no process holds the pipes: the last line comes before the
+            // status.
             for copy in copies {
                 let _ = copy.join();
             }
@@ -145,7 +146,8 @@ impl Running {
 
     /// Stops it: SIGTERM, and after the grace period, or when `stop` says so, SIGKILL.
     pub async fn terminate(&mut self, grace: Duration, stop: &mut watch::Receiver<Stop>) -> End {
-        // PID 1 of a namespace gets no signal that it has no handler for, so there is nothing to wait for then.
+        // PID 1 of a namespace gets no signal that it has no handler for, so there is nothing to wait for
+        // then.
         if *stop.borrow() < Stop::Now && !grace.is_zero() && handles_termination(self.pid) {
             let _ = pidfd_send_signal(&self.pidfd, Signal::TERM);
             let now = async {
@@ -169,8 +171,8 @@ fn handles_termination(pid: i32) -> bool {
         .map_or(true, |status| catches(&status, Signal::TERM))
 }
 
-/// Whether a process catches a signal, from its `/proc/<pid>/status` (proc(5), `SigCgt`). A blocked one counts too:
-/// the process takes it from a signalfd or sigwait(3).
+/// Whether a process catches a signal, from its `/proc/<pid>/status` (proc(5), `SigCgt`). A blocked one
+/// counts too: the process takes it from a signalfd or sigwait(3).
 fn catches(status: &str, signal: Signal) -> bool {
     ["SigCgt:", "SigBlk:"].into_iter().any(|field| {
         status

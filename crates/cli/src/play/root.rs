@@ -1,10 +1,12 @@
-//! A container's root file system: a tmpfs in which every top-level directory of the base (the host's `/`, or a
-//! directory given with `--rootfs`) is bound read-only, with `/run`, `/home`, `/root` and `/tmp` of its own.
+//! A container's root file system: a tmpfs in which every top-level directory of the base (the host's `/`, or
+//! a directory given with `--rootfs`) is bound read-only, with `/run`, `/home`, `/root` and `/tmp` of its
+//! own.
 //!
-//! A tmpfs instead of a clone of `/` because a mount point for `mountPath: /spiffe-workload-api` cannot be made in a
-//! read-only root. A mount point deeper inside a bound directory is made the same way: the directory is covered with
-//! a tmpfs that holds a bind mount of each of its entries. (An overlay would do it too, but not over directories with
-//! locked mounts below them, which is what an ordinary user finds inside a container.)
+//! A tmpfs instead of a clone of `/` because a mount point for `mountPath: /spiffe-workload-api` cannot be
+//! made in a read-only root. A mount point deeper inside a bound directory is made the same way: the
+//! directory is covered with a tmpfs that holds a bind mount of each of its entries. (An overlay would do it
+//! too, but not over directories with locked mounts below them, which is what an ordinary user finds inside a
+//! container.)
 
 use std::ffi::CStr;
 use std::io;
@@ -52,8 +54,8 @@ pub enum Kind {
     File,
 }
 
-/// Directories of a host that a container gets empty instead: they hold sockets (connect(2) works through a read-only
-/// mount), keys and other people's files.
+/// Directories of a host that a container gets empty instead: they hold sockets (connect(2) works through a
+/// read-only mount), keys and other people's files.
 const MASKED: &[(&str, &str)] = &[("home", "755"), ("root", "700")];
 /// Directories that every container has for itself.
 const SCRATCH: &[(&str, &str)] = &[("run", "755"), ("tmp", "1777")];
@@ -70,7 +72,8 @@ pub struct Root {
 }
 
 impl Root {
-    /// Starts a root at the directory `at` from the directory `base`. `host` masks what a host keeps for itself.
+    /// Starts a root at the directory `at` from the directory `base`. `host` masks what a host keeps for
+    /// itself.
     pub fn new(at: &Path, base: &Path, host: bool) -> Result<Self> {
         let top =
             filesystem("tmpfs", &[("mode", "755"), ("size", "256m")]).doing(|| "make a tmpfs".into())?;
@@ -85,7 +88,8 @@ impl Root {
         let writable = vec![top.try_clone().doing(|| "keep the root's descriptor".into())?];
         let mut root = Self { top, path: at.to_owned(), writable };
         for (name, mode) in empty() {
-            // Where /home is a link (to var/home, say), it is followed, so that the real place is masked as well.
+            // Where /home is a link (to var/home, say), it is followed, so that the real place is masked as
+            // well.
             root.tmpfs(name, mode)?;
         }
         Ok(root)
@@ -111,7 +115,8 @@ impl Root {
         .doing(|| format!("mount on {path}"))
     }
 
-    /// Makes sure that `path` exists and is of this kind, and opens it. Links are followed inside the new root.
+    /// Makes sure that `path` exists and is of this kind, and opens it. Links are followed inside the new
+    /// root.
     pub fn place(&mut self, path: &str, kind: Kind) -> Result<OwnedFd> {
         let mut at = self.top.try_clone().doing(|| "open the root".into())?;
         let mut so_far = String::new();
@@ -250,8 +255,8 @@ impl Root {
         self.bind_tree(&tree, path, read_only)
     }
 
-    /// Mounts what lies at `sub_path` in the directory `volume` at `path`; a missing sub-path becomes a directory, if
-    /// `make` says so. No link leads out of the volume.
+    /// Mounts what lies at `sub_path` in the directory `volume` at `path`; a missing sub-path becomes a
+    /// directory, if `make` says so. No link leads out of the volume.
     pub fn bind_below(
         &mut self,
         volume: &Path,
@@ -342,8 +347,8 @@ pub fn filesystem(kind: &str, options: &[(&str, &str)]) -> rustix::io::Result<Ow
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
-/// A detached copy of what is mounted at `path` and below. Recursive because a copy without the mounts below it would
-/// show what they hide, which the kernel refuses in a user namespace.
+/// A detached copy of what is mounted at `path` and below. Recursive because a copy without the mounts below
+/// it would show what they hide, which the kernel refuses in a user namespace.
 pub fn clone_tree(at: impl AsFd, path: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
@@ -360,8 +365,8 @@ fn create(at: BorrowedFd<'_>, name: &str, kind: Kind) -> rustix::io::Result<()> 
     }
 }
 
-/// Shows each entry of `from` in `to`: links as links, everything else as a read-only bind mount. Directories named in
-/// `skip` are left out.
+/// Shows each entry of `from` in `to`: links as links, everything else as a read-only bind mount. Directories
+/// named in `skip` are left out.
 fn mirror(from: BorrowedFd<'_>, to: BorrowedFd<'_>, skip: &[&str]) -> Result<()> {
     let entries = Dir::read_from(from).doing(|| "read a directory".into())?;
     for entry in entries {

@@ -1,5 +1,5 @@
-//! The namespaces of a play: as root mount and PID; otherwise a user namespace first, with a range of ids where
-//! newuidmap(1) gives one, with one id where not.
+//! The namespaces of a play: as root mount and PID; otherwise a user namespace first, with a range of ids
+//! where newuidmap(1) gives one, with one id where not.
 
 use std::ffi::OsString;
 use std::io::{self, Read as _};
@@ -57,8 +57,8 @@ pub enum NamespaceError {
     },
 }
 
-/// Moves this process into the namespaces; its next child becomes PID 1 of the PID namespace. Call it while there is
-/// one thread.
+/// Moves this process into the namespaces; its next child becomes PID 1 of the PID namespace. Call it while
+/// there is one thread.
 pub fn enter() -> Result<Mode, NamespaceError> {
     let may =
         rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::SYS_ADMIN));

@@ -32,7 +32,7 @@ use super::{DRIVER, NODE, Request};
 const RUN: &str = "/run";
 /// The uid and gid of the agent.
 const AGENT: u32 = 64203;
-/// The audience of the pods' tokens and who issues them, as in an installation.
+/// The audience of the pods' tokens and their issuer, as in an installation.
 pub const AUDIENCE: &str = "seamount.dev";
 const ISSUER: &str = "https://kubernetes.default.svc";
 /// The mounter's socket for the agent.

@@ -65,7 +65,7 @@ fn write(volume: &Path, file: &File, fs_group: Option<u32>) -> io::Result<()> {
         fs::create_dir_all(parent)?;
     }
     let mut options = fs::OpenOptions::new();
-    // Nobody else may look before the mode is right.
+    // No other user may look before the mode is right.
     let mut out = options.write(true).create_new(true).mode(0o600).open(&path)?;
     io::Write::write_all(&mut out, &file.data)?;
     let mut mode = file.mode;

@@ -127,7 +127,7 @@ fn what_cannot_be_played_is_refused_before_anything_starts() {
     let mut command = Who::User.command(stage.seamount());
     let output = command.args(["play", "/nowhere.yaml"]).output().unwrap();
     assert!(String::from_utf8(output.stderr).unwrap().contains("read /nowhere.yaml"));
-    // Its hidden parts touch nothing when somebody else starts them.
+    // Its hidden parts touch nothing when another program starts them.
     for part in ["supervisor", "container"] {
         let output =
             std::process::Command::new(stage.seamount()).args(["play-stage", part]).output().unwrap();

@@ -46,8 +46,8 @@ fn names(directory: &str) -> BTreeSet<PathBuf> {
     fs::read_dir(directory).unwrap().map(|e| e.unwrap().path()).collect()
 }
 
-/// Runs a play in a mount namespace with a /run and a /tmp that nobody else uses, ends it with `end`, and looks for
-/// what is left.
+/// Runs a play in a mount namespace with a /run and a /tmp that no other process uses, ends it with `end`,
+/// and looks for what is left.
 fn nothing_is_left(test: &str, text: &str, end: impl Fn(Playing) + Sync) {
     for who in everybody(test) {
         if !seamount_testkit::is_root() {

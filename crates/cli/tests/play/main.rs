@@ -1,5 +1,5 @@
-//! `seamount play` for real: namespaces, mounter, agent, containers. Each test runs as root and, where the kernel lets
-//! an ordinary user make namespaces, without root.
+//! `seamount play` for real: namespaces, mounter, agent, containers. Each test runs as root and, where the
+//! kernel lets an ordinary user make namespaces, without root.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

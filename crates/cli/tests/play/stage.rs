@@ -15,7 +15,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// An ordinary user, whose number nothing else uses.
 const USER: u32 = 51234;
 
-/// Who runs it.
+/// The user that runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     Root,
@@ -23,7 +23,7 @@ pub enum Who {
     User,
 }
 
-/// Who can run it here; says what is skipped.
+/// The users that can run it here; says what is skipped.
 pub fn everybody(test: &str) -> Vec<Who> {
     let mut all = Vec::new();
     if seamount_testkit::is_root() {
@@ -65,7 +65,7 @@ impl Who {
     }
 }
 
-/// A directory and the programs, where everybody can read them.
+/// A directory and the programs, where every user can read them.
 pub struct Stage {
     directory: tempfile::TempDir,
     programs: PathBuf,
@@ -84,7 +84,7 @@ impl Stage {
             .status()
             .is_ok_and(|s| s.success())
         {
-            // The checkout is below somebody's home.
+            // The checkout is below a user's home.
             for name in ["seamount", "seamount-mounter", "seamount-agent"] {
                 fs::copy(seamount_testkit::bin(name), directory.path().join(name)).unwrap();
             }
@@ -207,7 +207,7 @@ impl Playing {
                 if out { &mut self.out } else { &mut self.err }.push(line);
             }
         };
-        // The readers end when nobody holds the pipes any more.
+        // The readers end when no process holds the pipes any more.
         while let Ok((out, line)) = self.lines.recv_timeout(PATIENCE) {
             if out { &mut self.out } else { &mut self.err }.push(line);
         }

@@ -113,6 +113,14 @@ fn valid(text: &str) -> bool {
         && parts.all(|s| !s.is_empty() && s != "." && s != ".." && ok(s))
 }
 
+/// For all property tests of the workspace: what cargo starts has a seed from `.cargo/config.toml`.
+#[test]
+fn property_tests_draw_the_same_in_every_run() {
+    let seed = std::env::var("PROPTEST_RNG_SEED").expect("cargo sets it");
+    let fixed = matches!(ProptestConfig::default().rng_seed, proptest::test_runner::RngSeed::Fixed(_));
+    assert_eq!(fixed, seed.parse::<u64>().is_ok(), "PROPTEST_RNG_SEED={seed}");
+}
+
 proptest! {
     #[test]
     fn parse_after_display_is_identity(text in "spiffe://[a-z0-9._-]{1,40}(/[a-zA-Z0-9_-]{1,12}){0,6}") {

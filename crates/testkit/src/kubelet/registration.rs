@@ -125,12 +125,12 @@ impl Kubelet {
         }
     }
 
-    /// Forgets who is registered, as the kubelet does when it restarts.
+    /// Forgets what is registered, as the kubelet does when it restarts.
     pub fn forget_registrations(&self) {
         self.state().0.clear();
     }
 
-    /// Who is registered now.
+    /// What is registered now.
     pub fn registrations(&self) -> Vec<NodeInfo> {
         self.state().0.values().map(|(_, info)| info.clone()).collect()
     }

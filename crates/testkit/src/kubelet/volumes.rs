@@ -24,8 +24,8 @@ impl Kubelet {
         self.volume_directory(volume).join("mount")
     }
 
-    /// Makes the pod's and the volume's directories (but not the target) and writes `vol_data.json`, as the kubelet
-    /// does before NodePublishVolume.
+    /// Makes the pod's and the volume's directories (but not the target) and writes `vol_data.json`, as the
+    /// kubelet does before NodePublishVolume.
     ///
     /// # Errors
     /// If a file or directory cannot be made.
@@ -38,7 +38,8 @@ impl Kubelet {
         fs::write(&data, self.vol_data(volume)).map_err(KubeletError::io("write", &data))
     }
 
-    /// What the kubelet writes into `vol_data.json`: keys in order, one line. The mode is 0644 less the umask.
+    /// What the kubelet writes into `vol_data.json`: keys in order, one line. The mode is 0644 less the
+    /// umask.
     pub fn vol_data(&self, volume: &PodVolume) -> String {
         let attachment = sha256_hex(&[&volume.volume_id, &self.driver, &self.node]);
         let mut json = serde_json::json!({
@@ -54,8 +55,8 @@ impl Kubelet {
         json
     }
 
-    /// Removes the volume, and the pod's directories if it was the last: each by name, as the kubelet does, never
-    /// recursively. What is already gone is no error.
+    /// Removes the volume, and the pod's directories if it was the last: each by name, as the kubelet does,
+    /// never recursively. What is already gone is no error.
     ///
     /// # Errors
     /// If the driver left something in the target or it is still a mount: then everything stays.
@@ -83,8 +84,8 @@ impl Kubelet {
         gone(&directory, fs::remove_dir(&directory))
     }
 
-    /// The sockets below `plugins_registry` that the kubelet's watcher would look at (names that begin with a dot are
-    /// not), each with what tells it from a later one of the same name.
+    /// The sockets below `plugins_registry` that the kubelet's watcher would look at (names that begin with a
+    /// dot are not), each with what tells it from a later one of the same name.
     pub(super) fn registration_sockets(&self) -> Result<Vec<(PathBuf, Identity)>, KubeletError> {
         let directory = self.root.join("plugins_registry");
         let failed = || KubeletError::io("list", &directory);

@@ -80,7 +80,8 @@ async fn one_at_a_time(socket: &Path) -> anyhow::Result<(Samples, Samples, Sampl
     Ok((hyper, tonic, bare))
 }
 
-/// How many connections 16 clients on two threads make in how long, each beginning the next when it has its SVID.
+/// How many connections 16 clients on two threads make in how long, each beginning the next when it has its
+/// SVID.
 fn sixteen_at_once(sockets: &[PathBuf]) -> anyhow::Result<(usize, Duration)> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let stop = Arc::new(AtomicBool::new(false));

@@ -114,7 +114,8 @@ fn library() -> anyhow::Result<[f64; 3]> {
     ])
 }
 
-/// How often something can be done per second of this thread's processor time: others on the machine do not count.
+/// How often something can be done per second of this thread's processor time: others on the machine do not
+/// count.
 fn per_second(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     let begun = usage::this_thread();
     let mut done = 0_u32;

@@ -1,7 +1,7 @@
 //! N0: what the machine does to every row, without anything of ours.
 //!
-//! A virtual machine's processor that has nothing to do is taken away from it, and its memory may be as well. Each call
-//! wakes four sleeping processes, and after a rest touches some hundred pages.
+//! A virtual machine's processor that has nothing to do is taken away from it, and its memory may be as well.
+//! Each call wakes four sleeping processes, and after a rest touches some hundred pages.
 
 use std::hint::black_box;
 use std::io::{Read as _, Write as _};

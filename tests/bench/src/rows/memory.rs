@@ -1,4 +1,4 @@
-//! N5 and N10: what 500 volumes cost when nobody asks anything, before and after a soak.
+//! N5 and N10: what 500 volumes cost when no client asks anything, before and after a soak.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ const VOLUMES: usize = 500;
 const PAIRS: usize = 20_000;
 const RUNS: usize = 3;
 const SPAN: Duration = Duration::from_secs(20);
-/// What counts as flat, in MB: the soak's second half may add a few pages, not one for each hundred pairs (0.4 MB).
+/// What counts as flat, in MB: the soak's second half may add a few pages, not one for each hundred pairs
+/// (0.4 MB).
 const FLAT: f64 = 0.25;
 
 pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
@@ -54,7 +55,7 @@ fn rows() -> Vec<Row> {
     ]
 }
 
-/// Percent of a core that both processes take while nobody asks anything.
+/// Percent of a core that both processes take while no client asks anything.
 async fn idle(node: &Node) -> anyhow::Result<f64> {
     let (mounter, agent) = (node.mounter()?, node.agent()?);
     let used = || Ok::<_, anyhow::Error>(usage::processor(mounter)? + usage::processor(agent)?);

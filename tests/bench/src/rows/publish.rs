@@ -148,7 +148,7 @@ async fn one_at_a_time(
                 if let Some(samples) = run.bare.get_mut(what) {
                     samples.add(took);
                 }
-                // Who comes second meets what the first one still does behind its answer: take turns.
+                // The second meets what the first one still does behind its answer: take turns.
                 let mut sides = [(&in_small, small.1, &mut run.small), (&in_large, large.1, &mut run.large)];
                 if (batch + i) % 2 == 1 {
                     sides.reverse();

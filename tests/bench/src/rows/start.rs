@@ -69,7 +69,7 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
     })
 }
 
-/// Asks all volumes, and waits for every answer; their chains. A socket that nobody serves is tried again, as client
+/// Asks all volumes, and waits for every answer; their chains. A socket without a server is tried again, as client
 /// libraries do.
 fn all_serve(volumes: &[Volume]) -> anyhow::Result<Vec<Bytes>> {
     let mut asked: Vec<(&Path, Bare)> = Vec::new();

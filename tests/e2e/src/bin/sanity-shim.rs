@@ -1,11 +1,12 @@
 //! Stands between csi-sanity and the agent and plays the kubelet's part.
 //!
 //! csi-sanity publishes at `<its folder>/target`, never asks for read-only, knows no pods and writes no
-//! `vol_data.json`; the kubelet does all of that and the agent insists on it. So this program gives every request that
-//! csi-sanity makes what the kubelet would give it: a target path in a pod's directory with `vol_data.json` beside it,
-//! `readonly`, the pod's facts in `volume_context` and a token in `secrets`. What csi-sanity leaves out on purpose (volume id,
-//! path, capability) stays out. After unpublish it removes what the kubelet would remove. It also serves the Controller calls
-//! through which csi-sanity makes its volumes, since an ephemeral driver has none.
+//! `vol_data.json`; the kubelet does all of that and the agent insists on it. So this program gives every
+//! request that csi-sanity makes what the kubelet would give it: a target path in a pod's directory with
+//! `vol_data.json` beside it, `readonly`, the pod's facts in `volume_context` and a token in `secrets`. What
+//! csi-sanity leaves out on purpose (volume id, path, capability) stays out. After unpublish it removes what
+//! the kubelet would remove. It also serves the Controller calls through which csi-sanity makes its volumes,
+//! since an ephemeral driver has none.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,7 +51,8 @@ struct Args {
     node_endpoint: PathBuf,
     #[arg(long)]
     controller_endpoint: PathBuf,
-    /// A folder in which csi-sanity's paths become symbolic links to the real ones, for its check of the target.
+    /// A folder in which csi-sanity's paths become symbolic links to the real ones, for its check of the
+    /// target.
     #[arg(long)]
     targets: PathBuf,
 }

@@ -1,24 +1,21 @@
 //! An authority that goes away and comes back: what was issued goes on, and health, metrics and log say so.
 
 use super::*;
-use crate::logging::Recent;
-use tracing_subscriber::layer::SubscriberExt as _;
+use crate::logging::captured::Captured;
 
 const SILENT: &str = "the authority does not answer";
 
 /// Two volumes, each with an SVID, and the log.
 struct Pair {
     world: World,
-    recent: Recent,
-    _log: tracing::subscriber::DefaultGuard,
+    log: Captured,
 }
 
 impl Pair {
     async fn new(svid_ttl: Duration) -> Self {
-        let recent = Recent::default();
-        let log = tracing::subscriber::set_default(tracing_subscriber::registry().with(recent.layer()));
+        let log = Captured::start();
         let world = World::with_lifetime(svid_ttl).await;
-        let pair = Self { world, recent, _log: log };
+        let pair = Self { world, log };
         for name in ["one", "two"] {
             pair.publish(name).await;
         }
@@ -62,7 +59,7 @@ impl Pair {
     }
 
     fn said(&self, text: &str) -> usize {
-        self.recent.lines().iter().filter(|line| line.text.contains(text)).count()
+        self.log.lines().iter().filter(|line| line.text.contains(text)).count()
     }
 
     fn metric(&self, line: &str) -> bool {
@@ -109,8 +106,8 @@ async fn an_authority_that_is_away_takes_nothing_back_and_is_told_once() {
     let look = volumes.look(&named("one")).await.unwrap();
     assert_eq!(look.conditions[0].message, report[0].faults[0].message, "two truths");
     assert!(pair.metric("seamount_authority_requests_total{result=\"error\"} 2"));
-    assert_eq!(pair.said(SILENT), 1, "{:?}", pair.recent.lines());
-    assert_eq!(pair.said("no new identity"), 0, "a line for each volume: {:?}", pair.recent.lines());
+    assert_eq!(pair.said(SILENT), 1, "{:?}", pair.log.lines());
+    assert_eq!(pair.said("no new identity"), 0, "a line for each volume: {:?}", pair.log.lines());
     // A pod that has no identity yet is named.
     pair.publish("late").await;
     // The other two may try again meanwhile.
@@ -153,7 +150,7 @@ async fn what_expires_while_the_authority_is_away_is_told_and_comes_back() {
     assert_eq!(pair.reasons(&report), ["IdentityExpired", "IdentityExpired"]);
     assert_eq!(report[0].state, "expired");
     let lines = pair.said("SVIDs have expired");
-    assert!((1..=2).contains(&lines), "{:?}", pair.recent.lines());
+    assert!((1..=2).contains(&lines), "{:?}", pair.log.lines());
 
     // Each of them may have to be asked for twice: it lives for two seconds.
     for _ in 0..200 {

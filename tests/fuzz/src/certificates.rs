@@ -1,4 +1,5 @@
-//! Certificates: a bundle is what it was made of, and no chain passes whose leaf the authority has not signed.
+//! Certificates: a bundle is what it was made of, and no chain passes whose leaf the authority has not
+//! signed.
 
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +13,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::input::{self, Patches};
 
-/// Made once by `fixtures/make.sh`, valid until 2126; nobody has the keys.
+/// Made once by `fixtures/make.sh`, valid until 2126; the keys are gone.
 const ROOT: &[u8] = include_bytes!("../fixtures/root.der");
 const SIGNER: &[u8] = include_bytes!("../fixtures/signer.der");
 const LEAF: &[u8] = include_bytes!("../fixtures/leaf.der");
@@ -80,7 +81,7 @@ fn chain(der: &[u8]) {
     check(&certificates);
 }
 
-/// Whoever is let in has a leaf that was signed, word for word.
+/// A chain that passes has a leaf that was signed, word for word.
 fn check(certificates: &[CertificateDer<'_>]) {
     let verified = verify_chain(certificates, &BUNDLE, now());
     // What was verified is remembered: it must not matter.

@@ -161,7 +161,7 @@ impl<'a> Session<'a> {
     }
 
     /// A younger mounter takes over, as in a roll-out: the old one answers what its agent still asks, then everything is
-    /// the young one's. Perhaps the one that comes is nobody, or gone before it has all.
+    /// the young one's. Perhaps the young one is gone before it has all.
     fn take_over(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         let mut last = Vec::new();
         for _ in 0..u.int_in_range(0..=3u8)? {
@@ -191,7 +191,7 @@ impl<'a> Session<'a> {
             let before = kept(&node);
             let result = server::hand_over(&to, agent, &mut node);
             assert!(result.is_err(), "handed over to nobody");
-            // It goes on as if nobody had come.
+            // It goes on as if none had come.
             assert!(with_agent || kept(&node) == before);
             None
         } else {
@@ -227,7 +227,7 @@ impl<'a> Session<'a> {
             // What a new process does not have.
             node.listed.clear();
         }
-        // Never free in between, and free for nobody now.
+        // Never free in between, and not free now.
         let file = fs::File::open(plugin.join("lock")).unwrap();
         assert!(flock(&file, FlockOperation::NonBlockingLockExclusive).is_err(), "the lock is free");
         self.node = Some(node);
@@ -306,7 +306,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Somebody on the host puts something where the volume is.
+    /// A process of the host puts something where the volume is.
     fn tamper(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         let (place, _) = self.slot(u)?;
         world::unmount_all(&place);

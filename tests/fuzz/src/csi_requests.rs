@@ -1,5 +1,5 @@
-//! What the kubelet's socket takes: bytes, through prost, to the agent's judgement. What passes is what a kubelet says of
-//! one volume of ours, and what may be published may always be taken away again.
+//! What the kubelet's socket takes: bytes, through prost, to the agent's judgement. What passes is what a
+//! kubelet says of one volume of ours, and what may be published may always be taken away again.
 
 use std::collections::HashMap;
 

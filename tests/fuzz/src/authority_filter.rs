@@ -1,5 +1,5 @@
-//! The filter that takes `:authority` out of HTTP/2, against a plain second reading of RFC 9113 and RFC 7541, and
-//! whatever the pieces that the bytes arrive in.
+//! The filter that takes `:authority` out of HTTP/2, against a plain second reading of RFC 9113 and RFC 7541,
+//! and whatever the pieces that the bytes arrive in.
 
 use std::io;
 use std::pin::Pin;
@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::input;
 
-/// 0: a connection's bytes. 1: a header block in a frame. 2: frames without the preface. The next byte and the one
-/// after it say how the bytes are cut.
+/// 0: a connection's bytes. 1: a header block in a frame. 2: frames without the preface. The next byte and
+/// the one after it say how the bytes are cut.
 pub fn run(data: &[u8]) {
     let (kind, rest) = input::kind(data, 3);
     let Some((&[step, space], rest)) = rest.split_first_chunk() else { return };
@@ -88,7 +88,8 @@ fn filtered(bytes: &[u8], step: usize, space: usize) -> Vec<u8> {
     }
 }
 
-/// What is to come out: everything, but the values of `:authority`; and no frame of headers that is not whole.
+/// What is to come out: everything, but the values of `:authority`; and no frame of headers that is not
+/// whole.
 fn expected(bytes: &[u8]) -> Vec<u8> {
     let mut out = bytes.to_vec();
     let mut at = 24;

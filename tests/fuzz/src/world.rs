@@ -1,5 +1,5 @@
-//! A place where the mounter may do what it wants: a mount namespace of this thread's, with a tmpfs on /run. All of it is
-//! gone when the process ends, however it ends.
+//! A place where the mounter may do what it wants: a mount namespace of this thread's, with a tmpfs on /run.
+//! All of it is gone when the process ends, however it ends.
 
 use std::fs;
 use std::io::Write as _;
@@ -48,7 +48,7 @@ pub fn remove(path: &Path) {
     }
 }
 
-/// Everything below a path, with all that changes when somebody touches it.
+/// Everything below a path, with all that changes when it is touched.
 pub fn fingerprint(path: &Path) -> Vec<(PathBuf, [i64; 9])> {
     let found = fs::symlink_metadata(path).unwrap();
     let numbers = [
@@ -77,8 +77,8 @@ pub fn mount_points() -> Vec<String> {
     table.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect()
 }
 
-/// What the descriptors of this process lead to, but for the one that lists them, and for pipes: the sanitizer's to a
-/// symbolizer, and the mounter makes none.
+/// What the descriptors of this process lead to, but for the one that lists them, and for pipes: the
+/// sanitizer's to a symbolizer, and the mounter makes none.
 pub fn descriptors() -> Vec<PathBuf> {
     let all = fs::read_dir("/proc/self/fd").unwrap();
     let mut all: Vec<PathBuf> = all.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect();

@@ -1,5 +1,5 @@
-//! The Workload API's socket: whatever a client sends, an identity comes out only by the one request that may have it, and
-//! the next client is served.
+//! The Workload API's socket: whatever a client sends, an identity comes out only by the one request that may
+//! have it, and the next client is served.
 
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -96,8 +96,8 @@ enum Until {
     Answered,
 }
 
-/// Sends all, and reads until it is clear what the answer is. A server that does not answer is a hang, which the fuzzer
-/// reports.
+/// Sends all, and reads until it is clear what the answer is. A server that does not answer is a hang, which
+/// the fuzzer reports.
 async fn talk(bytes: &[u8], until: Until) -> Vec<u8> {
     let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(&SERVER.name).unwrap()).unwrap();
     stream.set_nonblocking(true).unwrap();

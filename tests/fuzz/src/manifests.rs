@@ -1,4 +1,5 @@
-//! The manifests of `seamount play`: what is played is complete and stays in its place, and no message tells a Secret.
+//! The manifests of `seamount play`: what is played is complete and stays in its place, and no message tells
+//! a Secret.
 
 use std::collections::BTreeSet;
 

@@ -255,7 +255,7 @@ fn documents(all: &mut Seeds) {
     for length in [0, 200, 255] {
         add(all, "vol_data", 2, &[length]);
     }
-    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
     let texts =
         ["identity.yaml", "service.yaml"].map(|name| std::fs::read(format!("{manifests}/{name}")).unwrap());
     let all_fields = br#"apiVersion: v1

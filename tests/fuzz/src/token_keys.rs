@@ -14,7 +14,8 @@ static TOKEN: LazyLock<String> = LazyLock::new(|| ISSUED_BY.token_from_json(&cla
 pub fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data).replace("KID", ISSUED_BY.kid());
     let set = KeySet::parse(text.as_bytes());
-    // What is passed over may be more than a `Value` holds, and an array of the fields is read like an object.
+    // What is passed over may be more than a `Value` holds, and an array of the fields is read like an
+    // object.
     let value: Option<Value> = serde_json::from_str(&text).ok().filter(Value::is_object);
     if value.is_none() && !matches!(set, Err(KeySetError::Json(_))) {
         return;

@@ -1,4 +1,5 @@
-//! The JSON of tokens in a publish request: exactly one token, for our audience, and never a word of it in a message.
+//! The JSON of tokens in a publish request: exactly one token, for our audience, and never a word of it in a
+//! message.
 
 use seamount_agent::csi::request;
 use seamount_agent::token::MAX_TOKEN;

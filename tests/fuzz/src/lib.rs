@@ -20,7 +20,7 @@ mod world;
 
 /// The mounter without its `main`, its privileges (it would lock the fuzzer in) and its log.
 #[allow(dead_code, reason = "the mounter's, not all of it is called from here")]
-#[path = "../../crates/mounter/src"]
+#[path = "../../../crates/mounter/src"]
 mod mounter {
     pub mod config;
     pub mod failure;
@@ -54,7 +54,7 @@ mod log {
 
 /// How `seamount play` reads manifests.
 #[allow(dead_code, reason = "the command's, not all of it is called from here")]
-#[path = "../../crates/cli/src/play"]
+#[path = "../../../crates/cli/src/play"]
 mod play {
     pub mod allow;
     pub mod env;
