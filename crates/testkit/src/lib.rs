@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod client;
+pub mod http2;
 pub mod issuer;
 pub mod kubelet;
 pub mod namespace;
