@@ -78,6 +78,15 @@ impl Spawn {
         Self { name: name.to_owned(), command, log: logs.join(format!("{name}.log")) }
     }
 
+    /// The same for a program that may have so many descriptors and no more, whatever this process may have.
+    pub fn limited(name: &str, program: &Path, logs: &Path, descriptors: u64) -> Self {
+        // The shell sets both limits, and becomes the program: pid, uid and death signal stay.
+        let script = "ulimit -n \"$0\" && exec \"$@\"";
+        Self::new(name, Path::new("/bin/sh"), logs)
+            .args(["-c", script, &descriptors.to_string()])
+            .args([program])
+    }
+
     /// Adds arguments.
     #[must_use]
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
