@@ -169,6 +169,24 @@ pub fn agent<S: AsRef<OsStr>>(
     }
 }
 
+/// The live children of a process, each with its program.
+pub fn children(of: u32) -> Vec<(u32, PathBuf)> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        // proc(5): pid (comm) state ppid …; the name may have blanks.
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let parent = stat.rsplit_once(')')?.1.split(' ').nth(2)?.parse::<u32>().ok()?;
+        (parent == of).then_some(())?;
+        Some((pid, program(pid)?))
+    });
+    processes.collect()
+}
+
+/// The program that a process runs; none once it has ended, reaped or not.
+pub fn program(pid: u32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
 /// A running child process. Killed and reaped when it is dropped.
 #[derive(Debug)]
 pub struct Process {
