@@ -11,7 +11,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use rustix::process::{DumpableBehavior, Gid, Uid, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, Gid, Signal, Uid, getppid, set_dumpable_behavior, set_parent_process_death_signal,
+};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::attacks::Attack;
@@ -89,11 +91,15 @@ pub fn run(attack: &Attack, volumes: &Path) -> anyhow::Result<()> {
 /// This thread is the only one.
 fn drop_privileges() -> anyhow::Result<()> {
     let (uid, gid) = (Uid::from_raw(UID), Gid::from_raw(UID));
+    let parent = getppid();
     set_thread_groups(&[]).context("setgroups")?;
     set_thread_res_gid(gid, gid, gid).context("setresgid")?;
     set_thread_res_uid(uid, uid, uid).context("setresuid")?;
-    // Another uid makes /proc/self root's, and with it the way to the directories.
-    set_dumpable_behavior(DumpableBehavior::Dumpable).context("prctl(PR_SET_DUMPABLE)")
+    // Another uid makes /proc/self root's, and with it the way to the directories; and it forgets the death signal.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).context("prctl(PR_SET_DUMPABLE)")?;
+    set_parent_process_death_signal(Some(Signal::KILL)).context("prctl(PR_SET_PDEATHSIG)")?;
+    anyhow::ensure!(getppid() == parent, "the process that started this one has ended");
+    Ok(())
 }
 
 struct Pod {

@@ -62,7 +62,7 @@ pub struct Measured {
     /// What failed, and why.
     pub failures: Vec<String>,
     /// Volumes of pods whose unpublish has failed.
-    leftovers: Vec<PodVolume>,
+    pub leftovers: Vec<PodVolume>,
 }
 
 impl Measured {

@@ -122,3 +122,67 @@ impl Outcome {
         faults
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::attacker::Got;
+
+    const JUDGED: Rules = Rules { busy: false };
+    const BUSY: Rules = Rules { busy: true };
+
+    /// As good as it has to be, and no better.
+    fn good() -> Outcome {
+        let mut measured = Measured { answered: FETCHES, ..Default::default() };
+        for samples in [&mut measured.publishes, &mut measured.unpublishes] {
+            samples.add(Duration::from_millis(100));
+        }
+        let got = Got { made: 1, ..Default::default() };
+        let usage = Usage { memory: 3.0, descriptors: [20, 10] };
+        Outcome {
+            measured,
+            got: Loot { volumes: 1, refused: [("ResourceExhausted".to_owned(), 9)].into(), got },
+            before: usage,
+            peak: 35.0,
+            after: usage,
+            processor: 1.0,
+            left: Vec::new(),
+            ended: Vec::new(),
+        }
+    }
+
+    fn faults(rules: Rules, change: impl FnOnce(&mut Outcome)) -> Vec<String> {
+        let mut outcome = good();
+        change(&mut outcome);
+        outcome.faults(rules)
+    }
+
+    #[test]
+    fn each_bound_is_judged_by_itself() {
+        assert_eq!(good().faults(JUDGED), [""; 0]);
+        let each: [(&str, fn(&mut Outcome)); 9] = [
+            ("answered 19 times of 20", |o| o.measured.answered -= 1),
+            ("1 calls for others failed", |o| o.measured.failures.push("publish: Unavailable".to_owned())),
+            ("p99 of publish", |o| o.measured.publishes.add(Duration::from_millis(101))),
+            ("p99 of unpublish", |o| o.measured.unpublishes.add(Duration::from_millis(101))),
+            ("grew by 32.1 MB", |o| o.peak += 0.1),
+            ("the mounter had 10 descriptors before and has 11", |o| o.after.descriptors[1] += 1),
+            ("could not be removed", |o| o.left.push("volume v0: no answer".to_owned())),
+            ("nothing was attacked", |o| o.got.got.made = 0),
+            ("ended by itself", |o| o.ended.push("the agent has ended by itself".to_owned())),
+        ];
+        for (text, change) in each {
+            let faults = faults(JUDGED, change);
+            assert!(matches!(&*faults, [one] if one.contains(text)), "{text}: {faults:?}");
+        }
+    }
+
+    #[test]
+    fn a_busy_machine_may_be_slow_and_no_slower() {
+        assert_eq!(faults(BUSY, |o| o.measured.publishes.add(Duration::from_millis(1999))), [""; 0]);
+        let late = faults(BUSY, |o| o.measured.unpublishes.add(Duration::from_millis(2001)));
+        assert!(matches!(&*late, [one] if one.contains("the slowest unpublish")), "{late:?}");
+    }
+}
