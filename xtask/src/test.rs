@@ -17,7 +17,7 @@ use parse::{Count, Parser};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these suites; all without any.
-    #[arg(value_parser = clap::builder::PossibleValuesParser::new(["cargo", "demo", "chaos", "fuzz", "sanity", "e2e"]))]
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(["cargo", "demo", "chaos", "attack", "fuzz", "sanity", "e2e"]))]
     suites: Vec<String>,
 }
 
@@ -78,6 +78,8 @@ fn suites() -> anyhow::Result<Vec<(&'static str, Command)>> {
     ]);
     let mut chaos = command(&root().join("target/debug/seamount-chaos").display().to_string());
     chaos.args(["--kills", "100"]);
+    let mut attack = command(&root().join("target/debug/seamount-attack").display().to_string());
+    attack.args(["--busy", "--seconds", "3"]);
     // Not the program that runs: the build before has replaced its file.
     let mut fuzz = command(&root().join("target/debug/xtask").display().to_string());
     fuzz.args(["fuzz", "--as-tests", "--seconds", "20"]);
@@ -90,6 +92,7 @@ fn suites() -> anyhow::Result<Vec<(&'static str, Command)>> {
         ("cargo", tests),
         ("demo", script("examples/demo.sh")),
         ("chaos", chaos),
+        ("attack", attack),
         ("fuzz", fuzz),
         ("sanity", script("tests/sanity/run.sh")),
         ("e2e", script("tests/e2e/run.sh")),
