@@ -4,11 +4,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use seamount_testkit::http2::{
-    END_HEADERS, INITIAL_WINDOW_SIZE, frame, grpc_call, grpc_headers, grpc_message, kind, preface,
+    self, END_HEADERS, INITIAL_WINDOW_SIZE, frame, grpc_call, grpc_headers, grpc_message, kind, preface,
 };
 
 const FETCH: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const REFLECTION: [&str; 2] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
@@ -110,7 +111,8 @@ pub fn reflection() -> Script {
     // `file_containing_symbol = 4` of ServerReflectionRequest.
     let symbol = b"SpiffeWorkloadAPI";
     let request = grpc_message(&[&[0x22, 17], &symbol[..]].concat());
-    let asked = request.repeat(32);
+    // Of all streams together as much as the connection's window takes: what the agent does not read, it keeps.
+    let asked = request.repeat(42);
     closed_window(|stream| {
         let path = if stream % 4 == 1 { REFLECTION[0] } else { REFLECTION[1] };
         [headers(stream, path, &[]), frame(kind::DATA, 0, stream, &asked)].concat()
@@ -120,6 +122,11 @@ pub fn reflection() -> Script {
 /// Open FetchX509SVID streams that may be sent nothing.
 pub fn streams() -> Script {
     closed_window(|stream| grpc_call(stream, FETCH, &[]))
+}
+
+/// Health streams that may be sent nothing.
+pub fn health_streams() -> Script {
+    closed_window(|stream| grpc_call(stream, WATCH, &[]))
 }
 
 /// Requests whose message never comes.
@@ -163,6 +170,17 @@ fn large_list(stream: u32, out: &mut Vec<u8>) {
 pub fn frames(kind: u8, payload: &[u8]) -> Script {
     // A call before it: a connection that asks nothing is closed after a while.
     repeat([preface(&[]), grpc_call(1, FETCH, &[])].concat(), &frame(kind, 0, 0, payload))
+}
+
+/// Settings that change the window of every open stream.
+pub fn settings() -> Script {
+    let window = |size| frame(kind::SETTINGS, 0, 0, &http2::settings(&[(INITIAL_WINDOW_SIZE, size)]));
+    let Script { opening, .. } = streams();
+    let both = [window(1), window(0)].concat();
+    let count = CHUNK / both.len();
+    let then =
+        Then::Repeat { bytes: both.repeat(count).into(), frames: 2 * count as u64, pause: Duration::ZERO };
+    Script { opening, then, reads: false }
 }
 
 /// DATA without data on a request that does not end.
