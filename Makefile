@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 XTASK := cargo run --quiet --locked --package xtask --
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run)
 
-.PHONY: help demo quick test check chaos fuzz sanity e2e selinux bench images clean
+.PHONY: help demo quick test check attack chaos fuzz sanity e2e selinux bench images clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,10 @@ check: ## formatting, spelling, scripts, dependencies, the mounter's budget, cli
 	$(XTASK) budget
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+attack: ## attack the agent as one hostile pod, measure what is left for other pods (root; SECONDS=…, ATTACKS="…")
+	@tests/setup.sh build
+	@$(XTASK) attack --seconds $(or $(SECONDS),8) $(ATTACKS)
 
 chaos: ## kill agent and mounter a thousand times under a played kubelet, count what is lost (root; KILLS=…, SEED=…)
 	@tests/setup.sh build

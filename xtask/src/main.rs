@@ -1,5 +1,6 @@
 //! Builds, counts and tests that are not a plain cargo command: `cargo run -p xtask -- help`.
 
+mod attack;
 mod bench;
 mod budget;
 mod chaos;
@@ -35,6 +36,8 @@ enum Task {
     Budget,
     /// Measure (root): the rows N1 to N10, or any CSI driver under load.
     Bench(bench::Args),
+    /// Attack the agent as one hostile pod (root), and measure what is left for other pods.
+    Attack(attack::Args),
     /// Kill mounter and agent at random under a played kubelet (root), and count what is lost.
     Chaos(chaos::Args),
     /// Run the fuzz targets; a crash is a failure.
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Image(args) => image::run(&args),
         Task::Budget => budget::run(),
         Task::Bench(args) => bench::run(&args),
+        Task::Attack(args) => attack::run(&args),
         Task::Chaos(args) => chaos::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Quick(args) => quick::run(&args),

@@ -17,7 +17,7 @@ use parse::{Count, Parser};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these suites; all without any.
-    #[arg(value_parser = clap::builder::PossibleValuesParser::new(["cargo", "fuzz", "demo", "chaos", "sanity", "e2e"]))]
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(["cargo", "fuzz", "demo", "chaos", "attack", "sanity", "e2e"]))]
     suites: Vec<String>,
 }
 
@@ -110,6 +110,8 @@ fn suites() -> Vec<Suite> {
     let mut chaos = command(&root().join("target/debug/seamount-chaos").display().to_string());
     // The same choices in every run; `make chaos` draws others.
     chaos.args(["--kills", "100", "--seed", "1"]);
+    let mut attack = command(&root().join("target/debug/seamount-attack").display().to_string());
+    attack.args(["--busy", "--seconds", "3"]);
     let suite = |name, command| Suite { name, before: None, command };
     let built = |name, row, path| Suite {
         name,
@@ -121,6 +123,7 @@ fn suites() -> Vec<Suite> {
         suite("fuzz", tests(&["--test", "replay"])),
         suite("demo", script("examples/demo.sh", None)),
         suite("chaos", chaos),
+        suite("attack", attack),
         built("sanity", "build sanity", "tests/sanity/run.sh"),
         built("e2e", "build e2e", "tests/e2e/run.sh"),
     ]

@@ -2,11 +2,15 @@
 //! place, the real programs as child processes, a mount namespace to let them loose in, and a node of all of it.
 
 pub mod authority;
+pub mod client;
+pub mod http2;
 pub mod issuer;
 pub mod kubelet;
 pub mod namespace;
 pub mod node;
 pub mod processes;
+pub mod samples;
+pub mod usage;
 
 use std::io::Write as _;
 use std::path::PathBuf;

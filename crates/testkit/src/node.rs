@@ -43,6 +43,7 @@ pub struct Node {
     pub http: String,
     logs: PathBuf,
     programs: Option<PathBuf>,
+    descriptors: Option<u64>,
     dir: PathBuf,
 }
 
@@ -63,8 +64,9 @@ impl Node {
         mount("tmpfs", &root, "tmpfs", MountFlags::empty(), Some(c"mode=750"))?;
         std::fs::write(dir.join("etc/jwks.json"), issuer.jwks_json())?;
         let kubelet = Kubelet::new(&root, DRIVER)?;
-        let node =
-            Self { kubelet, issuer, http: free_address()?, logs: dir.join("logs"), programs: None, dir };
+        let (http, logs) = (free_address()?, dir.join("logs"));
+        let (programs, descriptors) = Default::default();
+        let node = Self { kubelet, issuer, http, logs, programs, descriptors, dir };
         node.write_root()?;
         node.configure(&node.yaml())?;
         Ok(node)
@@ -74,6 +76,13 @@ impl Node {
     #[must_use]
     pub fn with_programs(mut self, directory: Option<&Path>) -> Self {
         self.programs = directory.map(Path::to_owned);
+        self
+    }
+
+    /// With so many descriptors for each of the two processes; without it, as many as this one may have.
+    #[must_use]
+    pub fn with_descriptors(mut self, limit: u64) -> Self {
+        self.descriptors = Some(limit);
         self
     }
 
@@ -162,7 +171,7 @@ impl Node {
 
     /// How to start a mounter whose socket is in the directory `run` ([`RUN`]).
     pub fn mounter(&self, run: &str) -> Spawn {
-        Spawn::new("mounter", &self.program("seamount-mounter"), &self.logs)
+        self.spawn("mounter", "seamount-mounter")
             .args(["--kubelet-root".as_ref(), self.kubelet.root().as_os_str()])
             .args(["--driver", DRIVER])
             .args(["--socket".as_ref(), self.path(run).join("mounter.sock").as_os_str()])
@@ -171,8 +180,16 @@ impl Node {
 
     /// How to start an agent of the mounter in the directory `run`, which shows its health at `http`.
     pub fn agent(&self, run: &str, http: &str) -> Spawn {
-        let spawn = Spawn::new("agent", &self.program("seamount-agent"), &self.logs);
+        let spawn = self.spawn("agent", "seamount-agent");
         spawn.args(self.agent_args(run, http)).ids(UID, UID).dying_with_us()
+    }
+
+    fn spawn(&self, name: &str, program: &str) -> Spawn {
+        let program = self.program(program);
+        match self.descriptors {
+            Some(limit) => Spawn::limited(name, &program, &self.logs, limit),
+            None => Spawn::new(name, &program, &self.logs),
+        }
     }
 
     /// The arguments of such an agent, to start it in another way.

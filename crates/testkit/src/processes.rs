@@ -78,6 +78,15 @@ impl Spawn {
         Self { name: name.to_owned(), command, log: logs.join(format!("{name}.log")) }
     }
 
+    /// The same for a program that may have so many descriptors and no more, whatever this process may have.
+    pub fn limited(name: &str, program: &Path, logs: &Path, descriptors: u64) -> Self {
+        // The shell sets both limits, and becomes the program: pid, uid and death signal stay.
+        let script = "ulimit -n \"$0\" && exec \"$@\"";
+        Self::new(name, Path::new("/bin/sh"), logs)
+            .args(["-c", script, &descriptors.to_string()])
+            .args([program])
+    }
+
     /// Adds arguments.
     #[must_use]
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -158,6 +167,24 @@ pub fn agent<S: AsRef<OsStr>>(
         Some((uid, gid)) => spawn.ids(uid, gid).start(),
         None => spawn.start(),
     }
+}
+
+/// The live children of a process, each with its program.
+pub fn children(of: u32) -> Vec<(u32, PathBuf)> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        // proc(5): pid (comm) state ppid …; the name may have blanks.
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let parent = stat.rsplit_once(')')?.1.split(' ').nth(2)?.parse::<u32>().ok()?;
+        (parent == of).then_some(())?;
+        Some((pid, program(pid)?))
+    });
+    processes.collect()
+}
+
+/// The program that a process runs; none once it has ended, reaped or not.
+pub fn program(pid: u32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe")).ok()
 }
 
 /// A running child process. Killed and reaped when it is dropped.

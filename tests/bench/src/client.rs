@@ -12,57 +12,21 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message as _;
 use seamount_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use seamount_proto::workload::{X509svidRequest, X509svidResponse};
+use seamount_testkit::http2::{ACK, INITIAL_WINDOW_SIZE, frame, grpc_call, kind, preface};
 use tokio::net::UnixStream;
 
 const FETCH: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
 /// The length prefix of an empty request message.
 const EMPTY: &[u8] = &[0, 0, 0, 0, 0];
 const PREFIX: usize = 5;
-/// HTTP/2 frame types (RFC 9113, §6).
-const DATA: u8 = 0;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const ACK: u8 = 1;
 /// What a bare client lets the server send without ever acknowledging it.
 const WINDOW: u32 = 1 << 24;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    // The first byte is zero: no payload here has 2²⁴ bytes.
-    let length = u32::try_from(payload.len()).unwrap_or_default().to_be_bytes();
-    let mut out: Vec<u8> = length.into_iter().skip(1).collect();
-    out.extend([kind, flags]);
-    out.extend(stream.to_be_bytes());
-    out.extend(payload);
-    out
-}
-
-fn text(out: &mut Vec<u8>, text: &str) {
-    // Shorter than 127 bytes, as all here: one byte (RFC 7541, §5.1), not compressed.
-    out.push(u8::try_from(text.len()).unwrap_or_default());
-    out.extend(text.as_bytes());
-}
-
 /// Preface, settings, window, and one FetchX509SVID call, in one piece.
 fn call() -> Vec<u8> {
-    let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    let mut settings = vec![0, 4];
-    settings.extend(WINDOW.to_be_bytes());
-    out.extend(frame(SETTINGS, 0, 0, &settings));
-    out.extend(frame(8, 0, 0, &(WINDOW - 65_535).to_be_bytes()));
-    // :method POST, :scheme http, :path, :authority (RFC 7541, appendix A).
-    let mut block = vec![0x83, 0x86, 0x04];
-    text(&mut block, FETCH);
-    block.push(0x01);
-    text(&mut block, "localhost");
-    for (name, value) in
-        [("content-type", "application/grpc"), ("te", "trailers"), ("workload.spiffe.io", "true")]
-    {
-        block.push(0);
-        text(&mut block, name);
-        text(&mut block, value);
-    }
-    out.extend(frame(1, 4, 1, &block));
-    out.extend(frame(DATA, 1, 1, EMPTY));
+    let mut out = preface(&[(INITIAL_WINDOW_SIZE, WINDOW)]);
+    out.extend(frame(kind::WINDOW_UPDATE, 0, 0, &(WINDOW - 65_535).to_be_bytes()));
+    out.extend(grpc_call(1, FETCH, &[]));
     out
 }
 
@@ -95,9 +59,9 @@ impl Frames {
         while let Some((kind, flags, payload)) = self.next() {
             match kind {
                 // A response is smaller than a frame may be, and hyper does not split it.
-                DATA if !payload.is_empty() => return Ok((Some(whole(payload)?), acknowledge)),
-                SETTINGS if flags & ACK == 0 => acknowledge = true,
-                GOAWAY => bail!("the server says goodbye"),
+                kind::DATA if !payload.is_empty() => return Ok((Some(whole(payload)?), acknowledge)),
+                kind::SETTINGS if flags & ACK == 0 => acknowledge = true,
+                kind::GOAWAY => bail!("the server says goodbye"),
                 // Headers with the end of the stream: an error instead of data.
                 1 if flags & 1 != 0 => bail!("the stream ended without data"),
                 _ => {}
@@ -118,7 +82,7 @@ fn whole(mut framed: Bytes) -> anyhow::Result<Bytes> {
 
 /// What settings are answered with.
 pub fn acknowledgement() -> Vec<u8> {
-    frame(SETTINGS, ACK, 0, &[])
+    frame(kind::SETTINGS, ACK, 0, &[])
 }
 
 /// A blocking client that speaks as little HTTP/2 as there is.

@@ -11,12 +11,12 @@ mod node;
 mod report;
 mod rows;
 mod streams;
-mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use seamount_testkit::usage;
 
 /// Measures Seamount's node, or any CSI driver.
 #[derive(Parser)]

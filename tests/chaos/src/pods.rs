@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use seamount_proto::workload::X509svidResponse;
+use seamount_testkit::client::{Door, leaf, names};
 use seamount_testkit::kubelet::PodVolume;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use crate::client::{Door, leaf, names};
 use crate::gaps::Moment;
 use crate::node::Node;
 use crate::random::Random;

@@ -1,32 +1,14 @@
 //! A chaos run that is itself killed leaves nothing behind.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use seamount_testkit::processes::{children, program};
 use seamount_testkit::{eventually, is_root, skip};
 
 const LONG: Duration = Duration::from_secs(60);
-
-/// The programs that live children of this process run, by pid.
-fn children(of: u32) -> Vec<(String, PathBuf)> {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
-        let pid = entry.file_name().into_string().ok()?;
-        // proc(5): pid (comm) state ppid …; the name may have blanks.
-        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-        let parent = stat.rsplit_once(')')?.1.split(' ').nth(2)?.parse::<u32>().ok()?;
-        (parent == of).then_some(())?;
-        Some((pid.clone(), program(&pid)?))
-    });
-    processes.collect()
-}
-
-/// None once the process has ended, reaped or not.
-fn program(pid: &str) -> Option<PathBuf> {
-    std::fs::read_link(format!("/proc/{pid}/exe")).ok()
-}
 
 #[test]
 fn a_killed_run_takes_its_children_and_files_with_it() {
@@ -55,7 +37,7 @@ fn a_killed_run_takes_its_children_and_files_with_it() {
         kill_process(Pid::from_child(&chaos), signal).unwrap();
         chaos.wait().unwrap();
         eventually(LONG, "the children's end", || {
-            both.iter().all(|(pid, was)| program(pid).as_ref() != Some(was))
+            both.iter().all(|(pid, was)| program(*pid).as_ref() != Some(was))
         });
         assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "temporary files are left");
     }

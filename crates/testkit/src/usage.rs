@@ -25,6 +25,12 @@ fn field(pid: u32, name: &str) -> anyhow::Result<f64> {
     Ok(kib.with_context(|| format!("{path} has no {name}"))? * 1024.0 / 1e6)
 }
 
+/// How many descriptors a process has open.
+pub fn descriptors(pid: u32) -> anyhow::Result<usize> {
+    let path = format!("/proc/{pid}/fd");
+    Ok(fs::read_dir(&path).with_context(|| format!("cannot list {path}"))?.count())
+}
+
 /// Processor time of all threads of a process that are alive, by the scheduler's nanoseconds: the ticks of
 /// `/proc/<pid>/stat` are too coarse for an idle process.
 pub fn processor(pid: u32) -> anyhow::Result<Duration> {
