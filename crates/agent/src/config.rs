@@ -234,7 +234,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// All that is wrong in it.
-    #[error("configuration: {} problem(s){}", .0.len(), list(.0))]
+    #[error("{}", list(.0))]
     Invalid(Vec<Problem>),
 }
 
@@ -248,8 +248,35 @@ pub(crate) fn yaml(text: &str) -> Result<serde_json::Value, String> {
     serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())
 }
 
+/// All of them in one line and within bounds: `/readyz`, `seamount node` and an event have a line for each condition.
 fn list(problems: &[Problem]) -> String {
-    problems.iter().map(|p| format!("\n  - {p}")).collect()
+    const MOST: usize = 16;
+    const LONGEST: usize = 400;
+    let short = |problem: &Problem| bounded(&problem.to_string(), LONGEST);
+    if let [one] = problems {
+        return short(one);
+    }
+    let mut text = format!("{} problems", problems.len());
+    for (number, problem) in (1..).zip(problems.iter().take(MOST)) {
+        text.push_str(&format!("{} ({number}) {}", if number == 1 { ":" } else { "," }, short(problem)));
+    }
+    if problems.len() > MOST {
+        text.push_str(&format!(", and {} more", problems.len() - MOST));
+    }
+    text
+}
+
+/// In one line, with at most so many characters. The end is kept as well, because the remedy stands there.
+pub(crate) fn bounded(text: &str, longest: usize) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let length = text.chars().count();
+    if length <= longest {
+        return text;
+    }
+    let half = longest / 2;
+    let begin: String = text.chars().take(half).collect();
+    let end: String = text.chars().skip(length - half).collect();
+    format!("{begin}…{end}")
 }
 
 impl Config {

@@ -260,9 +260,29 @@ nodename: x
         ]
     );
     let error = ConfigError::Invalid(problems.clone()).to_string();
-    assert!(error.starts_with("configuration: 22 problem(s)\n  - "), "{error}");
+    assert!(error.starts_with("22 problems: (1) "), "{error}");
+    assert!(error.contains(", (16) ") && error.ends_with(", and 6 more"), "{error}");
     assert!(problems.iter().all(|p| !p.what.is_empty() && !p.remedy.is_empty()), "{problems:#?}");
-    assert!(error.contains("nodename: is not known; write nodeName"), "{error}");
+}
+
+/// A condition of readiness is one line, and has room for the reason whatever stands in the file.
+#[test]
+fn problems_are_said_in_one_line_within_bounds() {
+    let one =
+        parse(&format!("{MINIMAL}identity: {{idTemplate: \"spiffe://x/{{whatever}}\"}}\n")).unwrap_err();
+    let text = one.to_string();
+    assert!(text.starts_with("identity.idTemplate: \"spiffe://x/{whatever}\": "), "{text}");
+    assert!(
+        text.contains("does not begin with spiffe://") && text.contains("; write for instance "),
+        "{text}"
+    );
+    let long = format!("{MINIMAL}identity: {{idTemplate: \"spiffe://{}\"}}\n", "a\\n".repeat(50_000));
+    let text = parse(&long).unwrap_err().to_string();
+    assert!(text.chars().count() < 500 && !text.contains('\n'), "{text}");
+    assert!(text.contains("identity.idTemplate") && text.ends_with(ID_TEMPLATE), "{text}");
+    let many: String = (0..1000).map(|i| format!("unknown{i}: {}\n", "x".repeat(100))).collect();
+    let text = parse(&format!("{MINIMAL}{many}")).unwrap_err().to_string();
+    assert!(text.len() < 8000 && text.starts_with("1000 problems: "), "{text}");
 }
 
 #[test]
