@@ -41,8 +41,14 @@ pub const MAX_SVID_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const SVIDS_PER_CA: u32 = 4;
 /// `token.audience`.
 pub const AUDIENCE: &str = "seamount.dev";
-/// `token.issuer`.
-pub const ISSUER: &str = "https://kubernetes.default.svc";
+/// More `token.issuers` than any migration has.
+pub const MAX_ISSUERS: usize = 8;
+/// `token.keysMaxAge`.
+pub const KEYS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// The shortest `token.keysMaxAge`: as long as the agent stays ready without a good reading.
+pub const MIN_KEYS_MAX_AGE: Duration = crate::token::KEYS_STALE;
+/// The longest `token.keysMaxAge`: a key that was withdrawn is trusted for so long at most.
+pub const MAX_KEYS_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// `token.keys.apiServer.url`.
 pub const API_SERVER: &str = "https://kubernetes.default.svc";
 /// `token.keys.apiServer.caFile`.
@@ -125,10 +131,13 @@ pub struct Embedded {
 pub struct TokenConfig {
     /// What the tokens must be for; the same as in the CSIDriver's `tokenRequests`.
     pub audience: String,
-    /// Who makes the tokens: the API server's `--service-account-issuer`.
-    pub issuer: String,
+    /// Whose tokens are taken: the API server's `--service-account-issuer`, several while it changes. Empty: that of the
+    /// agent's own token, which the API server of [`Keys::ApiServer`] made.
+    pub issuers: Vec<String>,
     /// Where the issuer's public keys are.
     pub keys: Keys,
+    /// How long the last good keys are used where no new ones can be read.
+    pub keys_max_age: Duration,
     /// Accept a token in `volume_context`, where a pod's author can write too (kubelet before 1.35).
     pub allow_volume_context: bool,
 }

@@ -255,6 +255,9 @@ impl Live {
         let metrics = Arc::clone(&self.shown.metrics);
         let readiness = Arc::clone(&self.shown.readiness);
         let verifier = Arc::new(TokenVerifier::new(wanted, metrics, readiness, reading.clone()));
+        if let Some(before) = old.and_then(|old| old.verifier.as_deref()) {
+            verifier.succeed(before);
+        }
         let run = Arc::clone(&verifier);
         tokio::spawn(async move { run.run().await });
         Some(verifier)

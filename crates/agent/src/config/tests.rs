@@ -15,7 +15,7 @@ kubeletUid: 1000
 trustDomain: example.org
 identity: {source: authority, idTemplate: "spiffe://{trustDomain}/{namespace}/{serviceAccount}"}
 authority: {embedded: {directory: /etc/root, keyType: ec-p384, svidKeyType: rsa-2048, caTtl: 12h, svidTtl: 1h30m}}
-token: {audience: a, issuer: https://issuer, keys: {file: /jwks.json}, allowVolumeContext: true}
+token: {audience: a, issuers: [https://issuer, https://next], keys: {file: /jwks.json}, keysMaxAge: 1h, allowVolumeContext: true}
 http: {address: "[::1]:1"}
 log: {format: json, level: debug}
 workloadApi: {connectionsPerVolume: 1, connectionsPerNode: 300, streamsPerConnection: 4096}
@@ -62,6 +62,8 @@ fn defaults() {
     assert_eq!(authority.embedded.directory, None);
     assert_eq!((authority.embedded.ca_ttl, authority.embedded.svid_ttl), (CA_TTL, SVID_TTL));
     assert_eq!(authority.token.audience, "seamount.dev");
+    assert_eq!(authority.token.issuers, [""; 0], "that of the agent's own token");
+    assert_eq!(authority.token.keys_max_age, Duration::from_secs(24 * 3600));
     assert!(!authority.token.allow_volume_context);
     let Keys::ApiServer(server) = &authority.token.keys else { panic!("{:?}", authority.token.keys) };
     assert_eq!(
@@ -108,6 +110,8 @@ fn every_field_is_taken() {
     assert_eq!(embedded.ca_ttl, Duration::from_secs(12 * 3600));
     assert_eq!(embedded.svid_ttl, Duration::from_secs(5400));
     assert_eq!(authority.token.keys, Keys::File("/jwks.json".into()));
+    assert_eq!(authority.token.issuers, ["https://issuer", "https://next"]);
+    assert_eq!(authority.token.keys_max_age, Duration::from_secs(3600));
     assert!(authority.token.allow_volume_context);
 }
 
@@ -318,8 +322,17 @@ fn each_field_has_its_rule() {
     refused("authority: {embedded: {svidTtl: 1 hour}}", "authority.embedded.svidTtl", "not a duration");
     refused("authority: {embedded: {svidKeyType: ed25519}}", "authority.embedded.svidKeyType", "ec-p256");
     refused("authority: yes please", "authority", "mapping");
-    refused("token: {issuer: \"\"}", "token.issuer", "service-account-issuer");
-    refused("token: {keys: {file: jwks.json}}", "token.keys.file", "absolute path");
+    refused("token: {issuers: \"\"}", "token.issuers", "service-account-issuer");
+    refused("token: {issuers: []}", "token.issuers", "agent's own token");
+    refused("token: {issuers: [a, 1]}", "token.issuers", "has a number");
+    refused("token: {issuers: {a: b}}", "token.issuers", "has a mapping");
+    refused("token: {issuers: [a, b, c, d, e, f, g, h, i]}", "token.issuers", "at most 8");
+    refused("token: {keysMaxAge: 14m}", "token.keysMaxAge", "15m to 7d");
+    refused("token: {keysMaxAge: 8d}", "token.keysMaxAge", "15m to 7d");
+    refused("token: {keysMaxAge: never}", "token.keysMaxAge", "not a duration");
+    refused("token: {issuers: a, keys: {file: jwks.json}}", "token.keys.file", "absolute path");
+    // Only an API server gives the agent a token that tells the issuer.
+    refused("token: {keys: {file: /jwks.json}}", "token.issuers", "is missing");
     refused("token: {keys: {jwks: /x}}", "token.keys.jwks", "not known");
     for url in
         ["http://x", "https://", "x", "https://u:p@x", "https://x?y", "https://x:99999", "https://x:", ""]
