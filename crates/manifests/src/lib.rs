@@ -100,7 +100,11 @@ impl Object {
 /// [`authority_secret`].
 pub fn objects(options: &Options) -> Result<Vec<Object>, Error> {
     options.check()?;
-    let mut list = vec![shared::namespace(options)?, shared::service_account(options)?];
+    let mut list = vec![
+        shared::namespace(options)?,
+        shared::resource_quota(options)?,
+        shared::service_account(options)?,
+    ];
     if options.environment == Environment::OpenShift {
         list.extend(openshift::objects(options));
     }
