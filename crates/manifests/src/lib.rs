@@ -20,10 +20,12 @@ mod node;
 mod openshift;
 mod options;
 mod shared;
+mod version;
 mod yaml;
 
 pub use authority::{AuthoritySecret, authority_secret};
 pub use options::{Environment, Options, Problem, PullPolicy, Source};
+pub use version::{KubernetesVersion, VersionError};
 pub use yaml::to_yaml;
 
 /// Name of the ConfigMap with the agent's configuration.

@@ -125,8 +125,12 @@ pub(crate) fn csi_driver(options: &Options) -> Result<Object, Error> {
                 audience: options.token_audience.clone(),
                 expiration_seconds: i64::try_from(options.token_lifetime.as_secs()).ok(),
             }]),
-            // The volume context is the pod author's to write; `secrets` is not.
-            service_account_token_in_secrets: Some(true),
+            // The volume context is the pod author's to write; `secrets` is not. An older API server drops the field or
+            // refuses it, depending on the client.
+            service_account_token_in_secrets: options
+                .kubernetes_version
+                .has_tokens_in_secrets()
+                .then_some(true),
             volume_lifecycle_modes: Some(vec!["Ephemeral".to_owned()]),
             // The volume's socket has its own mode; the kubelet must not walk and chown it.
             fs_group_policy: Some("None".to_owned()),
