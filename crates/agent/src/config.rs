@@ -131,8 +131,8 @@ pub struct Embedded {
 pub struct TokenConfig {
     /// What the tokens must be for; the same as in the CSIDriver's `tokenRequests`.
     pub audience: String,
-    /// Whose tokens are taken: the API server's `--service-account-issuer`, several while it changes. Empty: that of the
-    /// agent's own token, which the API server of [`Keys::ApiServer`] made.
+    /// Whose tokens are taken: the API server's `--service-account-issuer`, several while it changes. Empty:
+    /// that of the agent's own token, which the API server of [`Keys::ApiServer`] made.
     pub issuers: Vec<String>,
     /// Where the issuer's public keys are.
     pub keys: Keys,
@@ -257,7 +257,8 @@ pub(crate) fn yaml(text: &str) -> Result<serde_json::Value, String> {
     serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())
 }
 
-/// All of them in one line and within bounds: `/readyz`, `seamount node` and an event have a line for each condition.
+/// All of them in one line and within bounds: `/readyz`, `seamount node` and an event have a line for each
+/// condition.
 fn list(problems: &[Problem]) -> String {
     const MOST: usize = 16;
     const LONGEST: usize = 400;

@@ -24,7 +24,8 @@ pub struct Args {
     /// The kind of cluster.
     #[arg(long, default_value = "kubernetes", value_parser = PossibleValuesParser::new(["kubernetes", "openshift"]))]
     environment: String,
-    /// The version of the API server, as `kubectl version` says it. Before 1.35 the pods' tokens come another way.
+    /// The version of the API server, as `kubectl version` says it. Before 1.35 the pods' tokens come another
+    /// way.
     #[arg(long, value_name = "VERSION", default_value_t)]
     kubernetes_version: KubernetesVersion,
     /// The namespace of the installation.
@@ -60,8 +61,8 @@ pub struct Args {
     /// The audience of the pods' tokens.
     #[arg(long, default_value = "seamount.dev")]
     token_audience: String,
-    /// The issuer of the pods' tokens, instead of that of each agent's own token; repeat it while the API server's
-    /// --service-account-issuer changes.
+    /// The issuer of the pods' tokens, instead of that of each agent's own token; repeat it while the API
+    /// server's --service-account-issuer changes.
     #[arg(long)]
     issuer: Vec<String>,
     /// Where the agents read the API server's keys.

@@ -71,8 +71,9 @@ fn pod(options: &Options) -> PodSpec {
     }
 }
 
-/// Not on nodes without a kubelet of their own: no container there may be privileged, so a pod would be Pending for ever and
-/// hold up every roll-out (its toleration of every taint brings it there). A node without these labels is taken.
+/// Not on nodes without a kubelet of their own: no container there may be privileged, so a pod would be
+/// Pending for ever and hold up every roll-out (its toleration of every taint brings it there). A node
+/// without these labels is taken.
 fn affinity() -> Affinity {
     let not = |key: &str, value: &str| NodeSelectorRequirement {
         key: key.to_owned(),

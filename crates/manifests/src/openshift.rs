@@ -43,7 +43,8 @@ pub(crate) fn objects(options: &Options) -> Vec<Object> {
         "supplementalGroups": {"type": "RunAsAny"},
         "seccompProfiles": ["*"],
         "volumes": volumes,
-        // No priority, no user and no group: an account gets it by the RoleBinding alone, and a pod only by its name.
+        // No priority, no user and no group: an account gets it by the RoleBinding alone, and a pod only by
+        // its name.
         "priority": 0,
         "users": [],
         "groups": [],

@@ -92,8 +92,8 @@ pub struct Options {
     pub token_audience: String,
     /// The lifetime of the pods' tokens; Kubernetes takes 10 minutes or more.
     pub token_lifetime: Duration,
-    /// The `iss` of the pods' tokens, the API server's `--service-account-issuer`; several while it changes. None: each
-    /// agent takes that of its own token.
+    /// The `iss` of the pods' tokens, the API server's `--service-account-issuer`; several while it changes.
+    /// None: each agent takes that of its own token.
     pub issuers: Vec<String>,
     /// Where the agent reads the API server's keys.
     pub api_server: String,
@@ -303,7 +303,8 @@ fn is_word(s: &str) -> bool {
     !s.is_empty() && s.chars().all(|c| c.is_ascii_graphic())
 }
 
-/// As `token.keys.apiServer.url` is read, for the hosts that people have: a name, an IPv4 or a bracketed IPv6 address.
+/// As `token.keys.apiServer.url` is read, for the hosts that people have: a name, an IPv4 or a bracketed IPv6
+/// address.
 fn is_https_url(s: &str) -> bool {
     let Some(rest) = s.strip_prefix("https://") else { return false };
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));

@@ -61,9 +61,9 @@ pub(crate) fn namespace(options: &Options) -> Result<Object, Error> {
     Object::from_typed("the Namespace", &object)
 }
 
-/// The right to use our priority class. Where an API server limits the class to namespaces with a quota for it (as GKE
-/// does), no pod is made without this object ("insufficient quota to match these scopes"); elsewhere it holds
-/// the first pods back for the moment that the quota's controller needs.
+/// The right to use our priority class. Where an API server limits the class to namespaces with a quota for
+/// it (as GKE does), no pod is made without this object ("insufficient quota to match these scopes");
+/// elsewhere it holds the first pods back for the moment that the quota's controller needs.
 pub(crate) fn resource_quota(options: &Options) -> Result<Object, Error> {
     let object = ResourceQuota {
         metadata: metadata(options, NODE),
@@ -125,8 +125,8 @@ pub(crate) fn csi_driver(options: &Options) -> Result<Object, Error> {
                 audience: options.token_audience.clone(),
                 expiration_seconds: i64::try_from(options.token_lifetime.as_secs()).ok(),
             }]),
-            // The volume context is the pod author's to write; `secrets` is not. An older API server drops the field or
-            // refuses it, depending on the client.
+            // The volume context is the pod author's to write; `secrets` is not. An older API server drops
+            // the field or refuses it, depending on the client.
             service_account_token_in_secrets: options
                 .kubernetes_version
                 .has_tokens_in_secrets()

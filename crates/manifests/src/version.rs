@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The minor version of the first API server whose tokens are bound to pod and node, without which nothing is proved.
+/// The minor version of the first API server whose tokens are bound to pod and node, without which nothing is
+/// proved.
 const OLDEST: u32 = 32;
 /// The first that puts tokens into the `secrets` of a CSI request (`serviceAccountTokenInSecrets`).
 const TOKENS_IN_SECRETS: u32 = 35;

@@ -1,5 +1,5 @@
-//! OpenShift's API server takes our SecurityContextConstraints: judged by the CRD's own schema, a copy of which lies
-//! in `tests/openshift`.
+//! OpenShift's API server takes our SecurityContextConstraints: judged by the CRD's own schema, a copy of
+//! which lies in `tests/openshift`.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test may panic")]
 
 use seamount_manifests::{Environment, Options, Source, objects};
@@ -33,8 +33,8 @@ fn schema(object: &Value) -> Value {
     found["schema"]["openAPIV3Schema"].clone()
 }
 
-/// What the API server says of `value`: a structural schema (Kubernetes, CustomResourceDefinition), and what it would
-/// prune without a word.
+/// What the API server says of `value`: a structural schema (Kubernetes, CustomResourceDefinition), and what
+/// it would prune without a word.
 fn judge(path: &str, value: &Value, schema: &Value, found: &mut Vec<String>) {
     for word in schema.as_object().unwrap().keys() {
         assert!(WORDS.contains(&word.as_str()), "{path}: the validator does not know {word}");

@@ -1,8 +1,9 @@
 //! Whose tokens are taken: the configured issuers, or the one that made the agent's own token.
 //!
-//! Clusters name their issuer in many ways (kubeadm `https://kubernetes.default.svc.cluster.local`, EKS an address of its
-//! own for each cluster). The agent's own token comes from the same API server through the kubelet, which mounts it for the
-//! agent alone: what it says is as sure as the keys that the agent is given for it.
+//! Clusters name their issuer in many ways (kubeadm `https://kubernetes.default.svc.cluster.local`, EKS an
+//! address of its own for each cluster). The agent's own token comes from the same API server through the
+//! kubelet, which mounts it for the agent alone: what it says is as sure as the keys that the agent is given
+//! for it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,7 +56,8 @@ impl Issuers {
     }
 }
 
-/// The agent's own token. The lock is held for a reading of a small file in memory, and nothing is awaited under it.
+/// The agent's own token. The lock is held for a reading of a small file in memory, and nothing is awaited
+/// under it.
 pub(super) struct OwnToken {
     file: PathBuf,
     seen: Mutex<Option<(Option<Stamp>, Arc<[String]>)>>,

@@ -133,8 +133,9 @@ impl TokenVerifier {
         }
     }
 
-    /// What the token proves, at `now`. Reads the keys first where there are none or too old ones, where their file has
-    /// changed, or where the token's key is unknown and the last reading is [`UNKNOWN_KEY_PAUSE`] ago.
+    /// What the token proves, at `now`. Reads the keys first where there are none or too old ones, where
+    /// their file has changed, or where the token's key is unknown and the last reading is
+    /// [`UNKNOWN_KEY_PAUSE`] ago.
     pub async fn verify(&self, token: &Token, now: SystemTime) -> Result<Claims, TokenError> {
         if let Origin::File(path) = &self.origin {
             self.reread(path).await;

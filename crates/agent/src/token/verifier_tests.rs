@@ -420,7 +420,8 @@ async fn wait(met: impl Fn() -> bool) {
     panic!("the condition was not met within 30 s");
 }
 
-/// What happens to keys that cannot be read anew: used and said, then not ready, then refused, and back again.
+/// What happens to keys that cannot be read anew: used and said, then not ready, then refused, and back
+/// again.
 #[tokio::test]
 async fn keys_that_cannot_be_read_anew_have_a_last_day() {
     let dir = tempfile::tempdir().unwrap();
@@ -472,7 +473,8 @@ async fn an_api_server_that_is_away_for_too_long_ends_publishing_and_its_return_
     assert!(bench.verify(&by).await.is_ok());
     bench.later(KEYS_MAX_AGE);
     unavailable(&bench.verify(&by).await, "the set is empty");
-    // The monotonic clock stood still, as in a machine that slept: the pause between readings has passed all the same.
+    // The monotonic clock stood still, as in a machine that slept: the pause between readings has passed all
+    // the same.
     server.answer(Answer::Keys(by.jwks_json()));
     bench.later(UNKNOWN_KEY_PAUSE);
     assert!(bench.verify(&by).await.is_ok());

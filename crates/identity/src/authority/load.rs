@@ -106,7 +106,8 @@ fn root_validity(
     certificate::check_root(&root, trust_domain).map_err(|error| {
         fail(file, which(error.to_string()), "make a CA certificate for this trust domain")
     })?;
-    // Before the signature, which of such a key cannot be verified; and also of a root that is only to sign later.
+    // Before the signature, which of such a key cannot be verified; and also of a root that is only to sign
+    // later.
     if !certificate::has_supported_key(&root) {
         let problem = "its key is neither P-256, P-384 nor RSA".to_owned();
         return Err(fail(file, which(problem), "make a CA certificate with a key of one of these kinds"));

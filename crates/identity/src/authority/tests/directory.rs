@@ -160,7 +160,8 @@ fn bad_certificates() {
     assert!(with(&|p| p.not_before = (now + Duration::from_secs(60)).into()).contains("not valid yet"));
 }
 
-/// Their key files alone would say it, too, but of the one the certificate was refused first, as "not self-signed".
+/// Their key files alone would say it, too, but of the one the certificate was refused first, as "not
+/// self-signed".
 #[test]
 fn a_key_of_another_kind_is_named_whatever_its_kind() {
     let good = RcgenKey::generate().unwrap();
