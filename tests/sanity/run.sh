@@ -25,7 +25,7 @@ mounterSocket: $w/run/mounter.sock
 trustDomain: example.org
 identity: {source: authority}
 authority: {embedded: {}}
-token: {audience: seamount.dev, issuer: https://issuer.test, keys: {file: $w/jwks.json}}
+token: {audience: seamount.dev, issuers: https://issuer.test, keys: {file: $w/jwks.json}}
 http: {address: ""}
 K
   shift 3

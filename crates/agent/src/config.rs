@@ -41,8 +41,14 @@ pub const MAX_SVID_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const SVIDS_PER_CA: u32 = 4;
 /// `token.audience`.
 pub const AUDIENCE: &str = "seamount.dev";
-/// `token.issuer`.
-pub const ISSUER: &str = "https://kubernetes.default.svc";
+/// More `token.issuers` than any migration has.
+pub const MAX_ISSUERS: usize = 8;
+/// `token.keysMaxAge`.
+pub const KEYS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// The shortest `token.keysMaxAge`: as long as the agent stays ready without a good reading.
+pub const MIN_KEYS_MAX_AGE: Duration = crate::token::KEYS_STALE;
+/// The longest `token.keysMaxAge`: a key that was withdrawn is trusted for so long at most.
+pub const MAX_KEYS_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// `token.keys.apiServer.url`.
 pub const API_SERVER: &str = "https://kubernetes.default.svc";
 /// `token.keys.apiServer.caFile`.
@@ -125,10 +131,13 @@ pub struct Embedded {
 pub struct TokenConfig {
     /// What the tokens must be for; the same as in the CSIDriver's `tokenRequests`.
     pub audience: String,
-    /// Who makes the tokens: the API server's `--service-account-issuer`.
-    pub issuer: String,
+    /// Whose tokens are taken: the API server's `--service-account-issuer`, several while it changes. Empty:
+    /// that of the agent's own token, which the API server of [`Keys::ApiServer`] made.
+    pub issuers: Vec<String>,
     /// Where the issuer's public keys are.
     pub keys: Keys,
+    /// How long the last good keys are used where no new ones can be read.
+    pub keys_max_age: Duration,
     /// Accept a token in `volume_context`, where a pod's author can write too (kubelet before 1.35).
     pub allow_volume_context: bool,
 }
@@ -234,7 +243,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// All that is wrong in it.
-    #[error("configuration: {} problem(s){}", .0.len(), list(.0))]
+    #[error("{}", list(.0))]
     Invalid(Vec<Problem>),
 }
 
@@ -248,8 +257,36 @@ pub(crate) fn yaml(text: &str) -> Result<serde_json::Value, String> {
     serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())
 }
 
+/// All of them in one line and within bounds: `/readyz`, `seamount node` and an event have a line for each
+/// condition.
 fn list(problems: &[Problem]) -> String {
-    problems.iter().map(|p| format!("\n  - {p}")).collect()
+    const MOST: usize = 16;
+    const LONGEST: usize = 400;
+    let short = |problem: &Problem| bounded(&problem.to_string(), LONGEST);
+    if let [one] = problems {
+        return short(one);
+    }
+    let mut text = format!("{} problems", problems.len());
+    for (number, problem) in (1..).zip(problems.iter().take(MOST)) {
+        text.push_str(&format!("{} ({number}) {}", if number == 1 { ":" } else { "," }, short(problem)));
+    }
+    if problems.len() > MOST {
+        text.push_str(&format!(", and {} more", problems.len() - MOST));
+    }
+    text
+}
+
+/// In one line, with at most so many characters. The end is kept as well, because the remedy stands there.
+pub(crate) fn bounded(text: &str, longest: usize) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let length = text.chars().count();
+    if length <= longest {
+        return text;
+    }
+    let half = longest / 2;
+    let begin: String = text.chars().take(half).collect();
+    let end: String = text.chars().skip(length - half).collect();
+    format!("{begin}…{end}")
 }
 
 impl Config {

@@ -25,6 +25,9 @@ use crate::token::TokenVerifier;
 /// the file sees.
 pub const LOOK: Duration = Duration::from_secs(5);
 
+/// The longest reason of a condition, in characters.
+const MAX_REASON: usize = 8 * 1024;
+
 /// What cannot change without a restart, and must be there without a valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Basics {
@@ -192,9 +195,10 @@ impl Live {
         let config = match loaded {
             Ok(config) => Arc::new(config),
             Err(e) => {
-                let text = e.to_string();
+                // A line for each condition, and none that a file of 256 KiB could make as long as itself.
+                let text = config::bounded(&e.to_string(), MAX_REASON);
                 let why = match self.settings.load().is_some() {
-                    true => format!("{text}\n  (going on with the last good configuration)"),
+                    true => format!("{text} (going on with the last good configuration)"),
                     false => text,
                 };
                 return self.set(Condition::Configuration, Standing::NotReady(why));
@@ -251,6 +255,9 @@ impl Live {
         let metrics = Arc::clone(&self.shown.metrics);
         let readiness = Arc::clone(&self.shown.readiness);
         let verifier = Arc::new(TokenVerifier::new(wanted, metrics, readiness, reading.clone()));
+        if let Some(before) = old.and_then(|old| old.verifier.as_deref()) {
+            verifier.succeed(before);
+        }
         let run = Arc::clone(&verifier);
         tokio::spawn(async move { run.run().await });
         Some(verifier)

@@ -3,12 +3,13 @@
 
 mod check;
 mod fetch;
+mod issuers;
 mod keys;
 mod verifier;
 
 pub use check::{Claims, LEEWAY, MAX_TOKEN, TokenError};
 pub use keys::{KeySet, KeySetError, MAX_JWKS};
-pub use verifier::{KEYS_REFRESH, TokenVerifier, UNKNOWN_KEY_PAUSE};
+pub use verifier::{Clock, KEYS_REFRESH, KEYS_STALE, TokenVerifier, UNKNOWN_KEY_PAUSE};
 
 use std::fmt;
 

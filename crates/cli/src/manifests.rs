@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::builder::PossibleValuesParser;
-use seamount_manifests::{Environment, Options, PullPolicy, Source, authority_secret, objects, to_yaml};
+use seamount_manifests::{
+    Environment, KubernetesVersion, Options, PullPolicy, Source, authority_secret, objects, to_yaml,
+};
 
 /// The arguments of `seamount manifests`.
 #[derive(Debug, clap::Args)]
@@ -22,6 +24,10 @@ pub struct Args {
     /// The kind of cluster.
     #[arg(long, default_value = "kubernetes", value_parser = PossibleValuesParser::new(["kubernetes", "openshift"]))]
     environment: String,
+    /// The version of the API server, as `kubectl version` says it. Before 1.35 the pods' tokens come another
+    /// way.
+    #[arg(long, value_name = "VERSION", default_value_t)]
+    kubernetes_version: KubernetesVersion,
     /// The namespace of the installation.
     #[arg(long, default_value = "seamount-system")]
     namespace: String,
@@ -55,9 +61,10 @@ pub struct Args {
     /// The audience of the pods' tokens.
     #[arg(long, default_value = "seamount.dev")]
     token_audience: String,
-    /// The issuer of the pods' tokens: the API server's --service-account-issuer.
-    #[arg(long, default_value = "https://kubernetes.default.svc")]
-    issuer: String,
+    /// The issuer of the pods' tokens, instead of that of each agent's own token; repeat it while the API
+    /// server's --service-account-issuer changes.
+    #[arg(long)]
+    issuer: Vec<String>,
     /// Where the agents read the API server's keys.
     #[arg(long, default_value = "https://kubernetes.default.svc")]
     api_server: String,
@@ -98,6 +105,7 @@ impl Args {
                 "openshift" => Environment::OpenShift,
                 _ => Environment::Kubernetes,
             },
+            kubernetes_version: self.kubernetes_version,
             namespace: self.namespace,
             driver_name: self.driver_name,
             trust_domain: self.trust_domain.unwrap_or_default(),
@@ -114,7 +122,7 @@ impl Args {
             agent_gid: self.agent_gid,
             token_audience: self.token_audience,
             token_lifetime: self.token_lifetime,
-            issuer: self.issuer,
+            issuers: self.issuer,
             api_server: self.api_server,
             svid_ttl: self.svid_ttl,
             ca_ttl: self.ca_ttl,
@@ -174,6 +182,22 @@ mod tests {
     fn the_flags_default_to_what_the_library_does() {
         let expected = Options { trust_domain: "example.org".into(), ..Options::default() };
         assert_eq!(parse(&["--trust-domain=example.org"]).unwrap(), expected);
+    }
+
+    #[test]
+    fn versions_and_issuers_are_read() {
+        let options = parse(&[
+            "--trust-domain=example.org",
+            "--kubernetes-version=v1.33.4",
+            "--issuer=https://a",
+            "--issuer=https://b",
+        ])
+        .unwrap();
+        assert_eq!(options.kubernetes_version.to_string(), "1.33");
+        assert_eq!(options.issuers, ["https://a", "https://b"]);
+        let old =
+            parse(&["--trust-domain=example.org", "--kubernetes-version=1.31"]).unwrap_err().to_string();
+        assert!(old.contains("--kubernetes-version") && old.contains("does not bind tokens"), "{old}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::{
+    error::X509Error,
     extensions::{GeneralName, KeyUsage, ParsedExtension, X509Extension},
     oid_registry,
     prelude::{FromDer, X509Certificate},
@@ -205,6 +206,17 @@ pub(crate) fn has_key(certificate: &X509Certificate<'_>, public_key: &[u8]) -> b
     &*certificate.public_key().subject_public_key.data == public_key
 }
 
+/// Whether the key is of a kind that this program signs and verifies with: P-256, P-384 or RSA.
+pub(crate) fn has_supported_key(certificate: &X509Certificate<'_>) -> bool {
+    let kind = &certificate.public_key().algorithm;
+    if kind.algorithm == oid_registry::OID_PKCS1_RSAENCRYPTION {
+        return true;
+    }
+    let curve = || kind.parameters.as_ref().and_then(|curve| curve.as_oid().ok());
+    kind.algorithm == oid_registry::OID_KEY_TYPE_EC_PUBLIC_KEY
+        && curve().is_some_and(|c| c == oid_registry::OID_EC_P256 || c == oid_registry::OID_NIST_EC_P384)
+}
+
 /// Not before, not after. Times before 1970 become 1970.
 pub(crate) fn validity(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {
     let time = |seconds: i64| {
@@ -254,7 +266,13 @@ pub(crate) fn is_signed_by(
     if *algorithm == oid_registry::OID_PKCS1_SHA1WITHRSA || *algorithm == oid_registry::OID_SHA1_WITH_RSA {
         return Err("the signature uses SHA-1");
     }
-    certificate.verify_signature(Some(issuer.public_key())).map_err(|_| "the signature does not verify")
+    certificate.verify_signature(Some(issuer.public_key())).map_err(|why| match why {
+        // Nothing was verified: it is not forged.
+        X509Error::SignatureUnsupportedAlgorithm => {
+            "the signature is of a kind that is not supported (ECDSA on P-256 or P-384, and RSA, are)"
+        }
+        _ => "the signature does not verify",
+    })
 }
 
 /// Reads a chain, leaf first.

@@ -58,9 +58,14 @@ struct Embedded {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Token<'a> {
     audience: &'a str,
-    issuer: &'a str,
+    /// None: the agent takes that of its own token.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    issuers: &'a [String],
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    allow_volume_context: bool,
     keys: Keys<'a>,
 }
 
@@ -111,7 +116,9 @@ pub(crate) fn agent_yaml(options: &Options) -> Result<String, crate::Error> {
         }),
         token: is_authority.then(|| Token {
             audience: &options.token_audience,
-            issuer: &options.issuer,
+            issuers: &options.issuers,
+            // Where the API server cannot put the token into secrets, it comes in the volume context.
+            allow_volume_context: !options.kubernetes_version.has_tokens_in_secrets(),
             keys: Keys {
                 api_server: ApiServer {
                     url: &options.api_server,

@@ -20,10 +20,12 @@ mod node;
 mod openshift;
 mod options;
 mod shared;
+mod version;
 mod yaml;
 
 pub use authority::{AuthoritySecret, authority_secret};
 pub use options::{Environment, Options, Problem, PullPolicy, Source};
+pub use version::{KubernetesVersion, VersionError};
 pub use yaml::to_yaml;
 
 /// Name of the ConfigMap with the agent's configuration.
@@ -100,7 +102,11 @@ impl Object {
 /// [`authority_secret`].
 pub fn objects(options: &Options) -> Result<Vec<Object>, Error> {
     options.check()?;
-    let mut list = vec![shared::namespace(options)?, shared::service_account(options)?];
+    let mut list = vec![
+        shared::namespace(options)?,
+        shared::resource_quota(options)?,
+        shared::service_account(options)?,
+    ];
     if options.environment == Environment::OpenShift {
         list.extend(openshift::objects(options));
     }

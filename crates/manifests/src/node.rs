@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapProjection, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource,
-    EnvVar, EnvVarSource, HTTPGetAction, HostPathVolumeSource, KeyToPath, ObjectFieldSelector, PodSpec,
-    PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements, SELinuxOptions, SeccompProfile,
-    SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount,
-    VolumeProjection,
+    Affinity, Capabilities, ConfigMapProjection, ConfigMapVolumeSource, Container, ContainerPort,
+    EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, HostPathVolumeSource, KeyToPath, NodeAffinity,
+    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector, PodSpec, PodTemplateSpec,
+    Probe, ProjectedVolumeSource, ResourceRequirements, SELinuxOptions, SeccompProfile, SecretVolumeSource,
+    SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
@@ -18,7 +18,7 @@ use crate::config::{
     AUTHORITY_DIRECTORY, CONFIG_DIRECTORY, CONFIG_FILE, MOUNTER_SOCKET, SHARED_DIRECTORY, TOKEN_DIRECTORY,
 };
 use crate::options::{Environment, Options, Source, parent_and_name};
-use crate::shared::{labels, metadata, text_map};
+use crate::shared::{PRIORITY_CLASS, labels, metadata, text_map};
 use crate::{CONFIG_MAP, Error, NODE, Object};
 
 /// Where the parent of the source directory is mounted in the mounter.
@@ -61,12 +61,39 @@ fn pod(options: &Options) -> PodSpec {
         // Neither container needs the environment variables of other Services.
         enable_service_links: Some(false),
         node_selector: Some(text_map([("kubernetes.io/os", "linux")])),
-        priority_class_name: Some("system-node-critical".to_owned()),
+        affinity: Some(affinity()),
+        priority_class_name: Some(PRIORITY_CLASS.to_owned()),
         tolerations: Some(vec![Toleration { operator: Some("Exists".to_owned()), ..Toleration::default() }]),
         termination_grace_period_seconds: Some(10),
         containers: vec![mounter(options), agent(options)],
         volumes: Some(volumes(options)),
         ..PodSpec::default()
+    }
+}
+
+/// Not on nodes without a kubelet of their own: no container there may be privileged, so a pod would be
+/// Pending for ever and hold up every roll-out (its toleration of every taint brings it there). A node
+/// without these labels is taken.
+fn affinity() -> Affinity {
+    let not = |key: &str, value: &str| NodeSelectorRequirement {
+        key: key.to_owned(),
+        operator: "NotIn".to_owned(),
+        values: Some(vec![value.to_owned()]),
+    };
+    Affinity {
+        node_affinity: Some(NodeAffinity {
+            required_during_scheduling_ignored_during_execution: Some(NodeSelector {
+                node_selector_terms: vec![NodeSelectorTerm {
+                    match_expressions: Some(vec![
+                        not("eks.amazonaws.com/compute-type", "fargate"),
+                        not("type", "virtual-kubelet"),
+                    ]),
+                    ..NodeSelectorTerm::default()
+                }],
+            }),
+            ..NodeAffinity::default()
+        }),
+        ..Affinity::default()
     }
 }
 

@@ -31,9 +31,10 @@ pub(crate) fn objects(options: &Options) -> Vec<Object> {
         "allowHostPorts": false,
         "allowPrivilegeEscalation": true,
         "allowPrivilegedContainer": true,
-        "allowedCapabilities": null,
-        "defaultAddCapabilities": null,
-        "requiredDropCapabilities": null,
+        // The CRD requires these and `priority`, and `kubectl apply` drops a null before it sends anything.
+        "allowedCapabilities": [],
+        "defaultAddCapabilities": [],
+        "requiredDropCapabilities": [],
         "readOnlyRootFilesystem": true,
         // The pod says all of this itself, container by container: root for one, a uid of its own for the other.
         "runAsUser": {"type": "RunAsAny"},
@@ -42,8 +43,9 @@ pub(crate) fn objects(options: &Options) -> Vec<Object> {
         "supplementalGroups": {"type": "RunAsAny"},
         "seccompProfiles": ["*"],
         "volumes": volumes,
-        // No priority, no user and no group: a pod gets it that may `use` it by the RoleBinding, and asks for it by name.
-        "priority": null,
+        // No priority, no user and no group: an account gets it by the RoleBinding alone, and a pod only by
+        // its name.
+        "priority": 0,
         "users": [],
         "groups": [],
     });

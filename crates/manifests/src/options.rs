@@ -3,10 +3,15 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::Error;
+use seamount_identity::TrustDomain;
+use seamount_identity::authority::IdTemplate;
+
+use crate::{Error, KubernetesVersion};
 
 /// The longest path that fits into a Unix socket address (`sun_path`, less its NUL).
 const SOCKET_PATH: usize = 107;
+/// The agent's bound for `token.issuers`.
+const MAX_ISSUERS: usize = 8;
 
 /// When the kubelet pulls the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +38,7 @@ impl PullPolicy {
 /// The kind of cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Environment {
-    /// Any Kubernetes from 1.35.
+    /// Any Kubernetes from 1.32.
     Kubernetes,
     /// OpenShift: a SecurityContextConstraints and the right to use it are added.
     OpenShift,
@@ -60,12 +65,14 @@ pub enum Source {
 pub struct Options {
     /// The kind of cluster.
     pub environment: Environment,
+    /// The version of its API server: what that cannot do is left out, and done in another way.
+    pub kubernetes_version: KubernetesVersion,
     /// The namespace; it is created with the Pod Security level `privileged`, which the mounter needs.
     pub namespace: String,
     /// The CSI driver's name, which pods write into `volumes[].csi.driver`.
     pub driver_name: String,
     /// The SPIFFE trust domain, such as `example.org`; of no use with the source `directory`, as are the template, the
-    /// issuer, the API server and both lifetimes below.
+    /// issuers, the API server and both lifetimes below.
     pub trust_domain: String,
     /// The SPIFFE ID's template.
     pub id_template: String,
@@ -85,8 +92,9 @@ pub struct Options {
     pub token_audience: String,
     /// The lifetime of the pods' tokens; Kubernetes takes 10 minutes or more.
     pub token_lifetime: Duration,
-    /// The `iss` of the pods' tokens, the API server's `--service-account-issuer`.
-    pub issuer: String,
+    /// The `iss` of the pods' tokens, the API server's `--service-account-issuer`; several while it changes.
+    /// None: each agent takes that of its own token.
+    pub issuers: Vec<String>,
     /// Where the agent reads the API server's keys.
     pub api_server: String,
     /// The lifetime of an X.509-SVID.
@@ -105,6 +113,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             environment: Environment::Kubernetes,
+            kubernetes_version: KubernetesVersion::default(),
             namespace: "seamount-system".into(),
             driver_name: "csi.spiffe.io".into(),
             trust_domain: String::new(),
@@ -117,7 +126,7 @@ impl Default for Options {
             agent_gid: 64203,
             token_audience: "seamount.dev".into(),
             token_lifetime: Duration::from_hours(1),
-            issuer: "https://kubernetes.default.svc".into(),
+            issuers: Vec::new(),
             api_server: "https://kubernetes.default.svc".into(),
             svid_ttl: Duration::from_hours(1),
             ca_ttl: Duration::from_hours(24),
@@ -198,7 +207,7 @@ impl Options {
         }
         found.expect(
             "token-audience",
-            is_word(&self.token_audience),
+            self.token_audience.len() <= 1024 && is_word(&self.token_audience),
             format!("{:?} is no audience", self.token_audience),
         );
         found.expect(
@@ -224,17 +233,20 @@ impl Options {
     }
 
     fn check_authority(&self, secret: &str, found: &mut Problems) {
-        let Self { trust_domain, issuer, api_server, svid_ttl, ca_ttl, .. } = self;
-        found.expect(
-            "trust-domain",
-            is_trust_domain(trust_domain),
-            format!("{trust_domain:?} is no trust domain; give one such as example.org (a-z, 0-9, '.', '-', '_'; at most 255 characters)"),
-        );
-        found.expect(
-            "id-template",
-            self.id_template.starts_with("spiffe://"),
-            format!("{:?} does not begin with spiffe://", self.id_template),
-        );
+        let Self { trust_domain, id_template, issuers, api_server, svid_ttl, ca_ttl, .. } = self;
+        // The agent's own parsers: what it refuses is refused where it is typed.
+        match trust_domain.parse::<TrustDomain>() {
+            Err(why) => found.expect("trust-domain", false, format!("{trust_domain:?}: {why}")),
+            // The agent lowers it; the Secret's certificate has it as it is typed.
+            Ok(domain) if domain.as_str() != trust_domain => {
+                found.expect("trust-domain", false, format!("{trust_domain:?}: write {domain}"));
+            }
+            Ok(domain) => {
+                if let Err(why) = IdTemplate::parse(id_template, &domain) {
+                    found.expect("id-template", false, format!("{id_template:?}: {why}"));
+                }
+            }
+        }
         found.expect(
             "authority-secret",
             secret.len() <= 253 && secret.split('.').all(is_label),
@@ -242,13 +254,16 @@ impl Options {
         );
         found.expect(
             "issuer",
-            is_word(issuer),
-            format!("{issuer:?} is no issuer; give the API server's --service-account-issuer"),
+            issuers.len() <= MAX_ISSUERS
+                && issuers.iter().all(|issuer| issuer.len() <= 1024 && is_word(issuer)),
+            format!(
+                "{issuers:?}: give the API server's --service-account-issuer, at most {MAX_ISSUERS} of them"
+            ),
         );
         found.expect(
             "api-server",
-            api_server.strip_prefix("https://").is_some_and(is_word),
-            format!("{api_server:?} is no https URL"),
+            is_https_url(api_server),
+            format!("{api_server:?}: write https://<host>[:<port>][/<path>]"),
         );
         // The agent's own limits: an SVID cannot be revoked, and must not outlive its issuer.
         let (svid, ca) = (svid_ttl.as_secs(), ca_ttl.as_secs());
@@ -284,14 +299,29 @@ fn is_label(s: &str) -> bool {
         && s.ends_with(inner)
 }
 
-/// SPIFFE-ID §2.1.
-fn is_trust_domain(s: &str) -> bool {
-    (1..=255).contains(&s.len())
-        && s.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_'))
-}
-
 fn is_word(s: &str) -> bool {
     !s.is_empty() && s.chars().all(|c| c.is_ascii_graphic())
+}
+
+/// As `token.keys.apiServer.url` is read, for the hosts that people have: a name, an IPv4 or a bracketed IPv6
+/// address.
+fn is_https_url(s: &str) -> bool {
+    let Some(rest) = s.strip_prefix("https://") else { return false };
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (host, port) = match authority.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
+        Some((v6, port)) if v6.parse::<std::net::Ipv6Addr>().is_ok() => (v6, port.strip_prefix(':')),
+        Some(_) => return false,
+        None => match authority.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, None),
+        },
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let is_host = host.contains(':') || (!host.is_empty() && host.chars().all(plain));
+    let is_port = port.is_none_or(|port| {
+        port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    is_host && is_port && path.chars().all(|c| plain(c) || matches!(c, '/' | '~'))
 }
 
 /// An absolute, normalised path other than the root.

@@ -2,13 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, ResourceQuota, ResourceQuotaSpec, ScopeSelector, ScopedResourceSelectorRequirement,
+    ServiceAccount,
+};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, TokenRequest};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::config::{CONFIG_FILE, agent_yaml};
 use crate::options::{Environment, Options};
 use crate::{CONFIG_MAP, Error, NODE, Object};
+
+/// The class of the DaemonSet's pods: what mounts volumes is evicted last.
+pub(crate) const PRIORITY_CLASS: &str = "system-node-critical";
 
 /// A map of text from pairs.
 pub(crate) fn text_map<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
@@ -54,6 +61,29 @@ pub(crate) fn namespace(options: &Options) -> Result<Object, Error> {
     Object::from_typed("the Namespace", &object)
 }
 
+/// The right to use our priority class. Where an API server limits the class to namespaces with a quota for
+/// it (as GKE does), no pod is made without this object ("insufficient quota to match these scopes");
+/// elsewhere it holds the first pods back for the moment that the quota's controller needs.
+pub(crate) fn resource_quota(options: &Options) -> Result<Object, Error> {
+    let object = ResourceQuota {
+        metadata: metadata(options, NODE),
+        spec: Some(ResourceQuotaSpec {
+            // As many as GKE allows in kube-system: a permit, no limit.
+            hard: Some(BTreeMap::from([("pods".to_owned(), Quantity("1G".to_owned()))])),
+            scope_selector: Some(ScopeSelector {
+                match_expressions: Some(vec![ScopedResourceSelectorRequirement {
+                    scope_name: "PriorityClass".to_owned(),
+                    operator: "In".to_owned(),
+                    values: Some(vec![PRIORITY_CLASS.to_owned()]),
+                }]),
+            }),
+            ..ResourceQuotaSpec::default()
+        }),
+        ..ResourceQuota::default()
+    };
+    Object::from_typed("the ResourceQuota", &object)
+}
+
 /// The account of the DaemonSet. It has no right, and its token is mounted by hand, in the agent alone.
 pub(crate) fn service_account(options: &Options) -> Result<Object, Error> {
     let object = ServiceAccount {
@@ -95,8 +125,12 @@ pub(crate) fn csi_driver(options: &Options) -> Result<Object, Error> {
                 audience: options.token_audience.clone(),
                 expiration_seconds: i64::try_from(options.token_lifetime.as_secs()).ok(),
             }]),
-            // The volume context is the pod author's to write; `secrets` is not.
-            service_account_token_in_secrets: Some(true),
+            // The volume context is the pod author's to write; `secrets` is not. An older API server drops
+            // the field or refuses it, depending on the client.
+            service_account_token_in_secrets: options
+                .kubernetes_version
+                .has_tokens_in_secrets()
+                .then_some(true),
             volume_lifecycle_modes: Some(vec!["Ephemeral".to_owned()]),
             // The volume's socket has its own mode; the kubelet must not walk and chown it.
             fs_group_policy: Some("None".to_owned()),

@@ -1,9 +1,12 @@
 //! The agent takes the configuration that the ConfigMap carries, with the flags of the DaemonSet.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test may panic")]
 
+use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use seamount_agent::config::{Args, Config, Keys, Source as AgentSource};
 use seamount_manifests::{Object, Options, Source, objects};
 use serde_json::Value;
@@ -48,6 +51,7 @@ fn the_agent_takes_its_configuration_for_an_authority() {
     assert_eq!((authority.embedded.svid_ttl, authority.embedded.ca_ttl), (options.svid_ttl, options.ca_ttl));
     assert_eq!(authority.token.audience, "seamount.dev");
     assert!(!authority.token.allow_volume_context);
+    assert!(authority.token.issuers.is_empty());
     let Keys::ApiServer(server) = authority.token.keys else { panic!("not the API server's keys") };
     assert_eq!((server.host.as_str(), server.port), ("10.96.0.1", 6443));
 }
@@ -56,6 +60,87 @@ fn the_agent_takes_its_configuration_for_an_authority() {
 fn the_agent_takes_its_configuration_for_a_directory() {
     let source = Source::Directory { host_path: "/run/spire/agent-sockets".into() };
     assert_eq!(started(&Options { source, ..Options::default() }).source, AgentSource::Directory);
+}
+
+#[test]
+fn the_agent_takes_what_older_clusters_and_migrations_need() {
+    let options = Options {
+        trust_domain: "example.org".into(),
+        kubernetes_version: "1.33".parse().unwrap(),
+        issuers: vec!["https://old".into(), "https://new".into()],
+        ..Options::default()
+    };
+    let AgentSource::Authority(authority) = started(&options).source else { panic!("not an authority") };
+    assert!(authority.token.allow_volume_context);
+    assert_eq!(authority.token.issuers, options.issuers);
+}
+
+/// What is taken where it is typed, the agent takes as well: else the mistake shows when no pod starts.
+#[test]
+fn whatever_passes_the_options_the_agent_takes() {
+    fn words(parts: &'static [&'static str]) -> impl Strategy<Value = String> {
+        prop::collection::vec(prop::sample::select(parts), 0..5).prop_map(|parts| parts.concat())
+    }
+    fn or(usual: &str, odd: impl Strategy<Value = String>) -> impl Strategy<Value = String> {
+        prop_oneof![2 => Just(usual.to_owned()), 1 => odd]
+    }
+    const TEMPLATE: [&str; 12] = [
+        "spiffe://{trustDomain}",
+        "/ns/{namespace}",
+        "/sa/",
+        "{serviceAccount}",
+        "{podUid}",
+        "/",
+        "{",
+        "}",
+        "-",
+        "é",
+        "spiffe://example.org",
+        "{label}",
+    ];
+    const URL: [&str; 16] = [
+        "https://", "http://", "a", "10.0.0.1", "[::1]", "[", "]", ":", "443", "0", "65536", "/", "/x", "@",
+        "?", "#",
+    ];
+    const NAME: [&str; 8] = ["a", "A", "-", ".", "..", "example.org", "_", "1"];
+    const PATH: [&str; 8] = ["/", "/a", "a", ".", "..", "//", "/var/lib", " "];
+    let strategy = (
+        or("example.org", words(&NAME)),
+        or("spiffe://{trustDomain}/{namespace}", words(&TEMPLATE)),
+        or("https://x", words(&URL)),
+        or("/var/lib/kubelet", words(&PATH)),
+        or("csi.spiffe.io", words(&NAME)),
+        or("seamount.dev", words(&URL)),
+        prop::collection::vec(words(&URL), 0..3),
+        (8u64..700_000, 30u64..3_000_000),
+    );
+    let config = ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let (passed, refused) = (Cell::new(0), Cell::new(0));
+    runner
+        .run(&strategy, |(domain, template, url, root, driver, audience, issuers, (svid, ca))| {
+            let options = Options {
+                trust_domain: domain,
+                id_template: template,
+                api_server: url,
+                kubelet_root: root,
+                driver_name: driver,
+                token_audience: audience,
+                issuers,
+                svid_ttl: Duration::from_secs(svid),
+                ca_ttl: Duration::from_secs(ca),
+                ..Options::default()
+            };
+            if options.check().is_ok() {
+                started(&options);
+                passed.set(passed.get() + 1);
+            } else {
+                refused.set(refused.get() + 1);
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert!(passed.get() > 30 && refused.get() > 30, "{} passed, {} refused", passed.get(), refused.get());
 }
 
 #[test]

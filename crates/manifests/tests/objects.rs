@@ -74,11 +74,15 @@ fn the_text_reads_back_as_the_same_objects() {
 fn the_objects_come_in_an_order_that_can_be_applied() {
     let kinds =
         |options: &Options| objects(options).unwrap().iter().map(|o| o.kind().to_owned()).collect::<Vec<_>>();
-    assert_eq!(kinds(&options()), ["Namespace", "ServiceAccount", "ConfigMap", "CSIDriver", "DaemonSet"]);
+    assert_eq!(
+        kinds(&options()),
+        ["Namespace", "ResourceQuota", "ServiceAccount", "ConfigMap", "CSIDriver", "DaemonSet"]
+    );
     assert_eq!(
         kinds(&openshift()),
         [
             "Namespace",
+            "ResourceQuota",
             "ServiceAccount",
             "SecurityContextConstraints",
             "Role",
@@ -120,6 +124,48 @@ fn the_csi_driver_is_as_specified() {
             "seLinuxMount": false,
         })
     );
+}
+
+/// What an API server does not know it drops, or it refuses the whole object.
+#[test]
+fn before_1_35_the_token_comes_in_the_volume_context() {
+    for (version, in_secrets) in
+        [("1.32", false), ("1.34", false), ("1.35", true), ("1.36", true), ("1.40", true)]
+    {
+        let options = Options { kubernetes_version: version.parse().unwrap(), ..options() };
+        let spec = find(&objects(&options).unwrap(), "CSIDriver")["spec"].clone();
+        assert_eq!(spec.get("serviceAccountTokenInSecrets"), in_secrets.then_some(&json!(true)), "{version}");
+        let allowed = agent_yaml(&options)["token"].get("allowVolumeContext").cloned();
+        assert_eq!(allowed, (!in_secrets).then_some(json!(true)), "{version}");
+        assert_eq!(spec["tokenRequests"][0]["audience"], "seamount.dev");
+    }
+}
+
+#[test]
+fn the_issuer_is_written_only_where_it_is_given() {
+    assert!(agent_yaml(&options())["token"].get("issuers").is_none());
+    let options = Options { issuers: vec!["https://old".into(), "https://new".into()], ..options() };
+    assert_eq!(agent_yaml(&options)["token"]["issuers"], json!(["https://old", "https://new"]));
+}
+
+/// Kubernetes reads a null as absent, and each client in its own way.
+#[test]
+fn no_object_has_a_null() {
+    fn nulls(path: &str, value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Null => found.push(path.to_owned()),
+            Value::Array(items) => items.iter().for_each(|v| nulls(&format!("{path}[]"), v, found)),
+            Value::Object(fields) => fields.iter().for_each(|(k, v)| nulls(&format!("{path}.{k}"), v, found)),
+            _ => {}
+        }
+    }
+    for options in all_kinds() {
+        let mut found = Vec::new();
+        for object in objects(&options).unwrap() {
+            nulls(object.kind(), object.value(), &mut found);
+        }
+        assert_eq!(found, [""; 0]);
+    }
 }
 
 #[test]
@@ -230,6 +276,39 @@ fn the_pod_runs_on_every_node_and_is_evicted_last() {
     assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
     assert_eq!(pod["priorityClassName"], "system-node-critical");
     assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux"}));
+}
+
+/// There it would be Pending for ever, and hold up every roll-out.
+#[test]
+fn the_pod_is_kept_off_nodes_without_a_kubelet() {
+    let required = "/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let terms = pod(&options()).pointer(required).unwrap().clone();
+    assert_eq!(
+        terms,
+        json!([{"matchExpressions": [
+            {"key": "eks.amazonaws.com/compute-type", "operator": "NotIn", "values": ["fargate"]},
+            {"key": "type", "operator": "NotIn", "values": ["virtual-kubelet"]},
+        ]}])
+    );
+}
+
+/// GKE makes no pod of the class in a namespace without it.
+#[test]
+fn the_namespace_has_a_quota_for_the_pods_priority_class() {
+    for options in all_kinds() {
+        let quota = find(&objects(&options).unwrap(), "ResourceQuota");
+        assert_eq!(quota["metadata"]["namespace"], "seamount-system");
+        let class = pod(&options)["priorityClassName"].clone();
+        assert_eq!(
+            quota["spec"],
+            json!({
+                "hard": {"pods": "1G"},
+                "scopeSelector": {"matchExpressions": [
+                    {"scopeName": "PriorityClass", "operator": "In", "values": [class]},
+                ]},
+            })
+        );
+    }
 }
 
 #[test]

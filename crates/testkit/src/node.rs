@@ -134,7 +134,7 @@ impl Node {
              nodeName: {NODE}\n\
              mounterSocket: {}\n\
              authority: {{embedded: {{{embedded}}}}}\n\
-             token: {{audience: {AUDIENCE}, issuer: {ISSUER}, keys: {{file: {}}}}}\n\
+             token: {{audience: {AUDIENCE}, issuers: {ISSUER}, keys: {{file: {}}}}}\n\
              http: {{address: \"{}\"}}\n",
             self.kubelet.root().display(),
             self.path(RUN).join("mounter.sock").display(),

@@ -108,7 +108,7 @@ impl Node {
         let yaml = format!(
             "trustDomain: example.org\nkubeletRoot: {}\nnodeName: node-1\nmounterSocket: {}\n\
              authority: {{embedded: {{{embedded}}}}}\n\
-             token: {{audience: {AUDIENCE}, issuer: {ISSUER}, keys: {{file: {}}}}}\n\
+             token: {{audience: {AUDIENCE}, issuers: {ISSUER}, keys: {{file: {}}}}}\n\
              http: {{address: \"{}\"}}\n",
             path("k"),
             path("run/mounter.sock"),

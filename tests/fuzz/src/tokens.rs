@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arbitrary::{Result, Unstructured};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use seamount_agent::config::{Keys, TokenConfig};
+use seamount_agent::config::{KEYS_MAX_AGE, Keys, TokenConfig};
 use seamount_agent::http::Readiness;
 use seamount_agent::metrics::Metrics;
 use seamount_agent::token::{Claims, Token, TokenError, TokenVerifier};
@@ -35,12 +35,13 @@ static VERIFIER: LazyLock<TokenVerifier> =
 pub fn verifier(path: &std::path::Path) -> TokenVerifier {
     let config = TokenConfig {
         audience: AUDIENCE.to_owned(),
-        issuer: ISSUER.to_owned(),
+        issuers: vec![ISSUER.to_owned()],
         keys: Keys::File(path.to_owned()),
+        keys_max_age: KEYS_MAX_AGE,
         allow_volume_context: false,
     };
     let (metrics, readiness) = (Arc::new(Metrics::new()), Arc::new(Readiness::default()));
-    TokenVerifier::new(&config, metrics, readiness, CancellationToken::new())
+    TokenVerifier::with_clock(&config, metrics, readiness, CancellationToken::new(), Arc::new(now))
 }
 
 pub fn now() -> SystemTime {

@@ -74,7 +74,7 @@ impl Stage {
         let yaml = format!(
             "trustDomain: example.org\n\
              authority: {{embedded: {{directory: {}}}}}\n\
-             token: {{audience: {AUDIENCE}, issuer: {ISSUER}, keys: {{file: {}}}}}\n",
+             token: {{audience: {AUDIENCE}, issuers: {ISSUER}, keys: {{file: {}}}}}\n",
             etc.display(),
             etc.join("jwks.json").display(),
         );

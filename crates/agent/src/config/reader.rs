@@ -73,6 +73,25 @@ impl Section {
         }
     }
 
+    /// A list of texts, or one text alone. None where it is absent or of another kind.
+    pub fn texts(&mut self, name: &'static str, problems: &mut Problems) -> Option<Vec<String>> {
+        let items = match self.take(name)? {
+            Value::Array(items) => items,
+            one => vec![one],
+        };
+        let text = |item: Value| match item {
+            Value::String(text) => Ok(text),
+            other => Err(kind(&other)),
+        };
+        match items.into_iter().map(text).collect() {
+            Ok(texts) => Some(texts),
+            Err(kind) => {
+                problems.add(&self.path(name), format!("has {kind}"), "write a list of texts (in quotes)");
+                None
+            }
+        }
+    }
+
     pub fn boolean(&mut self, name: &'static str, default: bool, problems: &mut Problems) -> bool {
         match self.take(name) {
             None => default,

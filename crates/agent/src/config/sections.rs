@@ -10,9 +10,10 @@ use serde_json::{Map, Value};
 use super::reader::{Problems, Section, absolute, word};
 use super::{
     API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, Args, AuthoritySource, CA_TTL,
-    CONNECTIONS, Config, DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, ISSUER, KUBELET_ROOT, Keys, Log,
-    LogFormat, LogLevel, MAX_CONNECTIONS, MAX_NODE_CONNECTIONS, MAX_SVID_TTL, MIN_SVID_TTL, MOUNTER_SOCKET,
-    Problem, SVID_TTL, SVIDS_PER_CA, Source, TokenConfig, WorkloadApi, format_duration,
+    CONNECTIONS, Config, DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, KEYS_MAX_AGE, KUBELET_ROOT, Keys,
+    Log, LogFormat, LogLevel, MAX_CONNECTIONS, MAX_ISSUERS, MAX_KEYS_MAX_AGE, MAX_NODE_CONNECTIONS,
+    MAX_SVID_TTL, MIN_KEYS_MAX_AGE, MIN_SVID_TTL, MOUNTER_SOCKET, Problem, SVID_TTL, SVIDS_PER_CA, Source,
+    TokenConfig, WorkloadApi, format_duration,
 };
 
 const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -249,14 +250,26 @@ fn key_kind(section: &mut Section, name: &'static str, p: &mut Problems) -> KeyT
 fn token(root: &mut Section, p: &mut Problems) -> Option<TokenConfig> {
     let mut section = root.section("token", p);
     let audience = section.string("audience", p).unwrap_or_else(|| AUDIENCE.to_owned());
-    let issuer = section.string("issuer", p).unwrap_or_else(|| ISSUER.to_owned());
-    for (name, value, remedy) in [
-        ("audience", &audience, "write the audience of the CSIDriver's tokenRequests"),
-        ("issuer", &issuer, "write the API server's --service-account-issuer"),
-    ] {
-        if value.is_empty() || value.len() > 1024 || value.contains(char::is_control) {
-            p.add(&section.path(name), "is empty, longer than 1024 bytes or has control characters", remedy);
-        }
+    if bad_word(&audience) {
+        p.add(
+            &section.path("audience"),
+            "is empty, longer than 1024 bytes or has control characters",
+            "write the audience of the CSIDriver's tokenRequests",
+        );
+    }
+    let has_issuers = section.has("issuers");
+    let issuers = section.texts("issuers", p);
+    if let Some(issuers) = &issuers {
+        issuer_rules(&section.path("issuers"), issuers, p);
+    }
+    let keys_max_age = section.duration("keysMaxAge", KEYS_MAX_AGE, p);
+    if !(MIN_KEYS_MAX_AGE..=MAX_KEYS_MAX_AGE).contains(&keys_max_age) {
+        let [min, max] = [MIN_KEYS_MAX_AGE, MAX_KEYS_MAX_AGE].map(format_duration);
+        p.add(
+            &section.path("keysMaxAge"),
+            format!("is {}", format_duration(keys_max_age)),
+            format!("write {min} to {max}"),
+        );
     }
     let allow_volume_context = section.boolean("allowVolumeContext", false, p);
     let mut keys = section.section("keys", p);
@@ -284,14 +297,41 @@ fn token(root: &mut Section, p: &mut Problems) -> Option<TokenConfig> {
             p.add("token.keys", "has both file and apiServer", "write one of them");
             return None;
         }
-        (true, false) => Keys::File(file?),
+        (true, false) => {
+            if !has_issuers {
+                p.add(
+                    "token.issuers",
+                    "is missing",
+                    "write whose tokens the keys of token.keys.file verify: the API server's --service-account-issuer",
+                );
+            }
+            Keys::File(file?)
+        }
         // `apiServer: {}` and nothing at all: the API server of the cluster that the agent runs in.
         (false, _) => {
             let (host, port, path) = parsed?;
             Keys::ApiServer(ApiServer { host, port, path, ca_file: ca_file?, token_file: token_file? })
         }
     };
-    Some(TokenConfig { audience, issuer, keys, allow_volume_context })
+    let issuers = issuers.unwrap_or_default();
+    Some(TokenConfig { audience, issuers, keys, keys_max_age, allow_volume_context })
+}
+
+fn issuer_rules(field: &str, issuers: &[String], p: &mut Problems) {
+    const REMEDY: &str = "write the API server's --service-account-issuer, several while it changes";
+    if issuers.is_empty() {
+        p.add(field, "is empty", format!("{REMEDY}, or leave it out for that of the agent's own token"));
+    }
+    if issuers.len() > MAX_ISSUERS {
+        p.add(field, format!("has {} entries", issuers.len()), format!("write at most {MAX_ISSUERS}"));
+    }
+    if issuers.iter().any(|issuer| bad_word(issuer)) {
+        p.add(field, "has one that is empty, longer than 1024 bytes or has control characters", REMEDY);
+    }
+}
+
+fn bad_word(word: &str) -> bool {
+    word.is_empty() || word.len() > 1024 || word.contains(char::is_control)
 }
 
 fn path_or(section: &mut Section, name: &'static str, default: &str, p: &mut Problems) -> Option<PathBuf> {

@@ -15,7 +15,7 @@ kubeletUid: 1000
 trustDomain: example.org
 identity: {source: authority, idTemplate: "spiffe://{trustDomain}/{namespace}/{serviceAccount}"}
 authority: {embedded: {directory: /etc/root, keyType: ec-p384, svidKeyType: rsa-2048, caTtl: 12h, svidTtl: 1h30m}}
-token: {audience: a, issuer: https://issuer, keys: {file: /jwks.json}, allowVolumeContext: true}
+token: {audience: a, issuers: [https://issuer, https://next], keys: {file: /jwks.json}, keysMaxAge: 1h, allowVolumeContext: true}
 http: {address: "[::1]:1"}
 log: {format: json, level: debug}
 workloadApi: {connectionsPerVolume: 1, connectionsPerNode: 300, streamsPerConnection: 4096}
@@ -62,6 +62,8 @@ fn defaults() {
     assert_eq!(authority.embedded.directory, None);
     assert_eq!((authority.embedded.ca_ttl, authority.embedded.svid_ttl), (CA_TTL, SVID_TTL));
     assert_eq!(authority.token.audience, "seamount.dev");
+    assert_eq!(authority.token.issuers, [""; 0], "that of the agent's own token");
+    assert_eq!(authority.token.keys_max_age, Duration::from_secs(24 * 3600));
     assert!(!authority.token.allow_volume_context);
     let Keys::ApiServer(server) = &authority.token.keys else { panic!("{:?}", authority.token.keys) };
     assert_eq!(
@@ -108,6 +110,8 @@ fn every_field_is_taken() {
     assert_eq!(embedded.ca_ttl, Duration::from_secs(12 * 3600));
     assert_eq!(embedded.svid_ttl, Duration::from_secs(5400));
     assert_eq!(authority.token.keys, Keys::File("/jwks.json".into()));
+    assert_eq!(authority.token.issuers, ["https://issuer", "https://next"]);
+    assert_eq!(authority.token.keys_max_age, Duration::from_secs(3600));
     assert!(authority.token.allow_volume_context);
 }
 
@@ -260,9 +264,29 @@ nodename: x
         ]
     );
     let error = ConfigError::Invalid(problems.clone()).to_string();
-    assert!(error.starts_with("configuration: 22 problem(s)\n  - "), "{error}");
+    assert!(error.starts_with("22 problems: (1) "), "{error}");
+    assert!(error.contains(", (16) ") && error.ends_with(", and 6 more"), "{error}");
     assert!(problems.iter().all(|p| !p.what.is_empty() && !p.remedy.is_empty()), "{problems:#?}");
-    assert!(error.contains("nodename: is not known; write nodeName"), "{error}");
+}
+
+/// A condition of readiness is one line, and has room for the reason whatever stands in the file.
+#[test]
+fn problems_are_said_in_one_line_within_bounds() {
+    let one =
+        parse(&format!("{MINIMAL}identity: {{idTemplate: \"spiffe://x/{{whatever}}\"}}\n")).unwrap_err();
+    let text = one.to_string();
+    assert!(text.starts_with("identity.idTemplate: \"spiffe://x/{whatever}\": "), "{text}");
+    assert!(
+        text.contains("does not begin with spiffe://") && text.contains("; write for instance "),
+        "{text}"
+    );
+    let long = format!("{MINIMAL}identity: {{idTemplate: \"spiffe://{}\"}}\n", "a\\n".repeat(50_000));
+    let text = parse(&long).unwrap_err().to_string();
+    assert!(text.chars().count() < 500 && !text.contains('\n'), "{text}");
+    assert!(text.contains("identity.idTemplate") && text.ends_with(ID_TEMPLATE), "{text}");
+    let many: String = (0..1000).map(|i| format!("unknown{i}: {}\n", "x".repeat(100))).collect();
+    let text = parse(&format!("{MINIMAL}{many}")).unwrap_err().to_string();
+    assert!(text.len() < 8000 && text.starts_with("1000 problems: "), "{text}");
 }
 
 #[test]
@@ -298,8 +322,17 @@ fn each_field_has_its_rule() {
     refused("authority: {embedded: {svidTtl: 1 hour}}", "authority.embedded.svidTtl", "not a duration");
     refused("authority: {embedded: {svidKeyType: ed25519}}", "authority.embedded.svidKeyType", "ec-p256");
     refused("authority: yes please", "authority", "mapping");
-    refused("token: {issuer: \"\"}", "token.issuer", "service-account-issuer");
-    refused("token: {keys: {file: jwks.json}}", "token.keys.file", "absolute path");
+    refused("token: {issuers: \"\"}", "token.issuers", "service-account-issuer");
+    refused("token: {issuers: []}", "token.issuers", "agent's own token");
+    refused("token: {issuers: [a, 1]}", "token.issuers", "has a number");
+    refused("token: {issuers: {a: b}}", "token.issuers", "has a mapping");
+    refused("token: {issuers: [a, b, c, d, e, f, g, h, i]}", "token.issuers", "at most 8");
+    refused("token: {keysMaxAge: 14m}", "token.keysMaxAge", "15m to 7d");
+    refused("token: {keysMaxAge: 8d}", "token.keysMaxAge", "15m to 7d");
+    refused("token: {keysMaxAge: never}", "token.keysMaxAge", "not a duration");
+    refused("token: {issuers: a, keys: {file: jwks.json}}", "token.keys.file", "absolute path");
+    // Only an API server gives the agent a token that tells the issuer.
+    refused("token: {keys: {file: /jwks.json}}", "token.issuers", "is missing");
     refused("token: {keys: {jwks: /x}}", "token.keys.jwks", "not known");
     for url in
         ["http://x", "https://", "x", "https://u:p@x", "https://x?y", "https://x:99999", "https://x:", ""]

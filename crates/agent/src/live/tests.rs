@@ -37,7 +37,7 @@ async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
     assert!(live.settings().is_none());
     let standing = |live: &Live| live.shown().readiness.all().remove(&Condition::Configuration).unwrap();
     assert!(matches!(standing(&live), Standing::NotReady(why) if why.contains("nope")));
-    let good = "trustDomain: example.org\ntoken: {keys: {file: /nowhere}}\n";
+    let good = "trustDomain: example.org\ntoken: {issuers: i, keys: {file: /nowhere}}\n";
     live.take(parse(good));
     let first = live.settings().unwrap();
     assert!(first.verifier.is_some());

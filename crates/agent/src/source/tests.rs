@@ -12,13 +12,13 @@ fn config(yaml: &str) -> Arc<Config> {
 
 fn authority(directory: &Path) -> Arc<Config> {
     config(&format!(
-        "trustDomain: example.org\ntoken: {{keys: {{file: /nowhere}}}}\nauthority: {{embedded: {{directory: {}}}}}\n",
+        "trustDomain: example.org\ntoken: {{issuers: i, keys: {{file: /nowhere}}}}\nauthority: {{embedded: {{directory: {}}}}}\n",
         directory.display()
     ))
 }
 
 fn memory() -> Arc<Config> {
-    config("trustDomain: example.org\ntoken: {keys: {file: /nowhere}}\n")
+    config("trustDomain: example.org\ntoken: {issuers: i, keys: {file: /nowhere}}\n")
 }
 
 async fn wait(source: &mut watch::Receiver<Source>, what: fn(&Source) -> bool) -> Source {
@@ -78,7 +78,7 @@ async fn a_root_in_memory_outlives_other_rules_for_tokens() {
         |yaml: &str| config(&format!("trustDomain: example.org\n{yaml}\n")).authority().unwrap().clone();
     embed(&mut embedded, &with("token: {audience: a}"), &sender).await;
     let first = Arc::clone(&embedded.as_ref().unwrap().0);
-    embed(&mut embedded, &with("token: {audience: b, issuer: c}"), &sender).await;
+    embed(&mut embedded, &with("token: {audience: b, issuers: c}"), &sender).await;
     assert!(Arc::ptr_eq(&first, &embedded.as_ref().unwrap().0));
     embed(&mut embedded, &with("authority: {embedded: {keyType: ec-p384}}"), &sender).await;
     assert!(!Arc::ptr_eq(&first, &embedded.as_ref().unwrap().0));

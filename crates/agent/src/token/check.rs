@@ -62,10 +62,11 @@ pub enum TokenError {
     Signature,
     /// Another issuer.
     #[error(
-        "token is of another issuer than `token.issuer` = {expected:?}: compare with the API server's --service-account-issuer"
+        "token is of another issuer than {expected} (`token.issuers`, by default that of the agent's own token): compare \
+         with the API server's --service-account-issuer, and list both while it changes"
     )]
     Issuer {
-        /// What the configuration says.
+        /// Those that are taken, quoted.
         expected: String,
     },
     /// Not made for us.
@@ -89,7 +90,7 @@ pub enum TokenError {
         "token has no valid claim `{0}`: only tokens bound to a pod on a node prove a pod (CSIDriver tokenRequests)"
     )]
     Claim(&'static str),
-    /// The issuer's keys could not be read, ever.
+    /// The issuer's keys, or its name, could not be read, ever or for too long.
     #[error("the issuer's keys are not available: {0}")]
     KeysUnavailable(String),
 }
@@ -148,7 +149,7 @@ struct Reference {
 pub(super) fn check(
     token: &Token,
     keys: &KeySet,
-    issuer: &str,
+    issuers: &[String],
     audience: &str,
     now: SystemTime,
 ) -> Result<Claims, TokenError> {
@@ -181,16 +182,22 @@ pub(super) fn check(
     let payload = decode(payload, "the payload is not base64url")?;
     let payload: Payload = serde_json::from_slice(&payload)
         .map_err(|_| TokenError::Malformed("the payload is not a JSON object of Kubernetes' form"))?;
-    claims(payload, issuer, audience, now)
+    claims(payload, issuers, audience, now)
 }
 
 fn decode(part: &str, what: &'static str) -> Result<Zeroizing<Vec<u8>>, TokenError> {
     URL_SAFE_NO_PAD.decode(part).map(Zeroizing::new).map_err(|_| TokenError::Malformed(what))
 }
 
-fn claims(payload: Payload, issuer: &str, audience: &str, now: SystemTime) -> Result<Claims, TokenError> {
-    if payload.iss.as_deref() != Some(issuer) {
-        return Err(TokenError::Issuer { expected: issuer.to_owned() });
+fn claims(
+    payload: Payload,
+    issuers: &[String],
+    audience: &str,
+    now: SystemTime,
+) -> Result<Claims, TokenError> {
+    if !payload.iss.as_ref().is_some_and(|iss| issuers.contains(iss)) {
+        let expected: Vec<_> = issuers.iter().map(|issuer| format!("{issuer:?}")).collect();
+        return Err(TokenError::Issuer { expected: expected.join(" or ") });
     }
     let ours = match &payload.aud {
         Some(Audience::One(one)) => one == audience,

@@ -38,6 +38,16 @@ pub enum FetchError {
         /// Why.
         reason: String,
     },
+    /// The agent's own token does not tell the issuer.
+    #[error(
+        "token.keys.apiServer.tokenFile {path}: {reason}: mount the agent's service-account token, or write token.issuers"
+    )]
+    Issuer {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// No connection, no TLS, no HTTP, or too late.
     #[error("API server {server}: {reason}: check token.keys.apiServer, the network and the API server")]
     Server {
@@ -186,7 +196,7 @@ fn bearer(path: &Path) -> Result<HeaderValue, FetchError> {
 }
 
 /// A bounded regular file; the buffer does not move and is wiped.
-fn read(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
+pub(super) fn read(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
     use std::io::Read as _;
     let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
     if !file.metadata().map_err(|e| e.to_string())?.is_file() {

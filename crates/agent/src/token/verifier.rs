@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
+pub use seamount_identity::authority::Clock;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -12,13 +13,16 @@ use tokio_util::sync::CancellationToken;
 use super::Token;
 use super::check::{Claims, TokenError, check};
 use super::fetch::{self, FetchError};
+use super::issuers::Issuers;
 use super::keys::KeySet;
-use crate::config::{ApiServer, Keys, TokenConfig};
+use crate::config::{ApiServer, Keys, TokenConfig, format_duration};
 use crate::http::{Condition, Readiness, Standing};
 use crate::metrics::{Metrics, Outcome};
 
 /// How often the API server's keys are read in any case.
 pub const KEYS_REFRESH: Duration = Duration::from_secs(300);
+/// So long without a good reading the agent stays ready: a restart of the API server is none of its business.
+pub const KEYS_STALE: Duration = Duration::from_secs(15 * 60);
 /// The shortest pause between two readings because of a token with an unknown key id: whoever can send tokens must not
 /// be able to make us ask the API server at will.
 pub const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(10);
@@ -31,11 +35,15 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// the keys that it saw. A reading has a deadline (of the file system or of the request), so nobody waits for ever, and
 /// verification itself takes no lock: keys are swapped whole. A request may still hold a verifier that has a successor, and wait
 /// for its reading: `until` is cancelled before the successor states anything, and is looked at under the readiness's own lock.
+///
+/// Ages are told by the wall clock, which goes on while the machine sleeps.
 pub struct TokenVerifier {
-    issuer: String,
+    issuers: Issuers,
     audience: String,
     origin: Origin,
-    keys: ArcSwapOption<KeySet>,
+    keys: ArcSwapOption<Trusted>,
+    max_age: Duration,
+    clock: Clock,
     /// Held while keys are read, so that many publishes make one request.
     reading: Mutex<Reading>,
     metrics: Arc<Metrics>,
@@ -44,23 +52,38 @@ pub struct TokenVerifier {
     until: CancellationToken,
 }
 
+#[derive(PartialEq, Eq)]
 enum Origin {
     File(PathBuf),
     Server(ApiServer),
 }
 
+/// The last good keys.
+pub(super) struct Trusted {
+    keys: KeySet,
+    read: SystemTime,
+}
+
+impl Trusted {
+    fn age(&self, now: SystemTime) -> Duration {
+        // A clock that was set back makes them no older.
+        now.duration_since(self.read).unwrap_or_default()
+    }
+}
+
 #[derive(Default)]
 struct Reading {
     /// When keys were last asked for, with or without success.
-    last: Option<Instant>,
+    last: Option<(Instant, SystemTime)>,
     /// Why that failed.
     error: Option<String>,
     /// What the file looked like when it was read.
     file: Option<Stamp>,
 }
 
+/// What tells that a file is another one than before.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     modified: Option<SystemTime>,
     length: u64,
     inode: u64,
@@ -74,14 +97,27 @@ impl TokenVerifier {
         readiness: Arc<Readiness>,
         until: CancellationToken,
     ) -> Self {
+        Self::with_clock(config, metrics, readiness, until, Arc::new(SystemTime::now))
+    }
+
+    /// As [`new`](Self::new), with another wall clock.
+    pub fn with_clock(
+        config: &TokenConfig,
+        metrics: Arc<Metrics>,
+        readiness: Arc<Readiness>,
+        until: CancellationToken,
+        clock: Clock,
+    ) -> Self {
         Self {
-            issuer: config.issuer.clone(),
+            issuers: Issuers::new(config),
             audience: config.audience.clone(),
             origin: match &config.keys {
                 Keys::File(path) => Origin::File(path.clone()),
                 Keys::ApiServer(server) => Origin::Server(server.clone()),
             },
             keys: ArcSwapOption::empty(),
+            max_age: config.keys_max_age,
+            clock,
             reading: Mutex::default(),
             metrics,
             readiness,
@@ -89,8 +125,17 @@ impl TokenVerifier {
         }
     }
 
-    /// What the token proves, at `now`. Reads the keys first where there are none, where their file has changed, or
-    /// where the token's key is unknown and the last reading is [`UNKNOWN_KEY_PAUSE`] ago.
+    /// Takes over the keys of a predecessor that reads them from the same place: during an outage a changed
+    /// `token.keysMaxAge` must not throw away what it is about.
+    pub fn succeed(&self, predecessor: &Self) {
+        if self.origin == predecessor.origin {
+            self.keys.store(predecessor.keys.load_full());
+        }
+    }
+
+    /// What the token proves, at `now`. Reads the keys first where there are none or too old ones, where
+    /// their file has changed, or where the token's key is unknown and the last reading is
+    /// [`UNKNOWN_KEY_PAUSE`] ago.
     pub async fn verify(&self, token: &Token, now: SystemTime) -> Result<Claims, TokenError> {
         if let Origin::File(path) = &self.origin {
             self.reread(path).await;
@@ -102,8 +147,8 @@ impl TokenVerifier {
         }
         let error = self.refresh(UNKNOWN_KEY_PAUSE, seen.as_ref()).await;
         match self.check(token, self.keys.load_full().as_deref(), now) {
-            Err(TokenError::KeysUnavailable(_)) => {
-                Err(TokenError::KeysUnavailable(error.unwrap_or_else(|| "not read yet".to_owned())))
+            Err(TokenError::KeysUnavailable(what)) => {
+                Err(TokenError::KeysUnavailable(error.map_or(what.clone(), |why| format!("{what}: {why}"))))
             }
             // The issuer may have a new key that could not be read: then the kubelet is to try again.
             Err(TokenError::UnknownKey) => match error {
@@ -114,9 +159,18 @@ impl TokenVerifier {
         }
     }
 
-    fn check(&self, token: &Token, keys: Option<&KeySet>, now: SystemTime) -> Result<Claims, TokenError> {
-        let keys = keys.ok_or_else(|| TokenError::KeysUnavailable(String::new()))?;
-        check(token, keys, &self.issuer, &self.audience, now)
+    fn check(&self, token: &Token, known: Option<&Trusted>, now: SystemTime) -> Result<Claims, TokenError> {
+        let unavailable = |what: &str| TokenError::KeysUnavailable(what.to_owned());
+        let known = known.ok_or_else(|| unavailable("never read"))?;
+        if known.age(now) >= self.max_age {
+            return Err(TokenError::KeysUnavailable(self.too_old()));
+        }
+        let issuers = self.issuers.known().ok_or_else(|| unavailable("their issuer is not known"))?;
+        check(token, &known.keys, &issuers, &self.audience, now)
+    }
+
+    fn too_old(&self) -> String {
+        format!("last read more than {} (token.keysMaxAge) ago", format_duration(self.max_age))
     }
 
     /// Reads the keys at start, then every [`KEYS_REFRESH`], sooner after a failure. Returns when cancelled.
@@ -140,11 +194,16 @@ impl TokenVerifier {
 
     /// Reads the keys, at most once per `pause`, and not where somebody else has replaced `seen` in the meantime.
     /// The reason of a failure, also of the one that made this reading be left out.
-    async fn refresh(&self, pause: Duration, seen: Option<&Arc<KeySet>>) -> Option<String> {
+    pub(super) async fn refresh(&self, pause: Duration, seen: Option<&Arc<Trusted>>) -> Option<String> {
         let mut reading = self.reading.lock().await;
         let replaced =
             seen.is_some_and(|seen| self.keys.load().as_ref().is_some_and(|now| !Arc::ptr_eq(now, seen)));
-        if replaced || reading.last.is_some_and(|last| last.elapsed() < pause) {
+        // A machine that slept has not asked for a while, though the monotonic clock stood still.
+        let now = (self.clock)();
+        let recent = |(last, wall): (Instant, SystemTime)| {
+            last.elapsed() < pause && now.duration_since(wall).unwrap_or_default() < pause
+        };
+        if replaced || reading.last.is_some_and(recent) {
             return reading.error.clone();
         }
         let fetched = match &self.origin {
@@ -154,7 +213,9 @@ impl TokenVerifier {
             }
             Origin::Server(server) => fetch::from_server(server).await,
         };
-        reading.last = Some(Instant::now());
+        // Keys are of no use without their issuer.
+        let fetched = fetched.and_then(|keys| self.issuers.check().map(|()| keys));
+        reading.last = Some((Instant::now(), now));
         self.take(fetched, &mut reading);
         reading.error.clone()
     }
@@ -167,34 +228,46 @@ impl TokenVerifier {
             return;
         }
         reading.file = found;
-        reading.last = Some(Instant::now());
+        reading.last = Some((Instant::now(), (self.clock)()));
         self.take(fetch::from_file(path), &mut reading);
     }
 
-    /// The last good keys stay where there are no new ones.
+    /// The last good keys stay where there are no new ones, for as long as they are not too old.
     fn take(&self, fetched: Result<KeySet, FetchError>, reading: &mut Reading) {
+        let now = (self.clock)();
         let standing = match fetched {
             Ok(keys) => {
                 let remark = format!("{} key(s)", keys.len());
-                self.keys.store(Some(Arc::new(keys)));
-                self.metrics.keys(Outcome::success, SystemTime::now());
+                self.keys.store(Some(Arc::new(Trusted { keys, read: now })));
+                self.metrics.keys(Outcome::success, now);
                 reading.error = None;
                 Standing::Ready(remark)
             }
             Err(why) => {
-                self.metrics.keys(Outcome::error, SystemTime::now());
+                self.metrics.keys(Outcome::error, now);
                 let why = why.to_string();
                 reading.error = Some(why.clone());
-                if self.keys.load().is_some() {
-                    Standing::Ready(format!("using the last good keys: {why}"))
-                } else {
-                    Standing::NotReady(why)
+                match self.keys.load().as_ref().map(|last| last.age(now)) {
+                    None => Standing::NotReady(why),
+                    Some(age) if age >= self.max_age => {
+                        Standing::NotReady(format!("publishes are refused, keys {}: {why}", self.too_old()))
+                    }
+                    Some(age) if age >= KEYS_STALE => {
+                        let (stale, max) = (format_duration(KEYS_STALE), format_duration(self.max_age));
+                        Standing::NotReady(format!(
+                            "no good reading for {stale}; the last good keys are used until they are {max} old \
+                             (token.keysMaxAge): {why}"
+                        ))
+                    }
+                    Some(_) => Standing::Ready(format!("using the last good keys: {why}")),
                 }
             }
         };
         if self.readiness.set_until(&self.until, Condition::TokenKeys, standing.clone()) {
             match standing {
-                Standing::NotReady(why) => tracing::warn!(reason = %why, "no keys to verify tokens with"),
+                Standing::NotReady(why) => {
+                    tracing::warn!(reason = %why, "no fresh keys to verify tokens with")
+                }
                 Standing::Ready(remark) => tracing::info!(%remark, "keys to verify tokens with"),
                 Standing::NotNeeded => {}
             }
@@ -202,7 +275,7 @@ impl TokenVerifier {
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
+pub(super) fn stamp(path: &Path) -> Option<Stamp> {
     use std::os::unix::fs::MetadataExt as _;
     let found = std::fs::metadata(path).ok()?;
     Some(Stamp { modified: found.modified().ok(), length: found.len(), inode: found.ino() })

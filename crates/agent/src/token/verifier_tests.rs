@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use seamount_testkit::issuer::{self, Algorithm, TokenIssuer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::config::{ApiServer, Keys, TokenConfig};
+use crate::config::{ApiServer, KEYS_MAX_AGE, Keys, TokenConfig};
 use crate::http::{Condition, Readiness, Standing};
 use crate::metrics::Metrics;
 
@@ -27,26 +27,45 @@ struct Bench {
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     until: CancellationToken,
+    /// The wall clock.
+    now: Arc<Mutex<SystemTime>>,
 }
 
 impl Bench {
     fn new(keys: Keys) -> Self {
+        Self::with_issuers(keys, &[ISSUER])
+    }
+
+    fn with_issuers(keys: Keys, issuers: &[&str]) -> Self {
         let config = TokenConfig {
             audience: "seamount.dev".into(),
-            issuer: ISSUER.into(),
+            issuers: issuers.iter().map(|issuer| (*issuer).to_owned()).collect(),
             keys,
+            keys_max_age: KEYS_MAX_AGE,
             allow_volume_context: false,
         };
         let (metrics, readiness) = (Arc::new(Metrics::new()), Arc::new(Readiness::default()));
         let until = CancellationToken::new();
-        let verifier =
-            Arc::new(TokenVerifier::new(&config, metrics.clone(), readiness.clone(), until.clone()));
-        Self { verifier, readiness, metrics, until }
+        let now = Arc::new(Mutex::new(SystemTime::now()));
+        let clock = Arc::clone(&now);
+        let verifier = Arc::new(TokenVerifier::with_clock(
+            &config,
+            metrics.clone(),
+            readiness.clone(),
+            until.clone(),
+            Arc::new(move || *clock.lock().unwrap()),
+        ));
+        Self { verifier, readiness, metrics, until, now }
+    }
+
+    fn later(&self, by: Duration) {
+        *self.now.lock().unwrap() += by;
     }
 
     async fn verify(&self, by: &TokenIssuer) -> Result<Claims, TokenError> {
-        let token = Token::new(by.token(&issuer::Claims::default()));
-        self.verifier.verify(&token, SystemTime::now()).await
+        let now = *self.now.lock().unwrap();
+        let token = Token::new(by.token(&issuer::Claims { issued_at: now, ..issuer::Claims::default() }));
+        self.verifier.verify(&token, now).await
     }
 
     fn standing(&self) -> Standing {
@@ -264,9 +283,9 @@ async fn a_new_key_is_found_and_old_ones_outlive_an_outage() {
     assert!(matches!(bench.standing(), Standing::Ready(r) if r.contains("last good keys")));
 }
 
-async fn advance(by: std::time::Duration) {
+async fn advance(by: Duration) {
     tokio::time::pause();
-    tokio::time::advance(by + std::time::Duration::from_millis(1)).await;
+    tokio::time::advance(by + Duration::from_millis(1)).await;
     tokio::time::resume();
 }
 
@@ -355,7 +374,7 @@ async fn a_silent_server_is_given_up() {
     loop {
         tokio::select! {
             early = &mut verify => panic!("{early:?}"),
-            () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
         }
         if !server.requests.lock().unwrap().is_empty() {
             break;
@@ -396,7 +415,142 @@ async fn wait(met: impl Fn() -> bool) {
         if met() {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("the condition was not met within 30 s");
+}
+
+/// What happens to keys that cannot be read anew: used and said, then not ready, then refused, and back
+/// again.
+#[tokio::test]
+async fn keys_that_cannot_be_read_anew_have_a_last_day() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("jwks.json");
+    let by = issuer();
+    for broken in [None, Some(""), Some(r#"{"keys":[]}"#)] {
+        fs::write(&path, by.jwks_json()).unwrap();
+        let bench = Bench::new(Keys::File(path.clone()));
+        assert!(bench.verify(&by).await.is_ok());
+        match broken {
+            None => fs::remove_file(&path).unwrap(),
+            Some(text) => fs::write(&path, text).unwrap(),
+        }
+        bench.later(KEYS_STALE - Duration::from_secs(1));
+        assert!(bench.verify(&by).await.is_ok());
+        assert!(matches!(bench.standing(), Standing::Ready(why) if why.contains("last good keys")));
+
+        bench.later(Duration::from_secs(1));
+        bench.verifier.refresh(Duration::ZERO, None).await.unwrap();
+        assert!(
+            matches!(bench.standing(), Standing::NotReady(why) if why.contains("no good reading for 15m") && why.contains("1d old"))
+        );
+        assert!(bench.verify(&by).await.is_ok(), "publishes go on");
+
+        bench.later(KEYS_MAX_AGE - KEYS_STALE - Duration::from_secs(1));
+        assert!(bench.verify(&by).await.is_ok());
+        bench.later(Duration::from_secs(1));
+        unavailable(&bench.verify(&by).await, "more than 1d (token.keysMaxAge) ago");
+        assert!(
+            matches!(bench.standing(), Standing::NotReady(why) if why.contains("publishes are refused") && why.contains("jwks.json"))
+        );
+
+        fs::write(&path, by.jwks_json()).unwrap();
+        assert!(bench.verify(&by).await.is_ok(), "there again");
+        assert_eq!(bench.standing(), Standing::Ready("1 key(s)".into()));
+    }
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_away_for_too_long_ends_publishing_and_its_return_begins_it() {
+    let by = issuer();
+    let server = Server::start(Answer::Keys(by.jwks_json())).await;
+    let bench = Bench::new(server.keys());
+    assert!(bench.verify(&by).await.is_ok());
+    server.answer(Answer::Keys(r#"{"keys":[]}"#.into()));
+    bench.later(KEYS_STALE);
+    bench.verifier.refresh(Duration::ZERO, None).await.unwrap();
+    assert!(matches!(bench.standing(), Standing::NotReady(why) if why.contains("the set is empty")));
+    assert!(bench.verify(&by).await.is_ok());
+    bench.later(KEYS_MAX_AGE);
+    unavailable(&bench.verify(&by).await, "the set is empty");
+    // The monotonic clock stood still, as in a machine that slept: the pause between readings has passed all
+    // the same.
+    server.answer(Answer::Keys(by.jwks_json()));
+    bench.later(UNKNOWN_KEY_PAUSE);
+    assert!(bench.verify(&by).await.is_ok());
+    assert_eq!(bench.standing(), Standing::Ready("1 key(s)".into()));
+}
+
+/// A configuration that prolongs `token.keysMaxAge` in an outage must not be what ends publishing.
+#[tokio::test]
+async fn a_successor_has_the_keys_of_the_same_place() {
+    let by = issuer();
+    let server = Server::start(Answer::Keys(by.jwks_json())).await;
+    let (first, same) = (Bench::new(server.keys()), Bench::new(server.keys()));
+    let other = Bench::new(Keys::File("/nonexistent/jwks.json".into()));
+    assert!(first.verify(&by).await.is_ok());
+    server.answer(Answer::Raw("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n".into()));
+    same.verifier.succeed(&first.verifier);
+    assert!(same.verify(&by).await.is_ok());
+    other.verifier.succeed(&first.verifier);
+    unavailable(&other.verify(&by).await, "No such file");
+}
+
+#[tokio::test]
+async fn without_configured_issuers_that_of_the_agents_own_token_is_taken() {
+    const EKS: &str = "https://oidc.eks.eu-west-1.amazonaws.com/id/ABCD";
+    let named = |name| TokenIssuer::with_algorithm(name, Algorithm::Es256);
+    let (ours, next) = (named(EKS), named("https://next"));
+    let set = |issuers: [&TokenIssuer; 2]| {
+        let keys = issuers
+            .map(|i| serde_json::from_str::<serde_json::Value>(&i.jwks_json()).unwrap()["keys"][0].clone());
+        serde_json::json!({"keys": keys}).to_string()
+    };
+    let server = Server::start(Answer::Keys(set([&ours, &next]))).await;
+    let own = |text: &str| {
+        // As a kubelet replaces it: another inode under the same name.
+        fs::write(server.dir.path().join("new"), text).unwrap();
+        fs::rename(server.dir.path().join("new"), server.dir.path().join("token")).unwrap();
+    };
+    let bench = Bench::with_issuers(server.keys(), &[]);
+    // A bearer that is no JWT, as of a static token file: there is no issuer to take.
+    unavailable(&bench.verify(&ours).await, "write token.issuers");
+    assert!(matches!(bench.standing(), Standing::NotReady(why) if why.contains("not a JWT")));
+
+    own(&ours.token(&issuer::Claims::default()));
+    bench.later(UNKNOWN_KEY_PAUSE);
+    assert!(bench.verify(&ours).await.is_ok());
+    let refused = bench.verify(&next).await;
+    assert!(
+        matches!(&refused, Err(TokenError::Issuer { expected }) if expected.contains(EKS)),
+        "{refused:?}"
+    );
+
+    // The kubelet's next token is of the next issuer: that counts at once, without another look at the keys.
+    let requests = server.count.load(Ordering::SeqCst);
+    own(&next.token(&issuer::Claims::default()));
+    assert!(bench.verify(&next).await.is_ok());
+    assert!(matches!(bench.verify(&ours).await, Err(TokenError::Issuer { .. })));
+    assert_eq!(server.count.load(Ordering::SeqCst), requests);
+
+    // Damaged: the last good one stays, and the keys age.
+    own("damaged");
+    assert!(bench.verify(&next).await.is_ok());
+    assert!(bench.verifier.refresh(Duration::ZERO, None).await.unwrap().contains("not a JWT"));
+    bench.later(KEYS_MAX_AGE);
+    unavailable(&bench.verify(&next).await, "token.keysMaxAge");
+}
+
+#[tokio::test]
+async fn during_a_migration_several_issuers_are_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("jwks.json");
+    let (old, new) = (issuer(), TokenIssuer::with_algorithm("https://new", Algorithm::Es256));
+    for by in [&old, &new] {
+        fs::write(&path, by.jwks_json()).unwrap();
+        let bench = Bench::with_issuers(Keys::File(path.clone()), &[ISSUER, "https://new"]);
+        assert!(bench.verify(by).await.is_ok());
+        let bench = Bench::with_issuers(Keys::File(path.clone()), &["https://third"]);
+        assert!(matches!(bench.verify(by).await, Err(TokenError::Issuer { .. })));
+    }
 }

@@ -76,7 +76,7 @@ impl Inside {
              kubeletUid: {me}\n\
              identity: {{idTemplate: \"spiffe://{{trustDomain}}/ns/{{namespace}}/sa/{{serviceAccount}}/pod/{{podName}}/{{podUid}}\"}}\n\
              authority: {{embedded: {{directory: {}}}}}\n\
-             token: {{audience: {AUDIENCE}, issuer: {ISSUER}, keys: {{file: {}}}}}\n\
+             token: {{audience: {AUDIENCE}, issuers: {ISSUER}, keys: {{file: {}}}}}\n\
              http: {{address: \"\"}}\n",
             kubelet.root().display(),
             path("m.sock").display(),

@@ -61,7 +61,7 @@ impl Real {
              mounterSocket: {}\n\
              identity: {{idTemplate: \"spiffe://{{trustDomain}}/ns/{{namespace}}/sa/{{serviceAccount}}/pod/{{podName}}/{{podUid}}\"}}\n\
              authority: {{embedded: {{directory: {}}}}}\n\
-             token: {{audience: {AUDIENCE}, issuer: {ISSUER}, keys: {{file: {}}}}}\n\
+             token: {{audience: {AUDIENCE}, issuers: {ISSUER}, keys: {{file: {}}}}}\n\
              http: {{address: \"\"}}\n",
             kubelet.root().display(),
             path("run/proxy.sock").display(),

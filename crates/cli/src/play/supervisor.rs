@@ -169,7 +169,7 @@ impl Starts {
             "trustDomain": request.trust_domain,
             "identity": {"source": "authority"},
             "authority": {"embedded": {"svidTtl": request.svid_ttl}},
-            "token": {"audience": AUDIENCE, "issuer": ISSUER, "keys": {"file": keys}},
+            "token": {"audience": AUDIENCE, "issuers": ISSUER, "keys": {"file": keys}},
             "http": {"address": ""},
             "log": {"format": "text", "level": "info"},
         });

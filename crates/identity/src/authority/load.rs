@@ -106,8 +106,15 @@ fn root_validity(
     certificate::check_root(&root, trust_domain).map_err(|error| {
         fail(file, which(error.to_string()), "make a CA certificate for this trust domain")
     })?;
-    certificate::is_signed_by(&root, &root)
-        .map_err(|why| fail(file, which(format!("it is not self-signed: {why}")), remedy))?;
+    // Before the signature, which of such a key cannot be verified; and also of a root that is only to sign
+    // later.
+    if !certificate::has_supported_key(&root) {
+        let problem = "its key is neither P-256, P-384 nor RSA".to_owned();
+        return Err(fail(file, which(problem), "make a CA certificate with a key of one of these kinds"));
+    }
+    certificate::is_signed_by(&root, &root).map_err(|why| {
+        fail(file, which(format!("it is not self-signed, or cannot be shown to be: {why}")), remedy)
+    })?;
     if position == 0 && certificate::path_length(&root) == Some(0) {
         let problem = "its pathLenConstraint is 0, so that it cannot sign the intermediate certificate";
         return Err(fail(file, problem, "make it with a path length of 1 or without one"));

@@ -53,11 +53,23 @@ fn all_problems_are_reported_at_once() {
 
 #[test]
 fn each_bad_value_is_refused_by_its_option() {
-    let cases: [(&str, Options); 12] = [
+    let cases: [(&str, Options); 18] = [
         ("namespace", Options { namespace: String::new(), ..valid() }),
         ("driver-name", Options { driver_name: "csi..io".into(), ..valid() }),
         ("driver-name", Options { driver_name: "a/b".into(), ..valid() }),
         ("id-template", Options { id_template: "/ns/x".into(), ..valid() }),
+        (
+            "id-template",
+            Options { id_template: "spiffe://{trustDomain}/sa/{serviceAccount}".into(), ..valid() },
+        ),
+        (
+            "id-template",
+            Options { id_template: "spiffe://{trustDomain}/{namespace}/{label}".into(), ..valid() },
+        ),
+        ("issuer", Options { issuers: vec![String::new()], ..valid() }),
+        ("issuer", Options { issuers: vec!["https://x".into(); 9], ..valid() }),
+        ("api-server", Options { api_server: "https://10.0.0.1:0".into(), ..valid() }),
+        ("api-server", Options { api_server: "https://user@x?y".into(), ..valid() }),
         ("kubelet-root", Options { kubelet_root: "/".into(), ..valid() }),
         ("kubelet-root", Options { kubelet_root: "/var/lib/kubelet/".into(), ..valid() }),
         ("source-directory", Options { source: Source::Directory { host_path: "/spire".into() }, ..valid() }),
@@ -70,6 +82,13 @@ fn each_bad_value_is_refused_by_its_option() {
     for (option, options) in cases {
         assert_eq!(refused(&options), [option], "{options:?}");
     }
+}
+
+#[test]
+fn the_template_is_refused_with_the_agents_words() {
+    let options = Options { id_template: "spiffe://{trustDomain}/{namespace}-{podName}".into(), ..valid() };
+    let text = options.check().unwrap_err().to_string();
+    assert!(text.starts_with("--id-template: ") && text.contains("holds two placeholders"), "{text}");
 }
 
 #[test]

@@ -86,7 +86,7 @@ pub fn all(e: &Evidence) -> Vec<Check> {
     ]));
     out.push(condition(conditions, "token keys", "token keys", &[
         "token.keys in the configuration: is the file there, or does the API server answer on /openid/v1/jwks?",
-        "token.issuer must be the API server's --service-account-issuer",
+        "token.issuers, where it is set, must have the API server's --service-account-issuer",
     ]));
     out.push(authority(status.authority.as_ref(), e.now));
     out.push(certificates(e));

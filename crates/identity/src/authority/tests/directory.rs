@@ -160,6 +160,25 @@ fn bad_certificates() {
     assert!(with(&|p| p.not_before = (now + Duration::from_secs(60)).into()).contains("not valid yet"));
 }
 
+/// Their key files alone would say it, too, but of the one the certificate was refused first, as "not
+/// self-signed".
+#[test]
+fn a_key_of_another_kind_is_named_whatever_its_kind() {
+    let good = RcgenKey::generate().unwrap();
+    let said = [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P521_SHA512].map(|kind| {
+        let key = RcgenKey::generate_for(kind).unwrap();
+        let made = directory(&ca(), &key);
+        let text = error(made.path(), "tls.crt").replace(&made.path().display().to_string(), "");
+        // The one that is to sign next is refused before it does.
+        let next = ca().self_signed(&key).unwrap().pem();
+        put(made.path(), &(ca().self_signed(&good).unwrap().pem() + &next), &good.serialize_pem());
+        assert!(error(made.path(), "tls.crt").contains("certificate 2 in it: its key is neither P-256"));
+        text
+    });
+    assert!(said[0].contains("its key is neither P-256, P-384 nor RSA"), "{}", said[0]);
+    assert_eq!(said[0], said[1]);
+}
+
 #[test]
 fn bad_pem_in_the_certificate_file() {
     let key = RcgenKey::generate().unwrap();
