@@ -1,7 +1,6 @@
 //! What the mounter holds on a node, and how it carries out a request. No sockets of the protocol here.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -66,9 +65,10 @@ impl Node {
         // The kubelet makes it before anything else.
         let pods = path::open(&at, "pods", DIRECTORY, ResolveFlags::empty());
         let pods = pods.doing(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
-        let registry = make_directory(&at, "plugins_registry", 0o750)?;
-        let plugin = make_directory(&make_directory(&at, "plugins", 0o750)?, &config.driver, 0o750)?;
-        let source = config.source_directory.as_deref().map(open_parent).transpose()?;
+        let registry = path::make_directory(&at, "plugins_registry", 0o750)?;
+        let plugin =
+            path::make_directory(&path::make_directory(&at, "plugins", 0o750)?, &config.driver, 0o750)?;
+        let source = config.source_directory.as_deref().map(path::open_parent).transpose()?;
         let seat = Seat::take(&plugin, &config)?;
         Ok(Self {
             pods,
@@ -179,7 +179,7 @@ impl Node {
 
     /// The state tmpfs, mounted once per node; it outlives this process.
     fn state(&self) -> Outcome<Attached> {
-        let open = || Target::of(make_directory(&self.plugin, "state", 0o700)?);
+        let open = || Target::of(path::make_directory(&self.plugin, "state", 0o700)?);
         let mut held = open()?;
         if !held.is_mount() {
             let state = tmpfs::make(self.owner(), 0, STATE, STATE_INODES, self.noswap)?;
@@ -206,19 +206,4 @@ impl Node {
         self.seat.kept.insert(slot, Rc::new(fd));
         Ok(None)
     }
-}
-
-/// Makes a directory if it is missing, and opens it.
-fn make_directory(at: &OwnedFd, name: &str, mode: u32) -> Outcome<OwnedFd> {
-    path::make(at, name, mode)?;
-    path::open(at, name, DIRECTORY, ResolveFlags::empty()).doing(format_args!("open the kubelet's {name}"))
-}
-
-/// The directory that something is in, held, and its name there.
-pub fn open_parent(path: &Path) -> Outcome<(OwnedFd, String)> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
-        return fail!(Malformed, "{} has no directory or no name", path.display());
-    };
-    let held = fs::openat(fs::CWD, parent, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    Ok((held.doing(format_args!("open {} for {name}", parent.display()))?, name.to_owned()))
 }

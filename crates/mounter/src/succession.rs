@@ -23,7 +23,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_cookie};
 use crate::config::Config;
 use crate::failure::{Doing, Outcome};
 use crate::log::{done, event};
-use crate::node::open_parent;
+use crate::path;
 use crate::server::{PATIENCE, ready, receive};
 use crate::socket;
 
@@ -48,7 +48,7 @@ impl Seat {
     /// Takes the place, waits until it is free, or takes over. That begins when our own agent is there, because the
     /// other one leaves first: connections wait meanwhile, and should not wait for a container to start.
     pub fn take(plugin: &OwnedFd, config: &Config) -> Outcome<Self> {
-        let (dir, name) = open_parent(&config.socket)?;
+        let (dir, name) = path::open_parent(&config.socket)?;
         let stat = fs::statx(&dir, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
         let born = stat.doing("look at the socket's directory")?.stx_btime;
         let born = Timespec { tv_sec: born.tv_sec, tv_nsec: born.tv_nsec.into() };
