@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use rustix::fs::{self, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag, keep};
@@ -22,6 +23,9 @@ use crate::volume::tmpfs;
 pub const RESERVED: u64 = 64;
 const STATE: &str = "mode=0700,size=64m";
 const STATE_INODES: u64 = 65_536;
+
+/// Where the kubelet looks for registration sockets.
+const REGISTRY: &str = "plugins_registry";
 
 /// The descriptor that goes along with a reply.
 pub type Attached = Option<Rc<OwnedFd>>;
@@ -47,11 +51,10 @@ pub struct Node {
     pub limit: u64,
     /// The scan that `List` pages through.
     pub listed: Vec<Found>,
+    root: OwnedFd,
     pub pods: OwnedFd,
     /// Parent and name of the `directory` source: the directory itself may be recreated at any time.
     pub source: Option<(OwnedFd, String)>,
-    plugin: Rc<OwnedFd>,
-    registry: Rc<OwnedFd>,
     pub seat: Seat,
     started: Instant,
 }
@@ -62,17 +65,14 @@ impl Node {
         let root = config.kubelet_root.display();
         let at = fs::openat(fs::CWD, &config.kubelet_root, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let at = at.doing(format_args!("open {root}, the kubelet's --root-dir"))?;
-        // The kubelet makes it before anything else.
-        let pods = path::open(&at, "pods", DIRECTORY, ResolveFlags::empty());
-        let pods = pods.doing(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
-        let registry = path::make_directory(&at, "plugins_registry", 0o750)?;
-        let plugin =
-            path::make_directory(&path::make_directory(&at, "plugins", 0o750)?, &config.driver, 0o750)?;
+        let pods =
+            open_pods(&at).doing(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
+        path::make_directory(&at, REGISTRY, 0o750)?;
         let source = config.source_directory.as_deref().map(path::open_parent).transpose()?;
-        let seat = Seat::take(&plugin, &config)?;
+        let seat = Seat::take(&at, &config)?;
         Ok(Self {
+            root: at,
             pods,
-            registry: Rc::new(registry),
             listed: Vec::new(),
             started: Instant::now(),
             seat,
@@ -81,8 +81,22 @@ impl Node {
             noswap,
             limit: descriptors.saturating_sub(RESERVED),
             source,
-            plugin: Rc::new(plugin),
         })
+    }
+
+    /// Puts back what was removed by hand. Fails where another mounter was let in by that; the rest is told.
+    pub fn tend(&mut self) -> Outcome<()> {
+        // Its descriptor would go on to hold a directory that was removed.
+        if let Ok(pods) = open_pods(&self.root) {
+            self.pods = pods;
+        }
+        match self.seat.tend(&self.root, &self.config) {
+            Err(e) if e.fault != Fault::Busy => {
+                event("warn", "cannot put back what was removed", &[("reason", &e.text)]);
+                Ok(())
+            }
+            tended => tended,
+        }
     }
 
     /// The answer to one frame. Total: whatever comes in, one reply goes out, and a failure changes nothing.
@@ -130,6 +144,7 @@ impl Node {
             Request::Inspect(volume) => self.inspect(volume, reply),
             Request::List { cursor } => self.list(*cursor, reply),
             Request::Store { volume, slot, cookie } => self.keep(volume, *slot, *cookie, fd),
+            Request::Offer => self.offer(),
         }
     }
 
@@ -166,20 +181,52 @@ impl Node {
 
     fn node_listener(&mut self, number: u32, reply: &mut Reply) -> Outcome<Attached> {
         let (dir, name) = match number {
-            keep::CSI => (Rc::clone(&self.plugin), "csi.sock".to_owned()),
-            _ => (Rc::clone(&self.registry), format!("{}-reg.sock", self.config.driver)),
+            keep::CSI => (self.plugin()?, "csi.sock".to_owned()),
+            _ => self.registration()?,
         };
-        self.listener(number.to_string(), (&dir, &name), reply, &|node| {
-            if !node.seat.kept.contains_key(&number.to_string()) && socket::is_alive(&dir, &name)? {
+        if number == keep::CSI {
+            reply.numbers = self.state_id(&dir);
+        }
+        self.listener(number.to_string(), (&dir, &name), reply, &|_| {
+            if socket::is_alive(&dir, &name)? {
                 return fail!(Busy, "another process serves {name}: use another --driver");
             }
             socket::bind(&dir, &name, SocketType::STREAM, 0o600)
         })
     }
 
+    fn plugin(&self) -> Outcome<OwnedFd> {
+        path::plugin(&self.root, &self.config.driver)
+    }
+
+    /// Directory and name of the registration socket.
+    fn registration(&self) -> Outcome<(OwnedFd, String)> {
+        let registry = path::make_directory(&self.root, REGISTRY, 0o750)?;
+        Ok((registry, format!("{}-reg.sock", self.config.driver)))
+    }
+
+    fn offer(&self) -> Outcome<Attached> {
+        let (dir, name) = self.registration()?;
+        let kept = self.seat.kept.get(&keep::REGISTRATION.to_string());
+        if !kept.is_some_and(|kept| socket::leads_to(&dir, &name, kept)) {
+            return fail!(NotFound, "{name} does not lead to the listener that is kept");
+        }
+        socket::show_again(&dir, &name)?;
+        Ok(None)
+    }
+
+    /// Device and inode of the state tmpfs, so that the agent sees that it has another one; zeros where there is none.
+    fn state_id(&self, plugin: &OwnedFd) -> [u64; 3] {
+        let state = path::open(plugin, "state", DIRECTORY, ResolveFlags::empty()).ok();
+        let state = state.filter(|fd| tmpfs::is_one(fd, STATE_INODES));
+        let stat = state.and_then(|fd| fs::fstat(&fd).ok());
+        stat.map_or([0; 3], |stat| [stat.st_dev, stat.st_ino, 0])
+    }
+
     /// The state tmpfs, mounted once per node; it outlives this process.
     fn state(&self) -> Outcome<Attached> {
-        let open = || Target::of(path::make_directory(&self.plugin, "state", 0o700)?);
+        let plugin = self.plugin()?;
+        let open = || Target::of(path::make_directory(&plugin, "state", 0o700)?);
         let mut held = open()?;
         if !held.is_mount() {
             let state = tmpfs::make(self.owner(), 0, STATE, STATE_INODES, self.noswap)?;
@@ -206,4 +253,9 @@ impl Node {
         self.seat.kept.insert(slot, Rc::new(fd));
         Ok(None)
     }
+}
+
+/// The kubelet makes it before anything else.
+fn open_pods(root: &OwnedFd) -> Result<OwnedFd, Errno> {
+    path::open(root, "pods", DIRECTORY, ResolveFlags::empty())
 }

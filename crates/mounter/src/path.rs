@@ -55,6 +55,11 @@ pub fn make_directory(at: &OwnedFd, name: &str, mode: u32) -> Outcome<OwnedFd> {
     open(at, name, DIRECTORY, ResolveFlags::empty()).doing(format_args!("open the kubelet's {name}"))
 }
 
+/// The kubelet's directory of this driver. By path each time: a descriptor would go on to hold one that was removed.
+pub fn plugin(root: &OwnedFd, driver: &str) -> Outcome<OwnedFd> {
+    make_directory(&make_directory(root, "plugins", 0o750)?, driver, 0o750)
+}
+
 /// The directory that something is in, held, and its name there.
 pub fn open_parent(path: &Path) -> Outcome<(OwnedFd, String)> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {

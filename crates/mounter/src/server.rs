@@ -4,7 +4,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,6 +22,8 @@ use crate::succession::LOCK;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// An agent that is silent for this long while a successor waits is stopped, and not waited for.
 const LEAVE: Duration = Duration::from_secs(2);
+/// How often it is looked whether something was removed by hand that has to be there.
+const TEND: Duration = Duration::from_secs(5);
 /// What an agent may ask for still, while a successor waits.
 const LAST_REQUESTS: usize = 10_000;
 
@@ -29,11 +31,16 @@ const LAST_REQUESTS: usize = 10_000;
 pub fn serve(node: &mut Node) -> Outcome<()> {
     let (uid, own) = (node.config.agent_uid, rustix::process::geteuid().as_raw());
     let mut agent: Option<OwnedFd> = None;
+    let mut tended = Instant::now();
     loop {
+        if tended.elapsed() >= TEND {
+            node.tend()?;
+            tended = Instant::now();
+        }
         let [agents, successors] = &node.seat.doors;
         let mut ready =
             [agent.as_ref().unwrap_or(agents), agents, successors].map(|fd| PollFd::new(fd, PollFlags::IN));
-        let polled = poll(&mut ready, None);
+        let polled = poll(&mut ready, Timespec::try_from(TEND).ok().as_ref());
         polled.or_else(|e| if e == Errno::INTR { Ok(0) } else { Err(e) }).doing("wait for the agent")?;
         let [old, new, next] = ready.map(|fd| !fd.revents().is_empty());
         match &agent {
