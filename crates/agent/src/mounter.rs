@@ -177,6 +177,8 @@ pub struct Found {
     pub inodes: u64,
     /// Mounts stacked there.
     pub mounts: u64,
+    /// The containers that hold something dead of it by `subPath`, for people.
+    pub dead_subpaths: String,
     /// The listener that the mounter keeps for it.
     pub listener: Option<Listener>,
 }
@@ -528,7 +530,11 @@ fn found(answer: Answer, operation: &'static str) -> Result<Found, MounterError>
         .ok_or_else(|| MounterError::Untrusted { operation, why: "no volume in it".to_owned() })?;
     let [bytes, inodes, mounts] = reply.numbers;
     let listener = fd.map(|fd| Listener { fd, cookie: reply.cookie, existing: true });
-    Ok(Found { volume, flags: reply.flags, bytes, inodes, mounts, listener })
+    let dead_subpaths = match reply.flags & flag::SUBPATH {
+        0 => String::new(),
+        _ => reply.text.chars().filter(|c| !c.is_control()).collect(),
+    };
+    Ok(Found { volume, flags: reply.flags, bytes, inodes, mounts, dead_subpaths, listener })
 }
 
 #[cfg(test)]

@@ -77,7 +77,8 @@ pub enum Request {
     PublishDirectory(Volume),
     /// Closes the kept listener and removes everything at the target path. Idempotent.
     Unpublish(Volume),
-    /// What is at the volume's target path. Reply as for [`Request::List`]; `NotFound` where nothing is.
+    /// What is at the volume's target path. Reply as for [`Request::List`]; `NotFound` where nothing is. With
+    /// [`flag::SUBPATH`] the text has the containers.
     Inspect(Volume),
     /// The volume number `cursor` of the scan that cursor 0 makes. Reply: the volume echoed is the one found;
     /// flags from [`flag`], cookie and descriptor of a kept listener, `numbers` = bytes, inodes, mounts stacked
@@ -133,6 +134,9 @@ pub mod flag {
     pub const ORPHAN: u32 = 1 << 8;
     /// A `directory` volume whose source has been recreated since: the pod holds a dead inode.
     pub const STALE: u32 = 1 << 9;
+    /// A container mounted something in the volume by `subPath`, and it was replaced since: the container holds a dead
+    /// inode.
+    pub const SUBPATH: u32 = 1 << 10;
 }
 
 /// Why a request was not carried out.

@@ -1,14 +1,14 @@
 //! What is removed by hand, by a cleaner or by an upgrade below the kubelet's root while the mounter runs.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use seamount_mounter::protocol::{Fault, Request, flag};
 use seamount_testkit::eventually;
 
-use crate::bench::{Bench, DEADLINE, bench, dial, mode, mounts_on, names};
+use crate::bench::{Bench, DEADLINE, POD, bench, dial, mode, mounts_on, names};
 
 const PLUGIN: &str = "plugins/csi.spiffe.io";
 const REGISTRATION: &str = "plugins_registry/csi.spiffe.io-reg.sock";
@@ -164,5 +164,50 @@ fn an_offer_shows_the_same_socket_again() {
         // What does not lead to us is left alone.
         fs::remove_file(&path).unwrap();
         agent.ask(&Request::Offer).bad(Fault::NotFound, "does not lead");
+    });
+}
+
+#[test]
+fn a_container_that_holds_a_replaced_socket_by_subpath_is_named() {
+    bench("a_container_that_holds_a_replaced_socket_by_subpath_is_named", |bench| {
+        bench.start(&[]);
+        let volume = bench.volume("v");
+        let other = bench.volume("w");
+        let agent = bench.agent();
+        agent.identity(&volume).good();
+        agent.identity(&other).good();
+        // As the kubelet does: a file, and the socket on it; a directory of the volume is mounted on a directory.
+        let below = bench.path(&format!("pods/{POD}/volume-subpaths"));
+        for (name, container) in [("v", "app"), ("v", "helper"), ("w", "app")] {
+            let place = below.join(name).join(container);
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join("0"), "").unwrap();
+            let socket = bench.place(&bench.volume(name)).join("mount/spire-agent.sock");
+            mount_bind(&socket, place.join("0")).unwrap();
+        }
+        fs::create_dir_all(below.join("v/whole/1")).unwrap();
+        mount_bind(bench.target(&volume), below.join("v/whole/1")).unwrap();
+        // A container that ended, what is no container, and a link that leads away.
+        fs::create_dir_all(below.join("v/ended/2")).unwrap();
+        fs::write(below.join("v/file"), "").unwrap();
+        symlink("/", below.join("v/link")).unwrap();
+        let told = |answer: crate::bench::Answer| (answer.has(flag::SUBPATH), answer.reply.text.clone());
+        assert_eq!(told(agent.inspect(&volume).good()), (false, String::new()));
+        drop(agent);
+        // Both die: the next mounter has no listener to go on with.
+        bench.kill();
+        bench.start(&[]);
+        let agent = bench.agent();
+        assert!(!agent.identity(&volume).good().has(flag::EXISTING));
+        assert_eq!(told(agent.inspect(&volume).good()), (true, "app, helper".to_owned()));
+        assert_eq!(told(agent.inspect(&other).good()), (false, String::new()), "still the one in the volume");
+        let mut all: Vec<_> = agent.list().into_iter().map(told).collect();
+        all.sort();
+        assert_eq!(all, [(false, String::new()), (true, "app, helper".to_owned())]);
+        // The pod restarts, and the kubelet takes its mounts away.
+        for container in ["app", "helper"] {
+            unmount(below.join("v").join(container).join("0"), UnmountFlags::DETACH).unwrap();
+        }
+        assert_eq!(told(agent.inspect(&volume).good()), (false, String::new()));
     });
 }
