@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::failure::{Doing, Outcome, fail};
-use crate::server::PATIENCE;
+use crate::wire::PATIENCE;
 
 const BACKLOG: i32 = 1024;
 

@@ -24,8 +24,8 @@ use crate::config::Config;
 use crate::failure::{Doing, Outcome, fail};
 use crate::log::{done, event};
 use crate::path;
-use crate::server::{PATIENCE, ready, receive};
 use crate::socket;
+use crate::wire::{PATIENCE, ready, receive};
 
 const SOCKET: &str = "take-over.sock";
 /// Its file's name, and that of the last message.

@@ -8,9 +8,10 @@ use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter::protocol::{Reply, flag};
 
 use crate::failure::{Doing, Outcome, fail};
-use crate::node::{Attached, Node, attach};
+use crate::node::{Found, Node, attach};
 use crate::path::{self, CSI, DIRECTORY, Place, Target};
 use crate::volume::tmpfs::{self, INODES};
+use crate::wire::Attached;
 
 /// Volumes, pods, volumes per pod, and files of a volume that one request looks at.
 pub const MAX: usize = 65_536;
@@ -18,9 +19,6 @@ pub const MAX: usize = 65_536;
 const SUBPATHS: &str = "volume-subpaths";
 /// Stands for the volume id where no `vol_data.json` gives one.
 const ORPHAN: &str = "orphan";
-
-/// One volume of a scan, with the flags, numbers and text of its reply.
-pub type Found = (Volume, u32, [u64; 3], String);
 
 impl Node {
     pub fn inspect(&mut self, volume: &Volume, reply: &mut Reply) -> Outcome<Attached> {
