@@ -114,6 +114,7 @@ pub fn operation(request: &Request) -> &'static str {
         Request::Inspect(_) => "Inspect",
         Request::List { .. } => "List",
         Request::Store { .. } => "Store",
+        Request::Offer => "Offer",
     }
 }
 
@@ -135,6 +136,17 @@ pub struct Listener {
     pub cookie: u64,
     /// Whether the mounter had kept it, so that connections may be waiting in it.
     pub existing: bool,
+}
+
+/// What the kubelet finds by name, as the mounter has found it or made it anew.
+#[derive(Debug)]
+pub struct InPlace {
+    /// The listener of the CSI socket.
+    pub csi: Listener,
+    /// The listener of the registration socket.
+    pub registration: Listener,
+    /// Device and inode of the state tmpfs; none where nothing is mounted.
+    pub state: Option<(u64, u64)>,
 }
 
 /// What the mounter says of itself.
@@ -165,6 +177,8 @@ pub struct Found {
     pub inodes: u64,
     /// Mounts stacked there.
     pub mounts: u64,
+    /// The containers that hold something dead of it by `subPath`, for people.
+    pub dead_subpaths: String,
     /// The listener that the mounter keeps for it.
     pub listener: Option<Listener>,
 }
@@ -319,6 +333,24 @@ impl Client {
     /// The kubelet registration listener.
     pub async fn registration_listener(&self) -> Result<Listener, MounterError> {
         listener(self.call(Request::RegistrationListener).await?, "RegistrationListener")
+    }
+
+    /// Whether the names of the kubelet's two sockets still lead to the mounter's listeners; where they do not, it binds
+    /// them anew.
+    pub async fn in_place(&self, limit: Duration) -> Result<InPlace, MounterError> {
+        let csi = self.call_within(Request::CsiListener, None, limit).await?;
+        let [device, inode, _] = csi.reply.numbers;
+        let registration = self.call_within(Request::RegistrationListener, None, limit).await?;
+        Ok(InPlace {
+            csi: listener(csi, "CsiListener")?,
+            registration: listener(registration, "RegistrationListener")?,
+            state: (inode != 0).then_some((device, inode)),
+        })
+    }
+
+    /// Has the registration socket appear to the kubelet once more.
+    pub async fn offer(&self, limit: Duration) -> Result<(), MounterError> {
+        self.call_within(Request::Offer, None, limit).await.map(drop)
     }
 
     /// The directory that holds the records.
@@ -498,7 +530,11 @@ fn found(answer: Answer, operation: &'static str) -> Result<Found, MounterError>
         .ok_or_else(|| MounterError::Untrusted { operation, why: "no volume in it".to_owned() })?;
     let [bytes, inodes, mounts] = reply.numbers;
     let listener = fd.map(|fd| Listener { fd, cookie: reply.cookie, existing: true });
-    Ok(Found { volume, flags: reply.flags, bytes, inodes, mounts, listener })
+    let dead_subpaths = match reply.flags & flag::SUBPATH {
+        0 => String::new(),
+        _ => reply.text.chars().filter(|c| !c.is_control()).collect(),
+    };
+    Ok(Found { volume, flags: reply.flags, bytes, inodes, mounts, dead_subpaths, listener })
 }
 
 #[cfg(test)]

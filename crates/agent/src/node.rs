@@ -72,13 +72,16 @@ impl Service {
     }
 
     fn registration(&self) -> node::Registration {
-        let (state, reason) = match &*self.registered.borrow() {
-            Registration::Unknown => ("unknown", String::new()),
-            Registration::Registered => ("registered", String::new()),
-            Registration::Failed(why) => ("refused", why.clone()),
-        };
         let since = self.live.shown().readiness.since();
-        let since = since.get(&Condition::Registration).map_or(0, |(_, since)| unix(*since));
+        let condition = since.get(&Condition::Registration);
+        let (state, reason) = match (&*self.registered.borrow(), condition) {
+            (Registration::Unknown, _) => ("unknown", String::new()),
+            (Registration::Failed(why), _) => ("refused", why.clone()),
+            // The kubelet has the driver still, and does not find its socket.
+            (Registration::Registered, Some((Standing::NotReady(why), _))) => ("unreachable", why.clone()),
+            (Registration::Registered, _) => ("registered", String::new()),
+        };
+        let since = condition.map_or(0, |(_, since)| unix(*since));
         node::Registration { state: state.to_owned(), since, reason }
     }
 

@@ -2,13 +2,15 @@
 //!
 //! The kubelet calls only when a registration socket appears or when it starts itself. An agent that came back on the
 //! kept listener is therefore not called again: what the kubelet said last is part of the recorded state, and
-//! liveness never depends on it, else a restarted agent would be killed for a call that does not come.
+//! liveness never depends on it. Where the kubelet has not said that the driver is registered, the socket appears again,
+//! and again (`run/offers.rs`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use seamount_proto::registration::registration_server;
 use seamount_proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::{Request, Response, Status};
 
 use crate::record::Registration;
@@ -23,20 +25,22 @@ const RECORD: Duration = Duration::from_secs(3);
 pub struct Service {
     driver: String,
     endpoint: String,
+    asked: Arc<Notify>,
     registered: watch::Sender<Registration>,
     recorded: watch::Receiver<Registration>,
 }
 
 impl Service {
-    /// For this driver, whose CSI socket the kubelet finds at `endpoint`. What the kubelet says goes to `registered`, and
-    /// comes back through `recorded` once it would survive the agent.
+    /// For this driver, whose CSI socket the kubelet finds at `endpoint`. That the kubelet asks is told to `asked`. What
+    /// it says goes to `registered`, and comes back through `recorded` once it would survive the agent.
     pub fn new(
         driver: String,
         endpoint: String,
+        asked: Arc<Notify>,
         registered: watch::Sender<Registration>,
         recorded: watch::Receiver<Registration>,
     ) -> Self {
-        Self { driver, endpoint, registered, recorded }
+        Self { driver, endpoint, asked, registered, recorded }
     }
 }
 
@@ -44,6 +48,7 @@ impl Service {
 impl registration_server::Registration for Service {
     async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
         tracing::info!("the kubelet asks who we are");
+        self.asked.notify_one();
         Ok(Response::new(PluginInfo {
             r#type: "CSIPlugin".to_owned(),
             name: self.driver.clone(),
@@ -79,7 +84,13 @@ mod tests {
     use registration_server::Registration as _;
 
     fn service(registered: watch::Sender<Registration>, recorded: watch::Receiver<Registration>) -> Service {
-        Service::new("csi.spiffe.io".to_owned(), "/k/csi.sock".to_owned(), registered, recorded)
+        Service::new(
+            "csi.spiffe.io".to_owned(),
+            "/k/csi.sock".to_owned(),
+            Arc::default(),
+            registered,
+            recorded,
+        )
     }
 
     #[tokio::test]

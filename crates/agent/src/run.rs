@@ -6,6 +6,8 @@
 
 mod door;
 mod limits;
+mod offers;
+mod tend;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +21,8 @@ use seamount_proto::csi::node_server::NodeServer;
 use seamount_proto::node::node_server::NodeServer as NodeReportServer;
 use seamount_proto::registration::registration_server::RegistrationServer;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Args, CONNECTIONS, Config, Log, LogFormat, LogLevel};
@@ -36,6 +39,8 @@ use crate::source::{self, Source};
 use crate::state::{StateDir, StateError};
 use crate::volumes::{Terms, VolumeError, Volumes};
 use door::Door;
+use offers::Offers;
+use tend::Lost;
 
 /// How long a stream waits for a pod's first identity before it is answered `Unavailable`.
 const PENDING: Duration = Duration::from_secs(20);
@@ -292,6 +297,10 @@ struct House {
     registered: watch::Sender<Registration>,
     /// What of it is recorded.
     recorded: watch::Sender<Registration>,
+    /// Tells that the kubelet is at work on a registration.
+    asked: Arc<Notify>,
+    offers: Offers,
+    lost: Lost,
     state: Option<Arc<StateDir>>,
     /// Device and inode of the state directory.
     state_id: Option<(u64, u64)>,
@@ -311,6 +320,9 @@ impl House {
             registration: None,
             registered,
             recorded: watch::Sender::new(Registration::Unknown),
+            asked: Arc::default(),
+            offers: Offers::new(Instant::now()),
+            lost: Lost::default(),
             state: None,
             state_id: None,
             generation: 0,
@@ -329,13 +341,18 @@ impl House {
         let mut registered = self.registered.subscribe();
         let mut done = 0;
         let mut pause = AGAIN / 16;
+        let mut tended = Instant::now();
+        let asked = Arc::clone(&self.asked);
         self.tell_registration();
         loop {
             let now = link.borrow_and_update().clone();
+            let connected = matches!(now, Link::Up(_));
             match now {
                 Link::Up(up) if up.number != done => match self.attach().await {
                     Ok(()) => {
-                        (done, pause) = (up.number, AGAIN / 16);
+                        (done, pause, tended) = (up.number, AGAIN / 16, Instant::now());
+                        self.offers.restart(tended);
+                        self.lost.build.clone_from(&up.hello.build);
                         self.volumes.set_complete(done);
                         self.live.metrics().mounter(true);
                         self.live.set(Condition::Mounter, Standing::Ready(up.hello.build));
@@ -364,6 +381,11 @@ impl House {
                         self.record_registration();
                     }
                 }
+                () = asked.notified() => self.offers.put_off(Instant::now()),
+                () = tokio::time::sleep_until(tended + tend::EVERY), if connected => {
+                    self.tend().await;
+                    tended = Instant::now();
+                }
             }
         }
     }
@@ -379,9 +401,7 @@ impl House {
             close(self.csi.replace(Door::new("csi", listener)?)).await;
         }
         if let Some(listener) = self.other_listener(self.registration.as_ref(), keep::REGISTRATION).await? {
-            close(self.registration.replace(Door::new("registration", listener)?)).await;
-            self.recorded.send_replace(Registration::Unknown);
-            self.registered.send_replace(Registration::Unknown);
+            close(self.register_by(listener)?).await;
         }
         let other_state = self.take_state().await?;
         if self.restored {
@@ -483,19 +503,25 @@ impl House {
             registration: registration.clone(),
         };
         match self.state.as_ref().map(|s| s.put_node(&record)) {
-            Some(Ok(())) => drop(self.recorded.send_replace(registration)),
+            Some(Ok(())) => {
+                self.lost.recorded = true;
+                self.recorded.send_replace(registration);
+            }
             Some(Err(e)) => tracing::warn!(error = %e, "the registration could not be recorded"),
             None => {}
         }
     }
 
     fn tell_registration(&self) {
-        let (number, standing) = match &*self.registered.borrow() {
-            Registration::Unknown => {
+        let (number, standing) = match (&self.lost.sockets, &*self.registered.borrow()) {
+            (Some(why), _) => {
+                (None, Standing::NotReady(format!("the kubelet does not find the driver: {why}")))
+            }
+            (None, Registration::Unknown) => {
                 (None, Standing::NotReady("the kubelet has not registered the driver yet".to_owned()))
             }
-            Registration::Registered => (Some(true), Standing::Ready(String::new())),
-            Registration::Failed(why) => {
+            (None, Registration::Registered) => (Some(true), Standing::Ready(String::new())),
+            (None, Registration::Failed(why)) => {
                 (Some(false), Standing::NotReady(format!("the kubelet refused the driver: {why}")))
             }
         };
@@ -511,6 +537,7 @@ impl House {
         let registration = registration::Service::new(
             basics.driver_name.clone(),
             basics.endpoint(),
+            Arc::clone(&self.asked),
             self.registered.clone(),
             self.recorded.subscribe(),
         );

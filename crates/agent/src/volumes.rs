@@ -526,8 +526,12 @@ impl Volumes {
         });
         let (status, stale) = known.unzip();
         let stale = stale.unwrap_or_default();
+        let mut dead = None;
         let (disk, bytes, inodes) = match self.mounter.inspect(volume, LOOK).await {
-            Ok(Some(found)) => (OnDisk::Flags(found.flags | stale), found.bytes, found.inodes),
+            Ok(Some(found)) => {
+                dead = health::dead_subpaths(&found.dead_subpaths);
+                (OnDisk::Flags(found.flags | stale), found.bytes, found.inodes)
+            }
             Ok(None) => (OnDisk::Nothing, 0, 0),
             Err(MounterError::Fault { fault: Fault::NotOurs, text, .. }) => {
                 tracing::debug!(%volume, reason = %text, "not a volume of ours");
@@ -538,7 +542,8 @@ impl Volumes {
         if status.is_none() && !matches!(disk, OnDisk::Flags(_)) {
             return None;
         }
-        let conditions = health::conditions(status.as_ref(), disk, SystemTime::now());
+        let conditions =
+            dead.into_iter().chain(health::conditions(status.as_ref(), disk, SystemTime::now())).collect();
         Some(Look { bytes, inodes, conditions })
     }
 

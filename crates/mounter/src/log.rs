@@ -6,7 +6,7 @@ use std::io::Write;
 use rustix::event::PollFlags;
 use seamount_mounter::names::Volume;
 
-use crate::server::ready;
+use crate::wire::ready;
 
 /// Writes one event. A log that cannot be written is no reason to fail, and one whose reader stands still is none to wait: its
 /// pipe is full then, and the line is lost. (What is shorter than a page, as each line here, a pipe takes whole: pipe(7).)

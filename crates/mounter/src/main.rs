@@ -2,15 +2,19 @@
 //! one peer whose uid is the agent's.
 
 mod config;
+mod dispatch;
 mod failure;
+mod listeners;
 mod log;
 mod node;
 mod path;
 mod privileges;
 mod server;
 mod socket;
+mod state;
 mod succession;
 mod volume;
+mod wire;
 
 use std::process::ExitCode;
 use std::sync::Arc;

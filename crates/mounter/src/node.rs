@@ -1,31 +1,30 @@
-//! What the mounter holds on a node, and how it carries out a request. No sockets of the protocol here.
+//! What the mounter holds on a node, and what every kind of volume asks of it.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
 use rustix::fs::{self, Mode, OFlags, ResolveFlags};
-use rustix::net::{SocketType, sockopt};
+use rustix::io::Errno;
+use rustix::net::sockopt;
 use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag, keep};
+use seamount_mounter::protocol::{Fault, Reply, flag};
 
 use crate::config::Config;
-use crate::failure::{Doing, Failure, Outcome, fail};
+use crate::failure::{Doing, Outcome, fail};
 use crate::log::{done, event};
-use crate::path::{self, DIRECTORY, Place, Target};
+use crate::path::{self, DIRECTORY, Place};
 use crate::socket;
 use crate::succession::Seat;
-use crate::volume::scan::Found;
-use crate::volume::tmpfs;
+use crate::wire::Attached;
 
 /// Descriptors that are never given to listeners: the mounter's own and those of one request.
 pub const RESERVED: u64 = 64;
-const STATE: &str = "mode=0700,size=64m";
-const STATE_INODES: u64 = 65_536;
+/// Where the kubelet looks for registration sockets.
+pub const REGISTRY: &str = "plugins_registry";
 
-/// The descriptor that goes along with a reply.
-pub type Attached = Option<Rc<OwnedFd>>;
+/// One volume of a scan, with the flags, numbers and text of its reply.
+pub type Found = (Volume, u32, [u64; 3], String);
 
 /// Directory and name of a socket.
 pub type At<'a> = (&'a OwnedFd, &'a str);
@@ -48,13 +47,12 @@ pub struct Node {
     pub limit: u64,
     /// The scan that `List` pages through.
     pub listed: Vec<Found>,
+    pub root: OwnedFd,
     pub pods: OwnedFd,
     /// Parent and name of the `directory` source: the directory itself may be recreated at any time.
     pub source: Option<(OwnedFd, String)>,
-    plugin: Rc<OwnedFd>,
-    registry: Rc<OwnedFd>,
     pub seat: Seat,
-    started: Instant,
+    pub started: Instant,
 }
 
 impl Node {
@@ -63,16 +61,14 @@ impl Node {
         let root = config.kubelet_root.display();
         let at = fs::openat(fs::CWD, &config.kubelet_root, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let at = at.doing(format_args!("open {root}, the kubelet's --root-dir"))?;
-        // The kubelet makes it before anything else.
-        let pods = path::open(&at, "pods", DIRECTORY, ResolveFlags::empty());
-        let pods = pods.doing(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
-        let registry = make_directory(&at, "plugins_registry", 0o750)?;
-        let plugin = make_directory(&make_directory(&at, "plugins", 0o750)?, &config.driver, 0o750)?;
-        let source = config.source_directory.as_deref().map(open_parent).transpose()?;
-        let seat = Seat::take(&plugin, &config)?;
+        let pods =
+            open_pods(&at).doing(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
+        path::make_directory(&at, REGISTRY, 0o750)?;
+        let source = config.source_directory.as_deref().map(path::open_parent).transpose()?;
+        let seat = Seat::take(&at, &config)?;
         Ok(Self {
+            root: at,
             pods,
-            registry: Rc::new(registry),
             listed: Vec::new(),
             started: Instant::now(),
             seat,
@@ -81,55 +77,21 @@ impl Node {
             noswap,
             limit: descriptors.saturating_sub(RESERVED),
             source,
-            plugin: Rc::new(plugin),
         })
     }
 
-    /// The answer to one frame. Total: whatever comes in, one reply goes out, and a failure changes nothing.
-    pub fn handle(&mut self, frame: &[u8], fd: Option<OwnedFd>) -> (Reply, Attached) {
-        let (id, request) = match Request::decode(frame) {
-            Ok(decoded) => decoded,
-            Err((id, e @ FrameError::Version(_))) => {
-                return (Reply::refusal(id, Fault::Version, e.to_string()), None);
-            }
-            Err((id, e)) => return (Reply::refusal(id, Fault::Malformed, e.to_string()), None),
-        };
-        let mut reply = Reply::to(id, &request);
-        let Failure { fault, text } = match self.carry_out(&request, fd, &mut reply) {
-            Ok(attached) => return (reply, attached),
-            Err(failure) => failure,
-        };
-        let text = request.volume().map_or(String::new(), |v| format!("volume {v}: ")) + &text;
-        if fault != Fault::NotFound {
-            event("warn", "refused", &[("op", &request.op()), ("reason", &text)]);
+    /// Puts back what was removed by hand. Fails where another mounter was let in by that; the rest is told.
+    pub fn tend(&mut self) -> Outcome<()> {
+        // Its descriptor would go on to hold a directory that was removed.
+        if let Ok(pods) = open_pods(&self.root) {
+            self.pods = pods;
         }
-        (Reply { fault: Some(fault), text, ..Reply::to(id, &request) }, None)
-    }
-
-    fn carry_out(&mut self, request: &Request, fd: Option<OwnedFd>, reply: &mut Reply) -> Outcome<Attached> {
-        if fd.is_some() != matches!(request, Request::Store { .. }) {
-            return fail!(Malformed, "a descriptor comes with Store, and only there");
-        }
-        match request {
-            Request::Hello => {
-                reply.flags |= if self.owner() == 0 { flag::IDMAP } else { 0 };
-                reply.flags |= if self.noswap { flag::NOSWAP } else { 0 };
-                reply.numbers =
-                    [self.limit.saturating_add(RESERVED), self.started.elapsed().as_micros() as u64, 0];
-                reply.text = concat!("seamount-mounter ", env!("CARGO_PKG_VERSION")).into();
-                Ok(None)
+        match self.seat.tend(&self.root, &self.config) {
+            Err(e) if e.fault != Fault::Busy => {
+                event("warn", "cannot put back what was removed", &[("reason", &e.text)]);
+                Ok(())
             }
-            Request::CsiListener => self.node_listener(keep::CSI, reply),
-            Request::RegistrationListener => self.node_listener(keep::REGISTRATION, reply),
-            Request::State => self.state(),
-            Request::PublishIdentity(volume) => self.publish_identity(volume, reply),
-            Request::PublishTmpfs { volume, gid, size } => self.publish_tmpfs(volume, *gid, *size, reply),
-            Request::Settle { volume, version } => self.settle(volume, version),
-            Request::PublishDirectory(volume) => self.publish_directory(volume, reply),
-            Request::Unpublish(volume) => self.unpublish(volume),
-            Request::Inspect(volume) => self.inspect(volume, reply),
-            Request::List { cursor } => self.list(*cursor, reply),
-            Request::Store { volume, slot, cookie } => self.keep(volume, *slot, *cookie, fd),
+            tended => tended,
         }
     }
 
@@ -164,61 +126,12 @@ impl Node {
         Ok(attached)
     }
 
-    fn node_listener(&mut self, number: u32, reply: &mut Reply) -> Outcome<Attached> {
-        let (dir, name) = match number {
-            keep::CSI => (Rc::clone(&self.plugin), "csi.sock".to_owned()),
-            _ => (Rc::clone(&self.registry), format!("{}-reg.sock", self.config.driver)),
-        };
-        self.listener(number.to_string(), (&dir, &name), reply, &|node| {
-            if !node.seat.kept.contains_key(&number.to_string()) && socket::is_alive(&dir, &name)? {
-                return fail!(Busy, "another process serves {name}: use another --driver");
-            }
-            socket::bind(&dir, &name, SocketType::STREAM, 0o600)
-        })
-    }
-
-    /// The state tmpfs, mounted once per node; it outlives this process.
-    fn state(&self) -> Outcome<Attached> {
-        let open = || Target::of(make_directory(&self.plugin, "state", 0o700)?);
-        let mut held = open()?;
-        if !held.is_mount() {
-            let state = tmpfs::make(self.owner(), 0, STATE, STATE_INODES, self.noswap)?;
-            path::attach(&state, &held.fd)?;
-            done("state mounted", None);
-            held = open()?;
-        }
-        let owned = [0, self.config.agent_uid].contains(&held.stat.stx_uid);
-        if !owned || !tmpfs::is_one(&held.fd, STATE_INODES) {
-            return fail!(NotOurs, "a mount that is not ours is on the state directory: unmount it");
-        }
-        Ok(Some(Rc::new(self.hand_out(&held)?)))
-    }
-
-    fn keep(&mut self, v: &Option<Volume>, slot: u32, cookie: u64, fd: Option<OwnedFd>) -> Outcome<Attached> {
-        let Some(fd) = fd else { return Ok(None) };
-        v.as_ref().map_or(Ok(()), |volume| self.ours(volume).map(drop))?;
-        let slot = v.as_ref().map_or(slot.to_string(), Volume::to_string);
-        socket::check(&fd, cookie)?;
-        if self.seat.kept.contains_key(&slot) {
-            return fail!(Busy, "a listener is kept already");
-        }
-        self.room(&slot)?;
-        self.seat.kept.insert(slot, Rc::new(fd));
-        Ok(None)
+    pub fn plugin(&self) -> Outcome<OwnedFd> {
+        path::plugin(&self.root, &self.config.driver)
     }
 }
 
-/// Makes a directory if it is missing, and opens it.
-fn make_directory(at: &OwnedFd, name: &str, mode: u32) -> Outcome<OwnedFd> {
-    path::make(at, name, mode)?;
-    path::open(at, name, DIRECTORY, ResolveFlags::empty()).doing(format_args!("open the kubelet's {name}"))
-}
-
-/// The directory that something is in, held, and its name there.
-pub fn open_parent(path: &Path) -> Outcome<(OwnedFd, String)> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
-        return fail!(Malformed, "{} has no directory or no name", path.display());
-    };
-    let held = fs::openat(fs::CWD, parent, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    Ok((held.doing(format_args!("open {} for {name}", parent.display()))?, name.to_owned()))
+/// The kubelet makes it before anything else.
+fn open_pods(root: &OwnedFd) -> Result<OwnedFd, Errno> {
+    path::open(root, "pods", DIRECTORY, ResolveFlags::empty())
 }

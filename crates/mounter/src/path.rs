@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::LazyLock;
 
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
@@ -46,6 +47,26 @@ pub fn make(at: &OwnedFd, name: &str, mode: u32) -> Outcome<bool> {
     let made = fs::mkdirat(at, name, Mode::from_raw_mode(mode)).map(|()| true);
     let made = made.or_else(|e| if e == Errno::EXIST { Ok(false) } else { Err(e) });
     made.doing(format_args!("make the directory {name}"))
+}
+
+/// Makes a directory if it is missing, and opens it.
+pub fn make_directory(at: &OwnedFd, name: &str, mode: u32) -> Outcome<OwnedFd> {
+    make(at, name, mode)?;
+    open(at, name, DIRECTORY, ResolveFlags::empty()).doing(format_args!("open the kubelet's {name}"))
+}
+
+/// The kubelet's directory of this driver. By path each time: a descriptor would go on to hold one that was removed.
+pub fn plugin(root: &OwnedFd, driver: &str) -> Outcome<OwnedFd> {
+    make_directory(&make_directory(root, "plugins", 0o750)?, driver, 0o750)
+}
+
+/// The directory that something is in, held, and its name there.
+pub fn open_parent(path: &Path) -> Outcome<(OwnedFd, String)> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
+        return fail!(Malformed, "{} has no directory or no name", path.display());
+    };
+    let held = fs::openat(fs::CWD, parent, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    Ok((held.doing(format_args!("open {} for {name}", parent.display()))?, name.to_owned()))
 }
 
 /// The names in a directory, at most `max` of them.

@@ -41,7 +41,9 @@ pub enum Request {
     /// First request on every connection. Reply: [`flag::IDMAP`], [`flag::NOSWAP`], `numbers[0]` = descriptor limit,
     /// `numbers[1]` = microseconds since the mounter started, text = build.
     Hello,
-    /// The CSI listener, made or (with [`flag::EXISTING`]) the one that is kept. Reply: descriptor, cookie.
+    /// The CSI listener, made or (with [`flag::EXISTING`]) the one that is kept. It is made anew where its name leads
+    /// to it no more. Reply: descriptor, cookie; `numbers` = device and inode of the state tmpfs, zeros where none is
+    /// mounted. `Busy` where the name leads to another process.
     CsiListener,
     /// The kubelet registration listener; as [`Request::CsiListener`].
     RegistrationListener,
@@ -75,7 +77,8 @@ pub enum Request {
     PublishDirectory(Volume),
     /// Closes the kept listener and removes everything at the target path. Idempotent.
     Unpublish(Volume),
-    /// What is at the volume's target path. Reply as for [`Request::List`]; `NotFound` where nothing is.
+    /// What is at the volume's target path. Reply as for [`Request::List`]; `NotFound` where nothing is. With
+    /// [`flag::SUBPATH`] the text has the containers.
     Inspect(Volume),
     /// The volume number `cursor` of the scan that cursor 0 makes. Reply: the volume echoed is the one found;
     /// flags from [`flag`], cookie and descriptor of a kept listener, `numbers` = bytes, inodes, mounts stacked
@@ -94,6 +97,9 @@ pub enum Request {
         /// The socket's cookie.
         cookie: u64,
     },
+    /// Takes the registration socket's name away for an instant, so that a kubelet that missed it sees it appear.
+    /// `NotFound` where the name does not lead to the kept listener.
+    Offer,
 }
 
 /// Slots for kept descriptors.
@@ -128,6 +134,9 @@ pub mod flag {
     pub const ORPHAN: u32 = 1 << 8;
     /// A `directory` volume whose source has been recreated since: the pod holds a dead inode.
     pub const STALE: u32 = 1 << 9;
+    /// A container mounted something in the volume by `subPath`, and it was replaced since: the container holds a dead
+    /// inode.
+    pub const SUBPATH: u32 = 1 << 10;
 }
 
 /// Why a request was not carried out.
@@ -219,6 +228,7 @@ impl Request {
             Self::Inspect(volume) => (10, Some(volume)),
             Self::List { .. } => (11, None),
             Self::Store { volume, .. } => (12, volume.as_ref()),
+            Self::Offer => (13, None),
         }
     }
 
@@ -273,6 +283,7 @@ impl Request {
             11 => Self::List { cursor: first },
             12 if right_slot => Self::Store { volume, slot: flags, cookie },
             12 => return Err(FrameError::field("slot")),
+            13 => Self::Offer,
             _ => return Err(FrameError::field("operation")),
         })
     }

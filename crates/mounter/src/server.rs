@@ -1,27 +1,25 @@
 //! The agent's connection: frames in, frames out, one descriptor at most with each.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{self, RecvAncillaryMessage, SendAncillaryMessage, SocketFlags};
-use seamount_mounter::protocol::{FRAME, Fault, Reply};
+use rustix::net::{self, SocketFlags};
+use seamount_mounter::protocol::{Fault, Reply};
 
 use crate::failure::{Doing, Outcome};
 use crate::log::event;
-use crate::node::{Attached, Node};
+use crate::node::Node;
 use crate::succession::LOCK;
+use crate::wire::{PATIENCE, receive, send};
 
-/// An agent that does not read its answers for this long is cut off; it blocks everybody.
-pub const PATIENCE: Duration = Duration::from_secs(5);
 /// An agent that is silent for this long while a successor waits is stopped, and not waited for.
 const LEAVE: Duration = Duration::from_secs(2);
+/// How often it is looked whether something was removed by hand that has to be there.
+const TEND: Duration = Duration::from_secs(5);
 /// What an agent may ask for still, while a successor waits.
 const LAST_REQUESTS: usize = 10_000;
 
@@ -29,11 +27,16 @@ const LAST_REQUESTS: usize = 10_000;
 pub fn serve(node: &mut Node) -> Outcome<()> {
     let (uid, own) = (node.config.agent_uid, rustix::process::geteuid().as_raw());
     let mut agent: Option<OwnedFd> = None;
+    let mut tended = Instant::now();
     loop {
+        if tended.elapsed() >= TEND {
+            node.tend()?;
+            tended = Instant::now();
+        }
         let [agents, successors] = &node.seat.doors;
         let mut ready =
             [agent.as_ref().unwrap_or(agents), agents, successors].map(|fd| PollFd::new(fd, PollFlags::IN));
-        let polled = poll(&mut ready, None);
+        let polled = poll(&mut ready, Timespec::try_from(TEND).ok().as_ref());
         polled.or_else(|e| if e == Errno::INTR { Ok(0) } else { Err(e) }).doing("wait for the agent")?;
         let [old, new, next] = ready.map(|fd| !fd.revents().is_empty());
         match &agent {
@@ -70,11 +73,6 @@ pub fn hand_over(to: &OwnedFd, agent: Option<OwnedFd>, node: &mut Node) -> Resul
     send(to, LOCK.as_bytes(), &Some(Rc::clone(&node.seat.lock)))
 }
 
-/// Whether a descriptor can be read from, or written to, at once.
-pub fn ready(fd: impl AsFd, how: PollFlags) -> bool {
-    poll(&mut [PollFd::new(&fd, how)], Some(&Timespec::default())) == Ok(1)
-}
-
 /// Takes a connection of the agent; refuses everybody else, and a second one.
 fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<OwnedFd> {
     let connection = net::accept_with(listener, SocketFlags::CLOEXEC).ok()?;
@@ -93,22 +91,6 @@ fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<OwnedFd> {
     None
 }
 
-/// One message: its bytes as far as they fit, whether something did not, its descriptors.
-pub fn receive(connection: &OwnedFd) -> Result<(Vec<u8>, net::ReturnFlags, Vec<OwnedFd>), Errno> {
-    let mut frame = [0; FRAME + 1];
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-    let mut control = net::RecvAncillaryBuffer::new(&mut space);
-    let into = &mut [IoSliceMut::new(&mut frame)];
-    let received = net::recvmsg(connection, into, &mut control, net::RecvFlags::CMSG_CLOEXEC)?;
-    // Nothing: the other side has closed.
-    let bytes = frame.get(..received.bytes).filter(|bytes| !bytes.is_empty()).ok_or(Errno::PIPE)?.to_vec();
-    let rights = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    Ok((bytes, received.flags, rights.flatten().collect()))
-}
-
 /// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends it.
 pub fn exchange(connection: &OwnedFd, node: &mut Node) -> Result<(), Errno> {
     let (frame, flags, mut fds) = receive(connection)?;
@@ -122,15 +104,4 @@ pub fn exchange(connection: &OwnedFd, node: &mut Node) -> Result<(), Errno> {
         node.handle(&frame, fds.pop())
     };
     send(connection, &reply.encode(), &attached)
-}
-
-/// One message, with a descriptor or without.
-pub fn send(connection: &OwnedFd, frame: &[u8], attached: &Attached) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-    let mut control = net::SendAncillaryBuffer::new(&mut space);
-    let fds = attached.as_ref().map(|fd| [fd.as_fd()]);
-    if let Some(fds) = &fds {
-        control.push(SendAncillaryMessage::ScmRights(fds));
-    }
-    net::sendmsg(connection, &[IoSlice::new(frame)], &mut control, net::SendFlags::NOSIGNAL).map(drop)
 }

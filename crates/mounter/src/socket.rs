@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::failure::{Doing, Outcome, fail};
-use crate::server::PATIENCE;
+use crate::wire::PATIENCE;
 
 const BACKLOG: i32 = 1024;
 
@@ -61,9 +61,9 @@ pub fn leads_to(dir: &OwnedFd, name: &str, listener: &OwnedFd) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Socket && same
 }
 
-/// Connects to `name` in `dir`; a full queue is waited for, but not for ever.
-pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType) -> Result<OwnedFd, Errno> {
-    let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+/// Connects to `name` in `dir`; a full queue is waited for, but not for ever (with `NONBLOCK` not at all).
+pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType, more: SocketFlags) -> Result<OwnedFd, Errno> {
+    let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | more, None)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
     rustix::process::fchdir(dir)?;
     let connected = SocketAddrUnix::new(name).and_then(|name| net::connect(&socket, &name));
@@ -73,12 +73,22 @@ pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType) -> Result<OwnedFd, E
 
 /// Whether somebody accepts connections as `name` in `dir`.
 pub fn is_alive(dir: &OwnedFd, name: &str) -> Outcome<bool> {
-    match connect(dir, name, SocketType::STREAM) {
-        // AGAIN: the queue is full, so there is one.
-        Ok(_) | Err(Errno::AGAIN) => Ok(true),
-        Err(Errno::CONNREFUSED | Errno::NOENT | Errno::PROTOTYPE) => Ok(false),
+    // Without waiting: whose it is, and whether that process ever accepts, is not known.
+    match connect(dir, name, SocketType::STREAM, SocketFlags::NONBLOCK) {
+        // AGAIN: the queue is full. PROTOTYPE: a socket of another kind, which a process has open.
+        Ok(_) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
         Err(e) => Err(e).doing(format_args!("ask who serves {name}")),
     }
+}
+
+/// Takes the name away and brings it back, for what watches the directory. The kubelet does not look at names that
+/// begin with a dot.
+pub fn show_again(dir: &OwnedFd, name: &str) -> Outcome<()> {
+    let aside = format!(".{name}");
+    let away = fs::renameat(dir, name, dir, &aside);
+    let back = away.and_then(|()| fs::renameat(dir, &aside, dir, name));
+    back.doing(format_args!("show {name} again"))
 }
 
 /// Refuses anything but a listening Unix stream socket with this cookie.

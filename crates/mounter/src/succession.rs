@@ -17,15 +17,15 @@ use std::time::Duration;
 use rustix::event::{PollFlags, Timespec};
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, StatxFlags, Timestamps};
 use rustix::io::Errno;
-use rustix::net::SocketType;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_cookie};
+use rustix::net::{SocketFlags, SocketType};
 
 use crate::config::Config;
-use crate::failure::{Doing, Outcome};
+use crate::failure::{Doing, Outcome, fail};
 use crate::log::{done, event};
-use crate::node::open_parent;
-use crate::server::{PATIENCE, ready, receive};
+use crate::path;
 use crate::socket;
+use crate::wire::{PATIENCE, ready, receive};
 
 const SOCKET: &str = "take-over.sock";
 /// Its file's name, and that of the last message.
@@ -47,28 +47,28 @@ pub struct Seat {
 impl Seat {
     /// Takes the place, waits until it is free, or takes over. That begins when our own agent is there, because the
     /// other one leaves first: connections wait meanwhile, and should not wait for a container to start.
-    pub fn take(plugin: &OwnedFd, config: &Config) -> Outcome<Self> {
-        let (dir, name) = open_parent(&config.socket)?;
+    pub fn take(root: &OwnedFd, config: &Config) -> Outcome<Self> {
+        let (dir, name) = path::open_parent(&config.socket)?;
         let stat = fs::statx(&dir, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
         let born = stat.doing("look at the socket's directory")?.stx_btime;
         let born = Timespec { tv_sec: born.tv_sec, tv_nsec: born.tv_nsec.into() };
-        // Everybody may connect; who may speak is decided by the peer's uid.
-        let bind = || socket::bind(&dir, &name, SocketType::SEQPACKET, 0o666);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(plugin, LOCK, flags, Mode::from_raw_mode(0o600)).doing("open the lock")?;
+        let bind = || bind_agents(&dir, &name);
         let (mut agents, waits) = (None, Once::new());
-        let (lock, kept) = loop {
-            match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::AGAIN) => {}
-                taken => break (taken.doing("take the lock").map(|()| file)?, Kept::new()),
+        let (plugin, lock, kept) = loop {
+            // By name each time: the lock of a file or directory that was removed says nothing.
+            let plugin = path::plugin(root, &config.driver)?;
+            let file = open_lock(&plugin)?;
+            // A lock that was removed seems to be free. Its holder is known by its socket, and takes it again.
+            if !socket::is_alive(&plugin, SOCKET)? && lock(&file)? {
+                break (plugin, file, Kept::new());
             }
             waits.call_once(|| done("waiting: another mounter holds the lock", None));
             let holder = fs::fstat(&file).doing("look at the lock")?;
             if (holder.st_mtime, holder.st_mtime_nsec as i64) < (born.tv_sec, born.tv_nsec) {
                 let door: &OwnedFd = if let Some(door) = &agents { door } else { agents.insert(bind()?) };
                 if ready(door, PollFlags::IN) {
-                    match inherit(plugin) {
-                        Ok(everything) => break everything,
+                    match inherit(&plugin) {
+                        Ok((lock, kept)) => break (plugin, lock, kept),
                         Err(e) => event("warn", "not taken over", &[("reason", &e)]),
                     }
                 }
@@ -76,16 +76,73 @@ impl Seat {
             std::thread::sleep(PAUSE);
         };
         // Before the socket is there, so that nobody reads a predecessor's age and comes.
-        let age = Timestamps { last_access: born, last_modification: born };
-        fs::futimens(&lock, &age).doing("write the age on the lock")?;
-        let successors = socket::bind(plugin, SOCKET, SocketType::SEQPACKET, 0o600)?;
+        write_age(&lock, born)?;
+        let successors = bind_successors(&plugin)?;
         Ok(Self { lock: Rc::new(lock), kept, doors: [agents.map_or_else(bind, Ok)?, successors] })
     }
+
+    /// Binds and locks again what was removed. `Busy` where another mounter has the lock now.
+    pub fn tend(&mut self, root: &OwnedFd, config: &Config) -> Outcome<()> {
+        let plugin = path::plugin(root, &config.driver)?;
+        let (dir, name) = path::open_parent(&config.socket)?;
+        let [agents, successors] = &mut self.doors;
+        if !socket::leads_to(&dir, &name, agents) {
+            *agents = bind_agents(&dir, &name)?;
+            done("the agent's socket was removed, and is there again", None);
+        }
+        if !socket::leads_to(&plugin, SOCKET, successors) {
+            *successors = bind_successors(&plugin)?;
+            done("the successor's socket was removed, and is there again", None);
+        }
+        let held = fs::fstat(&self.lock).doing("look at the lock")?;
+        let named = fs::statat(&plugin, LOCK, AtFlags::SYMLINK_NOFOLLOW);
+        if named.is_ok_and(|named| (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)) {
+            return Ok(());
+        }
+        let file = open_lock(&plugin)?;
+        if !lock(&file)? {
+            return fail!(
+                Busy,
+                "the lock was removed, and another mounter has taken it: this one waits for it"
+            );
+        }
+        write_age(&file, Timespec { tv_sec: held.st_mtime, tv_nsec: held.st_mtime_nsec as i64 })?;
+        self.lock = Rc::new(file);
+        done("the lock was removed, and is held again", None);
+        Ok(())
+    }
+}
+
+/// Everybody may connect; who may speak is decided by the peer's uid.
+fn bind_agents(dir: &OwnedFd, name: &str) -> Outcome<OwnedFd> {
+    socket::bind(dir, name, SocketType::SEQPACKET, 0o666)
+}
+
+fn bind_successors(plugin: &OwnedFd) -> Outcome<OwnedFd> {
+    socket::bind(plugin, SOCKET, SocketType::SEQPACKET, 0o600)
+}
+
+fn open_lock(plugin: &OwnedFd) -> Outcome<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fs::openat(plugin, LOCK, flags, Mode::from_raw_mode(0o600)).doing("open the lock")
+}
+
+/// Whether it is ours now; false where another mounter has it.
+fn lock(file: &OwnedFd) -> Outcome<bool> {
+    match fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::AGAIN) => Ok(false),
+        taken => taken.doing("take the lock").map(|()| true),
+    }
+}
+
+fn write_age(lock: &OwnedFd, born: Timespec) -> Outcome<()> {
+    let age = Timestamps { last_access: born, last_modification: born };
+    fs::futimens(lock, &age).doing("write the age on the lock")
 }
 
 /// Takes everything from the one that holds the lock.
 pub fn inherit(plugin: &OwnedFd) -> Result<(OwnedFd, Kept), Errno> {
-    let predecessor = socket::connect(plugin, SOCKET, SocketType::SEQPACKET)?;
+    let predecessor = socket::connect(plugin, SOCKET, SocketType::SEQPACKET, SocketFlags::empty())?;
     // It waits for its agent to leave first.
     set_socket_timeout(&predecessor, Timeout::Recv, Some(PATIENCE * 2))?;
     let mut kept = Kept::new();

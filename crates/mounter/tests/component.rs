@@ -17,6 +17,8 @@ mod frames;
 mod life;
 #[path = "component/mounts.rs"]
 mod mounts;
+#[path = "component/removal.rs"]
+mod removal;
 #[path = "component/shortage.rs"]
 mod shortage;
 #[path = "component/succession.rs"]

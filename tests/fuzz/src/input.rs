@@ -61,6 +61,6 @@ pub fn request(u: &mut Unstructured<'_>, volume: Volume) -> Result<Request> {
             let volume = (slot == keep::VOLUME).then_some(volume);
             Request::Store { volume, slot, cookie: u.arbitrary()? }
         }
-        _ => Request::Inspect(volume),
+        _ => Request::Offer,
     })
 }

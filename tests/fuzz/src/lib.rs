@@ -23,16 +23,20 @@ mod world;
 #[path = "../../../crates/mounter/src"]
 mod mounter {
     pub mod config;
+    pub mod dispatch;
     pub mod failure;
+    pub mod listeners;
     pub mod node;
     pub mod path;
     pub mod server;
     pub mod socket;
+    pub mod state;
     pub mod succession;
     pub mod volume;
+    pub mod wire;
 }
 // Its modules know each other by these names.
-use mounter::{config, failure, node, path, server, socket, succession, volume};
+use mounter::{config, failure, node, path, server, socket, succession, volume, wire};
 
 /// In the place of the mounter's log: makes the text and keeps quiet.
 mod log {

@@ -186,7 +186,8 @@ impl<'a> Session<'a> {
 
         let door = &node.seat.doors[1];
         let taken = if goes {
-            drop(socket::connect(&held, "take-over.sock", SocketType::SEQPACKET).unwrap());
+            let kind = SocketType::SEQPACKET;
+            drop(socket::connect(&held, "take-over.sock", kind, SocketFlags::empty()).unwrap());
             let to = accept_with(door, SocketFlags::CLOEXEC).unwrap();
             let before = kept(&node);
             let result = server::hand_over(&to, agent, &mut node);

@@ -29,7 +29,8 @@ fn wanted(request: &Request) -> Wanted {
         | Request::Settle { .. }
         | Request::PublishDirectory(_)
         | Request::Unpublish(_)
-        | Request::Store { .. } => Wanted::Nothing,
+        | Request::Store { .. }
+        | Request::Offer => Wanted::Nothing,
     }
 }
 

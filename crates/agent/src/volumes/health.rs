@@ -97,6 +97,19 @@ pub fn conditions(status: Option<&Status>, disk: OnDisk, now: SystemTime) -> Vec
     found
 }
 
+/// The fault of a volume of which these containers hold something dead by `subPath`; goes before all others, because a
+/// restart of the pod is the only remedy.
+pub fn dead_subpaths(containers: &str) -> Option<Condition> {
+    (!containers.is_empty()).then(|| Condition {
+        severity: Severity::Inaccessible,
+        reason: "SubPathDead",
+        message: format!(
+            "the container {containers} mounted the socket by subPath and holds one that is gone; restart the pod, and \
+             mount the directory instead"
+        ),
+    })
+}
+
 fn on_disk(disk: OnDisk, found: &mut Vec<Condition>) {
     let mut add = |severity, reason, message: &str| {
         found.push(Condition { severity, reason, message: message.to_owned() });

@@ -99,11 +99,12 @@ fn state(status: &Status, now: SystemTime) -> &'static str {
 
 fn known(entry: &Arc<Entry>, disk: &mut Disk, now: SystemTime) -> node::Volume {
     let (view, volume) = (entry.view().clone(), &entry.volume);
-    let (found, mounts) = match disk {
-        Disk::Found(all) => {
-            all.remove(&key(volume)).map_or((OnDisk::Nothing, 0), |f| (OnDisk::Flags(f.flags), f.mounts))
-        }
-        Disk::Unasked(_) => (OnDisk::Unasked, 0),
+    let (found, mounts, dead) = match disk {
+        Disk::Found(all) => all.remove(&key(volume)).map_or_else(
+            || (OnDisk::Nothing, 0, String::new()),
+            |f| (OnDisk::Flags(f.flags), f.mounts, f.dead_subpaths),
+        ),
+        Disk::Unasked(_) => (OnDisk::Unasked, 0, String::new()),
     };
     let mut out = node::Volume {
         namespace: view.namespace.to_string(),
@@ -155,7 +156,7 @@ fn known(entry: &Arc<Entry>, disk: &mut Disk, now: SystemTime) -> node::Volume {
         }
         other => other,
     };
-    out.faults = faults(Some(&view.status), found, now);
+    out.faults = faults(Some(&view.status), found, &dead, now);
     out
 }
 
@@ -172,13 +173,14 @@ fn unknown(found: &Found, now: SystemTime) -> node::Volume {
         orphan: found.has(flag::ORPHAN),
         foreign: found.has(flag::FOREIGN),
         mounts: found.mounts,
-        faults: faults(None, OnDisk::Flags(found.flags), now),
+        faults: faults(None, OnDisk::Flags(found.flags), &found.dead_subpaths, now),
         ..node::Volume::default()
     }
 }
 
-fn faults(status: Option<&Status>, disk: OnDisk, now: SystemTime) -> Vec<node::Fault> {
-    let all = health::conditions(status, disk, now).into_iter();
+fn faults(status: Option<&Status>, disk: OnDisk, dead_subpaths: &str, now: SystemTime) -> Vec<node::Fault> {
+    let dead = health::dead_subpaths(dead_subpaths).into_iter();
+    let all = dead.chain(health::conditions(status, disk, now));
     all.map(|condition| node::Fault {
         severity: match condition.severity {
             Severity::Degraded => "degraded",

@@ -35,7 +35,11 @@ impl Plan {
     /// For this request; what the agent cannot start without is left in peace.
     pub fn next(&self, request: &Request) -> Option<Mischief> {
         match request {
-            Request::Hello | Request::State | Request::CsiListener | Request::RegistrationListener => None,
+            Request::Hello
+            | Request::State
+            | Request::CsiListener
+            | Request::RegistrationListener
+            | Request::Offer => None,
             Request::Store { volume: None, .. } => None,
             _ => self.mischief.lock().unwrap().pop(),
         }

@@ -260,6 +260,7 @@ impl Mounter {
                 kept.insert(slot, Arc::new(fd));
                 Ok(None)
             }
+            Request::Offer => Ok(None),
             _ => Err(Fault::Unsupported),
         }
     }

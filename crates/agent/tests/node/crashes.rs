@@ -100,6 +100,36 @@ fn both_killed_the_records_bring_everything_back() {
 }
 
 #[test]
+fn a_socket_that_was_mounted_by_subpath_and_died_is_told_with_its_remedy() {
+    on_node("a_socket_that_was_mounted_by_subpath_and_died_is_told_with_its_remedy", async |node| {
+        let before = published(node).await;
+        let held = node.kubelet.mount_subpath(&before.volume, "app", "spire-agent.sock").unwrap();
+        // One of the two dies: the container's socket lives.
+        node.agent.take().unwrap().crash().unwrap();
+        node.start_agent();
+        node.ready().await;
+        assert!(!node.kubelet.stats(&before.volume).await.unwrap().volume_condition.unwrap().abnormal);
+        node.agent.take().unwrap().crash().unwrap();
+        node.mounter.take().unwrap().crash().unwrap();
+        node.start_agent();
+        node.start_mounter();
+        node.register().await;
+        assert!(tokio::net::UnixStream::connect(&held).await.is_err(), "it is not dead");
+        let condition = node.kubelet.stats(&before.volume).await.unwrap().volume_condition.unwrap();
+        assert!(condition.abnormal, "{condition:?}");
+        for part in ["SubPathDead", "the container app", "restart the pod", "mount the directory"] {
+            assert!(condition.message.contains(part), "{part}: {condition:?}");
+        }
+        let health = node.kubelet.health(&before.volume).await.unwrap();
+        assert_eq!(health.health_statuses[0].reason, "SubPathDead");
+        // The volume itself is as it was.
+        assert_eq!(leaf(&fetch(&before.view).await), before.leaf, "another certificate");
+        rustix::mount::unmount(&held, rustix::mount::UnmountFlags::DETACH).unwrap();
+        assert!(!node.kubelet.stats(&before.volume).await.unwrap().volume_condition.unwrap().abnormal);
+    });
+}
+
+#[test]
 fn a_volume_deleted_while_everything_was_down_is_forgotten() {
     on_node("a_volume_deleted_while_everything_was_down_is_forgotten", async |node| {
         let before = published(node).await;

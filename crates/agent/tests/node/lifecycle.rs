@@ -31,7 +31,8 @@ fn the_kubelet_registers_the_driver() {
         assert_eq!(probe.ready, Some(true));
         let (code, text) = node.get("/metrics").await.unwrap();
         assert_eq!(code, 200);
-        assert!(text.contains("seamount_kubelet_registered 1"), "{text}");
+        // A whole line: the line of help begins alike.
+        assert!(text.lines().any(|line| line == "seamount_kubelet_registered 1"), "{text}");
         // Wrong path, unknown volume.
         let unknown = node.volume("shop", "frontend", "nobody");
         assert_eq!(node.kubelet.stats(&unknown).await.unwrap_err().code(), Code::NotFound);

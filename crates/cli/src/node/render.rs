@@ -91,6 +91,7 @@ pub fn status(report: &Report, wide: bool, now: SystemTime) -> String {
         match registration.state.as_str() {
             "registered" => format!("registered, known since {}", when(registration.since, now)),
             "refused" => format!("refused the driver: {}", plain(&registration.reason)),
+            "unreachable" => plain(&registration.reason),
             _ => "has not registered the driver yet".to_owned(),
         },
     );

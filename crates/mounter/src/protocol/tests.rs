@@ -37,6 +37,7 @@ fn request() -> impl Strategy<Value = Request> {
             cookie
         }),
         (1..=2u32, any::<u64>()).prop_map(|(slot, cookie)| Request::Store { volume: None, slot, cookie }),
+        Just(Request::Offer),
     ]
 }
 

@@ -9,9 +9,10 @@ use seamount_sys::mounter::set_attributes;
 
 use crate::failure::{Doing, Outcome, fail};
 use crate::log::done;
-use crate::node::{Attached, Node};
+use crate::node::Node;
 use crate::path::{self, DIRECTORY, Target};
 use crate::volume::tmpfs::{self, INODES, PLAIN};
+use crate::wire::Attached;
 
 impl Node {
     /// The source as it is now: it may have been recreated since the last look.

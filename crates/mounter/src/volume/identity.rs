@@ -8,9 +8,10 @@ use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Reply, flag};
 
 use crate::failure::{Doing, Outcome, fail};
-use crate::node::{Attached, Node};
+use crate::node::Node;
 use crate::path;
 use crate::socket;
+use crate::wire::Attached;
 
 impl Node {
     pub fn publish_identity(&mut self, volume: &Volume, reply: &mut Reply) -> Outcome<Attached> {

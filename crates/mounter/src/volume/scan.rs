@@ -1,23 +1,24 @@
 //! What is there: one volume, or all of ours on the node.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{self, AtFlags, FileType, ResolveFlags};
+use rustix::fs::{self, AtFlags, FileType, OFlags, ResolveFlags};
 use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter::protocol::{Reply, flag};
 
 use crate::failure::{Doing, Outcome, fail};
-use crate::node::{Attached, Node, attach};
+use crate::node::{Found, Node, attach};
 use crate::path::{self, CSI, DIRECTORY, Place, Target};
 use crate::volume::tmpfs::{self, INODES};
+use crate::wire::Attached;
 
 /// Volumes, pods, volumes per pod, and files of a volume that one request looks at.
 pub const MAX: usize = 65_536;
+/// The kubelet's bind mounts for `subPath`, in a pod's directory: `<volume>/<container>/<number>` each.
+const SUBPATHS: &str = "volume-subpaths";
 /// Stands for the volume id where no `vol_data.json` gives one.
 const ORPHAN: &str = "orphan";
-
-/// One volume of a scan, with the flags and numbers of its reply.
-pub type Found = (Volume, u32, [u64; 3]);
 
 impl Node {
     pub fn inspect(&mut self, volume: &Volume, reply: &mut Reply) -> Outcome<Attached> {
@@ -30,6 +31,8 @@ impl Node {
         let Some(target) = place.target()? else { return fail!(NotFound, "it is not published") };
         reply.flags |= self.flags(&target);
         reply.numbers = numbers(&target)?;
+        reply.text = self.dead_subpaths(&volume.pod, &volume.name);
+        reply.flags |= if reply.text.is_empty() { 0 } else { flag::SUBPATH };
         Ok(self.kept(volume, reply))
     }
 
@@ -42,10 +45,11 @@ impl Node {
         if cursor == 0 {
             self.listed = self.scan()?;
         }
-        let Some((volume, flags, numbers)) = self.listed.get(cursor as usize) else {
+        let Some((volume, flags, numbers, text)) = self.listed.get(cursor as usize) else {
             return fail!(NotFound, "the end of the list");
         };
         (reply.volume, reply.flags, reply.numbers) = (Some(volume.clone()), *flags, *numbers);
+        reply.text.clone_from(text);
         Ok(self.kept(volume, reply))
     }
 
@@ -95,8 +99,36 @@ impl Node {
         }
         let [bytes, inodes, mount] = numbers(&target).ok()?;
         let stacked = stacks.get(&target.stat.stx_mnt_id).map_or(mount, |stacked| mount * stacked);
-        Some((Volume { pod: pod.clone(), name, id }, flags, [bytes, inodes, stacked]))
+        let dead = self.dead_subpaths(pod, &name);
+        let flags = flags | if dead.is_empty() { 0 } else { flag::SUBPATH };
+        Some((Volume { pod: pod.clone(), name, id }, flags, [bytes, inodes, stacked], dead))
     }
+
+    /// The containers that hold something of the volume by `subPath` that has been replaced since, as the socket is when
+    /// both processes died. A directory that is mounted shows the new one; a file that is mounted is that file for ever.
+    fn dead_subpaths(&self, pod: &PodUid, name: &VolumeName) -> String {
+        let below = format!("{pod}/{SUBPATHS}/{name}");
+        let Ok(volume) = path::open(&self.pods, below, DIRECTORY, ResolveFlags::NO_XDEV) else {
+            return String::new();
+        };
+        let mut dead = Vec::new();
+        for container in path::names(&volume, MAX).unwrap_or_default() {
+            let held = path::open(&volume, &container, DIRECTORY, ResolveFlags::NO_XDEV);
+            if held.is_ok_and(|held| holds_dead(&held)) {
+                dead.push(container.to_string_lossy().into_owned());
+            }
+        }
+        dead.sort();
+        dead.join(", ")
+    }
+}
+
+/// Whether something that is mounted here has no name any more.
+fn holds_dead(container: &OwnedFd) -> bool {
+    path::names(container, MAX).unwrap_or_default().iter().any(|mounted| {
+        let fd = path::open(container, mounted, OFlags::PATH, ResolveFlags::empty());
+        fd.and_then(fs::fstat).is_ok_and(|stat| stat.st_nlink == 0)
+    })
 }
 
 /// Bytes and inodes in use, and whether it is a mount: of a tmpfs all, else those of the directory itself.

@@ -12,8 +12,9 @@ use seamount_sys::mounter::set_attributes;
 
 use crate::failure::{Doing, Outcome, fail};
 use crate::log::done;
-use crate::node::{Attached, Node};
+use crate::node::Node;
 use crate::path::{self, Target};
+use crate::wire::Attached;
 
 /// The file system's magic number (statfs(2)).
 const TMPFS_MAGIC: u64 = 0x0102_1994;

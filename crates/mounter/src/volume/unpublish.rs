@@ -10,10 +10,11 @@ use seamount_mounter::names::Volume;
 
 use crate::failure::{Doing, Outcome, fail};
 use crate::log::done;
-use crate::node::{Attached, Node};
+use crate::node::Node;
 use crate::path::{self, Place, TARGET};
 use crate::socket;
 use crate::volume::scan::MAX;
+use crate::wire::Attached;
 
 /// Mounts on top of each other that one request unwinds.
 const MAX_MOUNTS: usize = 128;

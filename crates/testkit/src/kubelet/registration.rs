@@ -57,12 +57,17 @@ pub enum Event {
 /// Which inode of the file system a socket is.
 pub(super) type Identity = (u64, u64, i64, i64);
 
+/// By socket, what its driver told; none where the kubelet has seen the socket, and has not registered the driver.
 #[derive(Debug, Default)]
-pub(super) struct State(BTreeMap<PathBuf, (Identity, NodeInfo)>);
+pub(super) struct State(BTreeMap<PathBuf, (Identity, Option<NodeInfo>)>);
 
 impl State {
     pub(super) fn endpoint(&self, driver: &str) -> Option<&Path> {
-        self.0.values().find(|(_, info)| info.driver == driver).map(|(_, info)| info.endpoint.as_path())
+        self.infos().find(|info| info.driver == driver).map(|info| info.endpoint.as_path())
+    }
+
+    fn infos(&self) -> impl Iterator<Item = &NodeInfo> {
+        self.0.values().filter_map(|(_, info)| info.as_ref())
     }
 }
 
@@ -77,7 +82,7 @@ impl Kubelet {
         let mut events = Vec::new();
         self.state().0.retain(|socket, (identity, info)| {
             let still_there = sockets.iter().any(|found| &found.0 == socket && &found.1 == identity);
-            if !still_there {
+            if !still_there && let Some(info) = info {
                 events.push(Event::Deregistered { driver: info.driver.clone() });
             }
             still_there
@@ -88,7 +93,7 @@ impl Kubelet {
             }
             match self.register_socket(&socket).await {
                 Ok(info) => {
-                    self.state().0.insert(socket, (identity, info.clone()));
+                    self.state().0.insert(socket, (identity, Some(info.clone())));
                     events.push(Event::Registered(info));
                 }
                 Err(reason) => events.push(Event::Failed { socket, reason }),
@@ -125,6 +130,41 @@ impl Kubelet {
         }
     }
 
+    /// Loses the events of all sockets that are there, as a kubelet whose watcher missed them: none of them is looked at
+    /// until it appears again.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn miss_registrations(&self) -> Result<(), KubeletError> {
+        for (socket, identity) in self.registration_sockets()? {
+            self.state().0.insert(socket, (identity, None));
+        }
+        Ok(())
+    }
+
+    /// Asks the drivers of new sockets, tells each that it is refused, and leaves it at that until the socket appears again.
+    /// Returns how many there were.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub async fn refuse_registrations(&self, reason: &str) -> Result<usize, KubeletError> {
+        let mut refused = 0;
+        for (socket, identity) in self.registration_sockets()? {
+            let known = self.state().0.get(&socket).is_some_and(|(known, _)| *known == identity);
+            if !known && self.refuse_socket(&socket, reason).await.is_ok() {
+                self.state().0.insert(socket, (identity, None));
+                refused += 1;
+            }
+        }
+        Ok(refused)
+    }
+
+    async fn refuse_socket(&self, socket: &Path, reason: &str) -> Result<(), Status> {
+        let mut client = RegistrationClient::new(connect(socket, DIAL_TIMEOUT).await?);
+        within(INFO_TIMEOUT, client.get_info(proto::InfoRequest {})).await?;
+        notify(&mut client, Some(reason.to_owned())).await
+    }
+
     /// Forgets what is registered, as the kubelet does when it restarts.
     pub fn forget_registrations(&self) {
         self.state().0.clear();
@@ -132,7 +172,7 @@ impl Kubelet {
 
     /// What is registered now.
     pub fn registrations(&self) -> Vec<NodeInfo> {
-        self.state().0.values().map(|(_, info)| info.clone()).collect()
+        self.state().infos().cloned().collect()
     }
 
     async fn register_socket(&self, socket: &Path) -> Result<NodeInfo, String> {

@@ -38,8 +38,29 @@ impl Kubelet {
         fs::write(&data, self.vol_data(volume)).map_err(KubeletError::io("write", &data))
     }
 
-    /// What the kubelet writes into `vol_data.json`: keys in order, one line. The mode is 0644 less the
-    /// umask.
+    /// Mounts one file of a published volume for a container, as the kubelet does for `subPath`: an empty file, and the
+    /// file of the volume on it. Returns where.
+    ///
+    /// # Errors
+    /// If it cannot be made or mounted.
+    pub fn mount_subpath(
+        &self,
+        volume: &PodVolume,
+        container: &str,
+        file: &str,
+    ) -> Result<PathBuf, KubeletError> {
+        let below = self.pod_directory(volume).join("volume-subpaths").join(&volume.volume_name);
+        let place = below.join(container);
+        make_directory(&place)?;
+        let mounted = place.join("0");
+        fs::write(&mounted, "").map_err(KubeletError::io("write", &mounted))?;
+        let source = self.target_path(volume).join(file);
+        rustix::mount::mount_bind(&source, &mounted)
+            .map_err(|e| KubeletError::io("mount", &mounted)(e.into()))?;
+        Ok(mounted)
+    }
+
+    /// What the kubelet writes into `vol_data.json`: keys in order, one line. The mode is 0644 less the umask.
     pub fn vol_data(&self, volume: &PodVolume) -> String {
         let attachment = sha256_hex(&[&volume.volume_id, &self.driver, &self.node]);
         let mut json = serde_json::json!({

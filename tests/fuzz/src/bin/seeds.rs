@@ -69,6 +69,7 @@ fn frames(all: &mut Seeds) {
         Request::List { cursor: 3 },
         Request::Store { volume: Some(v()), slot: 0, cookie: 42 },
         Request::Store { volume: None, slot: 1, cookie: 42 },
+        Request::Offer,
     ];
     for (id, request) in requests.iter().enumerate() {
         add(all, "mounter_protocol", 0, &request.encode(id as u64));

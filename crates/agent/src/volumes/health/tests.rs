@@ -81,3 +81,13 @@ fn the_worst_comes_first() {
     let expired = Status { identity: Identity::Ready { not_after: now() }, ..ready() };
     assert_eq!(reasons(Some(&expired), OnDisk::Unasked), ["IdentityExpired", "MounterUnreachable"]);
 }
+
+#[test]
+fn a_dead_subpath_names_container_and_remedy() {
+    assert_eq!(dead_subpaths(""), None);
+    let found = dead_subpaths("app, helper").unwrap();
+    assert_eq!((found.severity, found.reason), (Severity::Inaccessible, "SubPathDead"));
+    for part in ["app, helper", "restart the pod", "mount the directory"] {
+        assert!(found.message.contains(part), "{part}");
+    }
+}

@@ -156,7 +156,7 @@ fn sockets(e: &Evidence) -> Check {
             Some(Door::Open) | None => continue,
             Some(Door::Missing) => (
                 "is not there",
-                "the mounter makes it when the agent has connected: look at both logs, mounter first",
+                "the mounter makes it when the agent has connected, and within seconds where it was removed: look at both logs, mounter first",
             ),
             Some(Door::NotASocket) => (
                 "is no socket: somebody put something else there",
@@ -256,12 +256,21 @@ fn registration(e: &Evidence) -> Check {
                 "journalctl -u kubelet | grep csi",
             ],
         ),
+        "unreachable" => Check::problem(
+            name,
+            plain(&found.reason),
+            [
+                "is another driver of this name installed on the node? Remove it; the socket comes back within seconds".to_owned(),
+                "is plugins or plugins_registry below the kubelet's root read-only, or something else than a directory?".to_owned(),
+                log("mounter"),
+            ],
+        ),
         _ => Check::problem(
             name,
-            "the kubelet has not registered the driver",
+            "the kubelet has not registered the driver; it is offered again every few minutes",
             [
                 "is the kubelet running, and is --kubelet-root its --root-dir? systemctl status kubelet",
-                "restart the kubelet: it looks at plugins_registry when it starts",
+                "restart the kubelet: it looks at plugins_registry when it starts, and does not notice that the directory itself was made anew",
             ],
         ),
     }

@@ -177,6 +177,15 @@ fn what_the_agent_says_is_judged() {
         &["registration"],
         "taken",
     );
+    finds(
+        in_status(|s| {
+            let registration = s.registration.as_mut().unwrap();
+            let reason = "the kubelet does not find the driver: another process serves csi.sock";
+            (registration.state, registration.reason) = ("unreachable".into(), reason.into());
+        }),
+        &["registration"],
+        "another process serves csi.sock",
+    );
     let not_ready = |name: &'static str| {
         in_status(move |s| {
             let condition = s.conditions.iter_mut().find(|c| c.name == name).unwrap();
@@ -225,6 +234,16 @@ fn volumes_are_judged() {
         |e| e.volumes = Ok((volumes(), None)),
         &["volumes", "leftovers"],
         "RotationFailing (1): the SVID could not be renewed: no route to it. Repair what the reason names",
+    );
+    let dead = proto::Fault {
+        severity: "inaccessible".into(),
+        reason: "SubPathDead".into(),
+        message: "the container app mounted the socket by subPath".into(),
+    };
+    finds(
+        |e| e.volumes.as_mut().unwrap().0[0].faults.push(dead),
+        &["volumes"],
+        "the container app mounted the socket by subPath. Delete the pod",
     );
     let text = |e: &Evidence| Findings::new(e).text(false);
     let mut e = well();

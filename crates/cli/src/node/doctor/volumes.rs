@@ -78,6 +78,9 @@ fn remedy(reason: &str) -> &'static str {
         }
         "SocketMissing" => "It comes back with the kubelet's republish, within two minutes",
         "VolumeMissing" | "SourceRecreated" => "Delete the pod; its controller makes another",
+        "SubPathDead" => {
+            "Delete the pod. A volumeMount without subPath has none of this: what is mounted is the directory then"
+        }
         "MounterUnreachable" => "See the check `mounter`",
         _ => "See docs/operations.md",
     }

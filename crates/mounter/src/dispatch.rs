@@ -1,0 +1,61 @@
+//! From a frame to what carries it out, and to the reply.
+
+use std::os::fd::OwnedFd;
+
+use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag, keep};
+
+use crate::failure::{Failure, Outcome, fail};
+use crate::log::event;
+use crate::node::{Node, RESERVED};
+use crate::wire::Attached;
+
+impl Node {
+    /// The answer to one frame. Total: whatever comes in, one reply goes out, and a failure changes nothing.
+    pub fn handle(&mut self, frame: &[u8], fd: Option<OwnedFd>) -> (Reply, Attached) {
+        let (id, request) = match Request::decode(frame) {
+            Ok(decoded) => decoded,
+            Err((id, e @ FrameError::Version(_))) => {
+                return (Reply::refusal(id, Fault::Version, e.to_string()), None);
+            }
+            Err((id, e)) => return (Reply::refusal(id, Fault::Malformed, e.to_string()), None),
+        };
+        let mut reply = Reply::to(id, &request);
+        let Failure { fault, text } = match self.carry_out(&request, fd, &mut reply) {
+            Ok(attached) => return (reply, attached),
+            Err(failure) => failure,
+        };
+        let text = request.volume().map_or(String::new(), |v| format!("volume {v}: ")) + &text;
+        if fault != Fault::NotFound {
+            event("warn", "refused", &[("op", &request.op()), ("reason", &text)]);
+        }
+        (Reply { fault: Some(fault), text, ..Reply::to(id, &request) }, None)
+    }
+
+    fn carry_out(&mut self, request: &Request, fd: Option<OwnedFd>, reply: &mut Reply) -> Outcome<Attached> {
+        if fd.is_some() != matches!(request, Request::Store { .. }) {
+            return fail!(Malformed, "a descriptor comes with Store, and only there");
+        }
+        match request {
+            Request::Hello => {
+                reply.flags |= if self.owner() == 0 { flag::IDMAP } else { 0 };
+                reply.flags |= if self.noswap { flag::NOSWAP } else { 0 };
+                reply.numbers =
+                    [self.limit.saturating_add(RESERVED), self.started.elapsed().as_micros() as u64, 0];
+                reply.text = concat!("seamount-mounter ", env!("CARGO_PKG_VERSION")).into();
+                Ok(None)
+            }
+            Request::CsiListener => self.node_listener(keep::CSI, reply),
+            Request::RegistrationListener => self.node_listener(keep::REGISTRATION, reply),
+            Request::State => self.state(),
+            Request::PublishIdentity(volume) => self.publish_identity(volume, reply),
+            Request::PublishTmpfs { volume, gid, size } => self.publish_tmpfs(volume, *gid, *size, reply),
+            Request::Settle { volume, version } => self.settle(volume, version),
+            Request::PublishDirectory(volume) => self.publish_directory(volume, reply),
+            Request::Unpublish(volume) => self.unpublish(volume),
+            Request::Inspect(volume) => self.inspect(volume, reply),
+            Request::List { cursor } => self.list(*cursor, reply),
+            Request::Store { volume, slot, cookie } => self.keep(volume, *slot, *cookie, fd),
+            Request::Offer => self.offer(),
+        }
+    }
+}
