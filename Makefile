@@ -17,7 +17,7 @@ demo: ## two pods speak mutual TLS with their identities, on this machine, witho
 	@examples/demo.sh
 
 test: ## all suites; the last line is "N passed, N failed, N skipped"
-	@tests/setup.sh build play go fuzz
+	@tests/setup.sh build play go fuzz disk
 	@$(XTASK) test
 
 # What fails fast comes first.

@@ -2,6 +2,7 @@
 //! place, the real programs as child processes, a mount namespace to let them loose in, and a node of all of it.
 
 pub mod authority;
+pub mod disk;
 pub mod issuer;
 pub mod kubelet;
 pub mod namespace;
