@@ -10,6 +10,7 @@ use rustix::net::{SocketType, sockopt};
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag, keep};
 
+use crate::closer::Closer;
 use crate::config::Config;
 use crate::failure::{Doing, Failure, Outcome, fail};
 use crate::log::{done, event};
@@ -44,6 +45,8 @@ pub struct Node {
     /// For idmapped mounts; none where the kernel, the caller or a one-id namespace rules them out.
     pub swap: Option<OwnedFd>,
     pub noswap: bool,
+    /// The limit of open files.
+    descriptors: u64,
     /// How many listeners are kept at most.
     pub limit: u64,
     /// The scan that `List` pages through.
@@ -54,12 +57,19 @@ pub struct Node {
     plugin: Rc<OwnedFd>,
     registry: Rc<OwnedFd>,
     pub seat: Seat,
+    pub closer: Closer,
     started: Instant,
 }
 
 impl Node {
     /// Opens the kubelet's directories and takes the place of the node's mounter.
-    pub fn open(config: Config, swap: Option<OwnedFd>, noswap: bool, descriptors: u64) -> Outcome<Self> {
+    pub fn open(
+        config: Config,
+        swap: Option<OwnedFd>,
+        noswap: bool,
+        descriptors: u64,
+        closer: Closer,
+    ) -> Outcome<Self> {
         let root = config.kubelet_root.display();
         let at = fs::openat(fs::CWD, &config.kubelet_root, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let at = at.doing(format_args!("open {root}, the kubelet's --root-dir"))?;
@@ -79,7 +89,9 @@ impl Node {
             config,
             swap,
             noswap,
-            limit: descriptors.saturating_sub(RESERVED),
+            limit: descriptors.saturating_sub(RESERVED + closer.reserved()),
+            descriptors,
+            closer,
             source,
             plugin: Rc::new(plugin),
         })
@@ -114,8 +126,7 @@ impl Node {
             Request::Hello => {
                 reply.flags |= if self.owner() == 0 { flag::IDMAP } else { 0 };
                 reply.flags |= if self.noswap { flag::NOSWAP } else { 0 };
-                reply.numbers =
-                    [self.limit.saturating_add(RESERVED), self.started.elapsed().as_micros() as u64, 0];
+                reply.numbers = [self.descriptors, self.started.elapsed().as_micros() as u64, 0];
                 reply.text = concat!("seamount-mounter ", env!("CARGO_PKG_VERSION")).into();
                 Ok(None)
             }
