@@ -21,7 +21,7 @@ quick: ## clippy and unit tests of one crate (CRATE=agent), or of those with unc
 	@$(XTASK) quick $(CRATE)
 
 test: ## all suites; the last line is "N passed, N failed, N skipped"
-	@tests/setup.sh build play go
+	@tests/setup.sh build play go disk
 	@$(XTASK) test
 
 # What fails fast comes first.

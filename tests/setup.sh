@@ -3,6 +3,7 @@
 #   tests/setup.sh build      a C compiler and linker, the pinned Rust toolchain
 #   tests/setup.sh check      cargo-deny, shellcheck and typos
 #   tests/setup.sh fuzz       cargo-fuzz, and a C++ compiler for libFuzzer
+#   tests/setup.sh disk       what makes ext4 and xfs in a file, for tests and measurements on a disk
 #   tests/setup.sh play       newuidmap, so that the tests play pods with subordinate ids as well
 #   tests/setup.sh guest      qemu, a policy compiler and what packs the guest of the SELinux rules
 #   tests/setup.sh go         nothing, but says what to do without Go (csi-sanity and the cluster are built with it)
@@ -86,6 +87,12 @@ fuzz() {
   ln -sfn "$home/bin" target/tools-fuzz
 }
 
+disk() {
+  PATH=$PATH:/usr/sbin:/sbin need e2fsprogs command -v mkfs.ext4
+  PATH=$PATH:/usr/sbin:/sbin need xfsprogs command -v mkfs.xfs
+  install_missing
+}
+
 play() {
   need uidmap command -v newuidmap
   install_missing
@@ -106,7 +113,7 @@ go() {
 
 for what in "$@"; do
   case $what in
-    build | check | fuzz | play | guest | go) "$what" ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    build | check | fuzz | disk | play | guest | go) "$what" ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
 done

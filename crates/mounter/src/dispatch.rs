@@ -6,7 +6,7 @@ use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag, keep};
 
 use crate::failure::{Failure, Outcome, fail};
 use crate::log::event;
-use crate::node::{Node, RESERVED};
+use crate::node::Node;
 use crate::wire::Attached;
 
 impl Node {
@@ -39,8 +39,7 @@ impl Node {
             Request::Hello => {
                 reply.flags |= if self.owner() == 0 { flag::IDMAP } else { 0 };
                 reply.flags |= if self.noswap { flag::NOSWAP } else { 0 };
-                reply.numbers =
-                    [self.limit.saturating_add(RESERVED), self.started.elapsed().as_micros() as u64, 0];
+                reply.numbers = [self.descriptors, self.started.elapsed().as_micros() as u64, 0];
                 reply.text = concat!("seamount-mounter ", env!("CARGO_PKG_VERSION")).into();
                 Ok(None)
             }

@@ -1,6 +1,7 @@
 //! The privileged half of the node. Reads nothing but its command line, the kubelet's directory and frames from the
 //! one peer whose uid is the agent's.
 
+mod closer;
 mod config;
 mod dispatch;
 mod failure;
@@ -19,10 +20,11 @@ mod wire;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use closer::Closer;
 use config::Config;
 use failure::{Doing, Outcome, fail};
 use log::event;
-use node::Node;
+use node::{Node, RESERVED};
 use seamount_sys::mounter as sys;
 use signal_hook::{consts::SIGTERM, flag};
 use volume::tmpfs;
@@ -50,8 +52,10 @@ fn run(config: Config) -> Outcome<()> {
     });
     let noswap = probe(true).is_ok();
     let descriptors = privileges::raise_descriptor_limit();
+    // Before the filter, which lets no thread be made.
+    let closer = Closer::start(descriptors.saturating_sub(RESERVED), privileges::drop_the_rest)?;
     privileges::drop_the_rest()?;
-    let mut node = Node::open(config, swap, noswap, descriptors)?;
+    let mut node = Node::open(config, swap, noswap, descriptors, closer)?;
     event("info", "ready", &[("volumes", &node.limit), ("idmap", &node.swap.is_some()), ("noswap", &noswap)]);
     server::serve(&mut node).map(|()| event("info", "another mounter has taken over", &[]))
 }

@@ -10,6 +10,7 @@ use rustix::net::sockopt;
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{Fault, Reply, flag};
 
+use crate::closer::Closer;
 use crate::config::Config;
 use crate::failure::{Doing, Outcome, fail};
 use crate::log::{done, event};
@@ -43,6 +44,8 @@ pub struct Node {
     /// For idmapped mounts; none where the kernel, the caller or a one-id namespace rules them out.
     pub swap: Option<OwnedFd>,
     pub noswap: bool,
+    /// The limit of open files.
+    pub descriptors: u64,
     /// How many listeners are kept at most.
     pub limit: u64,
     /// The scan that `List` pages through.
@@ -52,12 +55,19 @@ pub struct Node {
     /// Parent and name of the `directory` source: the directory itself may be recreated at any time.
     pub source: Option<(OwnedFd, String)>,
     pub seat: Seat,
+    pub closer: Closer,
     pub started: Instant,
 }
 
 impl Node {
     /// Opens the kubelet's directories and takes the place of the node's mounter.
-    pub fn open(config: Config, swap: Option<OwnedFd>, noswap: bool, descriptors: u64) -> Outcome<Self> {
+    pub fn open(
+        config: Config,
+        swap: Option<OwnedFd>,
+        noswap: bool,
+        descriptors: u64,
+        closer: Closer,
+    ) -> Outcome<Self> {
         let root = config.kubelet_root.display();
         let at = fs::openat(fs::CWD, &config.kubelet_root, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let at = at.doing(format_args!("open {root}, the kubelet's --root-dir"))?;
@@ -75,7 +85,9 @@ impl Node {
             config,
             swap,
             noswap,
-            limit: descriptors.saturating_sub(RESERVED),
+            limit: descriptors.saturating_sub(RESERVED + closer.reserved()),
+            descriptors,
+            closer,
             source,
         })
     }

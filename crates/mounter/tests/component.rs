@@ -9,6 +9,8 @@
 
 #[path = "component/bench.rs"]
 mod bench;
+#[path = "component/disks.rs"]
+mod disks;
 #[path = "component/escape.rs"]
 mod escape;
 #[path = "component/frames.rs"]

@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod client;
+pub mod disk;
 pub mod http2;
 pub mod issuer;
 pub mod kubelet;

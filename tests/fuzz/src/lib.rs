@@ -22,6 +22,7 @@ mod world;
 #[allow(dead_code, reason = "the mounter's, not all of it is called from here")]
 #[path = "../../../crates/mounter/src"]
 mod mounter {
+    pub mod closer;
     pub mod config;
     pub mod dispatch;
     pub mod failure;
@@ -36,7 +37,7 @@ mod mounter {
     pub mod wire;
 }
 // Its modules know each other by these names.
-use mounter::{config, failure, node, path, server, socket, succession, volume, wire};
+use mounter::{closer, config, failure, node, path, server, socket, succession, volume, wire};
 
 /// In the place of the mounter's log: makes the text and keeps quiet.
 mod log {

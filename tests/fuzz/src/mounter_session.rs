@@ -24,6 +24,7 @@ use rustix::net::{
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{FRAME, Fault, Reply, Request, flag};
 
+use crate::closer::Closer;
 use crate::config::Config;
 use crate::input::{self, Patches};
 use crate::node::{Node, RESERVED};
@@ -157,7 +158,7 @@ impl<'a> Session<'a> {
         let config = Config::parse(arguments.map(Into::into)).unwrap();
         let swap = self.host.swap.as_ref().filter(|_| self.idmap).map(|fd| fd.try_clone().unwrap());
         let noswap = self.host.swap.is_some();
-        self.node = Some(Node::open(config, swap, noswap, RESERVED + KEPT).unwrap());
+        self.node = Some(Node::open(config, swap, noswap, RESERVED + KEPT, Closer::default()).unwrap());
     }
 
     /// A younger mounter takes over, as in a roll-out: the old one answers what its agent still asks, then everything is

@@ -37,6 +37,7 @@ impl Node {
             }
             if target.is_mount() {
                 place.unmount()?;
+                self.closer.put(target.fd);
                 continue;
             }
             if directory {
@@ -46,7 +47,11 @@ impl Node {
             match fs::unlinkat(&place.0, TARGET, flags) {
                 // Somebody mounted there in between: once more.
                 Err(Errno::BUSY) => {}
-                Ok(()) => return Ok(None).inspect(|_| done("unpublished", volume)),
+                Ok(()) => {
+                    self.closer.put(target.fd);
+                    done("unpublished", volume);
+                    return Ok(None);
+                }
                 Err(e) => {
                     let left = path::names(&target.fd, 4).unwrap_or_default();
                     return Err(e).doing(format_args!("remove the target directory (in it: {left:?})"));

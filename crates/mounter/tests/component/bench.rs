@@ -18,6 +18,7 @@ use rustix::net::{
 };
 use seamount_mounter::names::Volume;
 use seamount_mounter::protocol::{FRAME, Fault, Reply, Request};
+use seamount_testkit::disk::FileSystem;
 use seamount_testkit::{eventually, is_root, namespace, skip};
 use tempfile::TempDir;
 
@@ -34,6 +35,19 @@ pub fn bench(name: &str, test: impl FnOnce(&mut Bench) + Send) {
     namespace::private_mounts(|| test(&mut Bench::new()));
 }
 
+/// The same on each kind of disk.
+pub fn on_disks(name: &str, test: impl Fn(&mut Bench) + Sync) {
+    if !is_root() {
+        return skip(name, "takes root");
+    }
+    for disk in FileSystem::DISKS {
+        namespace::private_mounts(|| match Bench::on(disk) {
+            Ok(mut bench) => test(&mut bench),
+            Err(reason) => skip(&format!("{name} on {}", disk.name()), &reason),
+        });
+    }
+}
+
 pub struct Bench {
     dir: TempDir,
     mounters: Vec<Child>,
@@ -42,7 +56,19 @@ pub struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let dir = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
+        Self::filled(tempdir())
+    }
+
+    /// With a kubelet's directory that is a disk of its own.
+    fn on(disk: FileSystem) -> Result<Self, String> {
+        let dir = tempdir();
+        let root = dir.path().join("kubelet");
+        fs::create_dir(&root).unwrap();
+        disk.mount(&root).map_err(|e| format!("{e:#}"))?;
+        Ok(Self::filled(dir))
+    }
+
+    fn filled(dir: TempDir) -> Self {
         for part in ["pods", "plugins", "plugins_registry", "logs", "source"] {
             fs::create_dir_all(dir.path().join("kubelet").join(part)).unwrap();
         }
@@ -192,6 +218,10 @@ impl Drop for Bench {
             }
         }
     }
+}
+
+fn tempdir() -> TempDir {
+    tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap()
 }
 
 /// All mount points of this thread's namespace, in the order of mounting.
