@@ -243,7 +243,7 @@ impl Options {
             }
             Ok(domain) => {
                 if let Err(why) = IdTemplate::parse(id_template, &domain) {
-                    found.expect("id-template", false, format!("{id_template:?}: {why}"));
+                    found.expect("id-template", false, why.to_string());
                 }
             }
         }

@@ -51,6 +51,24 @@ async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
     assert!(Arc::ptr_eq(first.verifier.as_ref().unwrap(), second.verifier.as_ref().unwrap()));
 }
 
+/// `/readyz` and `seamount node` have one line for it, and it says what is wrong.
+#[tokio::test]
+async fn a_reason_is_one_line_of_bounded_length() {
+    let live =
+        Live::new(Basics::new(&args(), None, None, ""), Shown::default(), None, CancellationToken::new());
+    let template = "trustDomain: example.org\nidentity: {idTemplate: \"spiffe://example.org/all\"}\n";
+    for (yaml, says) in [
+        (template.to_owned(), "would share an identity: add {namespace}"),
+        ("driverName: [a\nb: {".to_owned(), "not valid YAML"),
+        (format!("x: {}\ny: [", "a".repeat(100_000)), "not valid YAML"),
+    ] {
+        live.take(parse(&yaml));
+        let standing = live.shown().readiness.all().remove(&Condition::Configuration).unwrap();
+        let Standing::NotReady(why) = standing else { panic!("{standing:?}") };
+        assert!(why.contains(says) && !why.contains('\n') && why.chars().count() <= MAX_REASON + 1, "{why}");
+    }
+}
+
 #[tokio::test]
 async fn what_needs_a_restart_stays_as_it_is() {
     let live =

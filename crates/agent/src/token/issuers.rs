@@ -60,30 +60,33 @@ impl Issuers {
 /// under it.
 pub(super) struct OwnToken {
     file: PathBuf,
-    seen: Mutex<Option<(Option<Stamp>, Arc<[String]>)>>,
+    seen: Mutex<Option<Seen>>,
+}
+
+/// What the file held last.
+struct Seen {
+    stamp: Option<Stamp>,
+    issuers: Arc<[String]>,
 }
 
 impl OwnToken {
     fn last(&self) -> Option<Arc<[String]>> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.as_ref().map(|(_, issuers)| Arc::clone(issuers))
+        seen.as_ref().map(|seen| Arc::clone(&seen.issuers))
     }
 
     fn look(&self) -> Result<Arc<[String]>, FetchError> {
         let found = stamp(&self.file);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((stamp, issuers)) = &*seen
-            && *stamp == found
-            && found.is_some()
-        {
-            return Ok(Arc::clone(issuers));
+        if let Some(seen) = seen.as_ref().filter(|seen| found.is_some() && seen.stamp == found) {
+            return Ok(Arc::clone(&seen.issuers));
         }
         let issuer = issuer_of_file(&self.file)?;
-        if seen.as_ref().is_none_or(|(_, before)| **before != [issuer.clone()]) {
+        if seen.as_ref().is_none_or(|before| *before.issuers != [issuer.clone()]) {
             tracing::info!(%issuer, "tokens of this issuer are taken, because the agent's own token is of it");
         }
         let issuers: Arc<[String]> = Arc::new([issuer]);
-        *seen = Some((found, Arc::clone(&issuers)));
+        *seen = Some(Seen { stamp: found, issuers: Arc::clone(&issuers) });
         Ok(issuers)
     }
 }
