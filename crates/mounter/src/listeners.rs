@@ -54,8 +54,13 @@ impl Node {
         fd: Option<OwnedFd>,
     ) -> Outcome<Attached> {
         let Some(fd) = fd else { return Ok(None) };
-        v.as_ref().map_or(Ok(()), |volume| self.ours(volume).map(drop))?;
-        let slot = v.as_ref().map_or(slot.to_string(), Volume::to_string);
+        let slot = match v {
+            Some(volume) => {
+                self.ours(volume)?;
+                volume.to_string()
+            }
+            None => slot.to_string(),
+        };
         socket::check(&fd, cookie)?;
         if self.seat.kept.contains_key(&slot) {
             return fail!(Busy, "a listener is kept already");

@@ -5,7 +5,7 @@
 //! is told from every other, also by a mounter that did not make it.
 
 use std::os::fd::OwnedFd;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
@@ -27,27 +27,36 @@ pub fn made_at(name: &[u8]) -> Option<(i64, i64)> {
 pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<OwnedFd> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let temporary = format!(".{}.{:09}.sock", now.as_secs(), now.subsec_nanos());
-    let bound = (|| {
-        let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
-        // The mode before the name is there; never by path.
-        fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
-        // By relative name: a path below the kubelet's root is longer than sun_path.
-        rustix::process::fchdir(dir)?;
-        net::bind(&socket, &SocketAddrUnix::new(temporary.as_str())?)?;
-        let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        let made = Timespec { tv_sec: now.as_secs() as i64, tv_nsec: now.subsec_nanos().into() };
-        let times = Timestamps { last_access: keep, last_modification: made };
-        fs::utimensat(dir, temporary.as_str(), &times, AtFlags::SYMLINK_NOFOLLOW)?;
-        net::listen(&socket, BACKLOG)?;
-        fs::renameat(dir, temporary.as_str(), dir, name)?;
-        Ok::<_, Errno>(socket)
-    })();
+    let bound = listen_as(dir, &temporary, now, kind, mode)
+        .and_then(|socket| fs::renameat(dir, &temporary, dir, name).map(|()| socket));
     // The working directory would keep a volume's file system busy.
     let _ = rustix::process::chdir("/");
     if bound.is_err() {
-        let _ = fs::unlinkat(dir, temporary.as_str(), AtFlags::empty());
+        let _ = fs::unlinkat(dir, &temporary, AtFlags::empty());
     }
     bound.doing(format_args!("bind the socket {name}"))
+}
+
+/// A socket that listens under its temporary name, whose inode says when it was made. Changes the working directory.
+fn listen_as(
+    dir: &OwnedFd,
+    temporary: &str,
+    now: Duration,
+    kind: SocketType,
+    mode: u32,
+) -> Result<OwnedFd, Errno> {
+    let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    // The mode before the name is there; never by path.
+    fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
+    // By relative name: a path below the kubelet's root is longer than sun_path.
+    rustix::process::fchdir(dir)?;
+    net::bind(&socket, &SocketAddrUnix::new(temporary)?)?;
+    let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let made = Timespec { tv_sec: now.as_secs() as i64, tv_nsec: now.subsec_nanos().into() };
+    let times = Timestamps { last_access: keep, last_modification: made };
+    fs::utimensat(dir, temporary, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    net::listen(&socket, BACKLOG)?;
+    Ok(socket)
 }
 
 /// Whether `name` in `dir` is the socket of this listener.

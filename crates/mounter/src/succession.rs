@@ -78,7 +78,11 @@ impl Seat {
         // Before the socket is there, so that nobody reads a predecessor's age and comes.
         write_age(&lock, born)?;
         let successors = bind_successors(&plugin)?;
-        Ok(Self { lock: Rc::new(lock), kept, doors: [agents.map_or_else(bind, Ok)?, successors] })
+        let agents = match agents {
+            Some(bound) => bound,
+            None => bind()?,
+        };
+        Ok(Self { lock: Rc::new(lock), kept, doors: [agents, successors] })
     }
 
     /// Binds and locks again what was removed. `Busy` where another mounter has the lock now.
