@@ -22,8 +22,9 @@ impl Node {
         if number == keep::CSI {
             reply.numbers = self.state_id(&dir);
         }
-        self.listener(number.to_string(), (&dir, &name), reply, &|_| {
-            if socket::is_alive(&dir, &name)? {
+        self.listener(number.to_string(), (&dir, &name), reply, &|node| {
+            let ours = node.seat.kept.get(&number.to_string());
+            if socket::is_alive(&dir, &name, ours.map(Rc::as_ref))? {
                 return fail!(Busy, "another process serves {name}: use another --driver");
             }
             socket::bind(&dir, &name, SocketType::STREAM, 0o600)

@@ -80,12 +80,17 @@ pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType, more: SocketFlags) -
     connected.map(|()| socket)
 }
 
-/// Whether somebody accepts connections as `name` in `dir`.
-pub fn is_alive(dir: &OwnedFd, name: &str) -> Outcome<bool> {
+/// Whether another process has a socket open as `name` in `dir`; another listener than `ours`.
+pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<&OwnedFd>) -> Outcome<bool> {
     // Without waiting: whose it is, and whether that process ever accepts, is not known.
     match connect(dir, name, SocketType::STREAM, SocketFlags::NONBLOCK) {
+        // The name that it was bound by; the inode of ours has another time where it was touched.
+        Ok(connection) => {
+            let bound = ours.and_then(|listener| net::getsockname(listener).ok());
+            Ok(bound.is_none() || net::getpeername(&connection).ok().flatten() != bound)
+        }
         // AGAIN: the queue is full. PROTOTYPE: a socket of another kind, which a process has open.
-        Ok(_) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
+        Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
         Err(e) => Err(e).doing(format_args!("ask who serves {name}")),
     }
@@ -130,9 +135,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let held = std::fs::File::open(dir.path()).unwrap().into();
         let first = bind(&held, "name", SocketType::STREAM, 0o640).unwrap();
-        assert!(leads_to(&held, "name", &first) && is_alive(&held, "name").unwrap());
+        assert!(leads_to(&held, "name", &first) && is_alive(&held, "name", None).unwrap());
+        assert!(!is_alive(&held, "name", Some(&first)).unwrap());
         let second = bind(&held, "name", SocketType::STREAM, 0o640).unwrap();
         assert!(leads_to(&held, "name", &second) && !leads_to(&held, "name", &first));
+        assert!(is_alive(&held, "name", Some(&first)).unwrap());
         // A file system without nanoseconds.
         let stat = fs::statat(&held, "name", AtFlags::SYMLINK_NOFOLLOW).unwrap();
         for (later, same) in [(0, true), (1, false)] {
@@ -142,7 +149,7 @@ mod tests {
             assert_eq!(leads_to(&held, "name", &second), same);
         }
         drop(second);
-        assert!(!is_alive(&held, "name").unwrap() && !is_alive(&held, "other").unwrap());
+        assert!(!is_alive(&held, "name", None).unwrap() && !is_alive(&held, "other", None).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }
