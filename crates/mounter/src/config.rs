@@ -28,9 +28,14 @@ pub struct Config {
 impl Config {
     /// Reads the arguments (without the program's name).
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Outcome<Self> {
-        let read = Self::read(lexopt::Parser::from_args(args));
-        // The usage as it is, for people; the log line has the reason.
-        let config = read.map_err(|e| (eprint!("{USAGE}"), io::Error::other(e)).1).doing("start")?;
+        let config = match Self::read(lexopt::Parser::from_args(args)) {
+            Ok(config) => config,
+            Err(e) => {
+                // The usage as it is, for people; the log line has the reason.
+                eprint!("{USAGE}");
+                return Err(io::Error::other(e)).doing("start");
+            }
+        };
         // Each ends up as one path component; a CSI driver name is at most 63 of these (CSI 1.13, GetPluginInfo).
         let component = |name: &str| {
             let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
@@ -50,9 +55,14 @@ impl Config {
     }
 
     fn read(mut args: lexopt::Parser) -> Result<Self, lexopt::Error> {
-        let mut config = Self { agent_uid: 64203, agent_gid: 64203, ..Self::default() };
-        (config.kubelet_root, config.driver) = ("/var/lib/kubelet".into(), "csi.spiffe.io".into());
-        config.socket = "/run/seamount/mounter.sock".into();
+        let mut config = Self {
+            kubelet_root: "/var/lib/kubelet".into(),
+            driver: "csi.spiffe.io".into(),
+            socket: "/run/seamount/mounter.sock".into(),
+            agent_uid: 64203,
+            agent_gid: 64203,
+            ..Self::default()
+        };
         while let Some(arg) = args.next()? {
             match arg {
                 Long("kubelet-root") => config.kubelet_root = args.value()?.into(),

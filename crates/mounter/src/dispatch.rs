@@ -24,7 +24,10 @@ impl Node {
             Ok(attached) => return (reply, attached),
             Err(failure) => failure,
         };
-        let text = request.volume().map_or(String::new(), |v| format!("volume {v}: ")) + &text;
+        let text = match request.volume() {
+            Some(volume) => format!("volume {volume}: {text}"),
+            None => text,
+        };
         if fault != Fault::NotFound {
             event("warn", "refused", &[("op", &request.op()), ("reason", &text)]);
         }

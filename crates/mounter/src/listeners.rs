@@ -22,8 +22,9 @@ impl Node {
         if number == keep::CSI {
             reply.numbers = self.state_id(&dir);
         }
-        self.listener(number.to_string(), (&dir, &name), reply, &|_| {
-            if socket::is_alive(&dir, &name)? {
+        self.listener(number.to_string(), (&dir, &name), reply, &|node| {
+            let ours = node.seat.kept.get(&number.to_string());
+            if socket::is_alive(&dir, &name, ours.map(Rc::as_ref))? {
                 return fail!(Busy, "another process serves {name}: use another --driver");
             }
             socket::bind(&dir, &name, SocketType::STREAM, 0o600)
@@ -54,8 +55,13 @@ impl Node {
         fd: Option<OwnedFd>,
     ) -> Outcome<Attached> {
         let Some(fd) = fd else { return Ok(None) };
-        v.as_ref().map_or(Ok(()), |volume| self.ours(volume).map(drop))?;
-        let slot = v.as_ref().map_or(slot.to_string(), Volume::to_string);
+        let slot = match v {
+            Some(volume) => {
+                self.ours(volume)?;
+                volume.to_string()
+            }
+            None => slot.to_string(),
+        };
         socket::check(&fd, cookie)?;
         if self.seat.kept.contains_key(&slot) {
             return fail!(Busy, "a listener is kept already");

@@ -12,7 +12,9 @@ use crate::wire::ready;
 /// pipe is full then, and the line is lost. (What is shorter than a page, as each line here, a pipe takes whole: pipe(7).)
 pub fn event(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) {
     let mut out = std::io::stderr();
-    let _ = ready(&out, PollFlags::OUT) && out.write_all(line(level, msg, fields).as_bytes()).is_ok();
+    if ready(&out, PollFlags::OUT) {
+        let _ = out.write_all(line(level, msg, fields).as_bytes());
+    }
 }
 
 fn line(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) -> String {
@@ -27,8 +29,10 @@ fn line(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) -> String {
 
 /// Something was done, with a volume or for the node.
 pub fn done<'a>(msg: &str, volume: impl Into<Option<&'a Volume>>) {
-    let of = volume.into().map(|v| [("pod", &v.pod as &dyn Display), ("volume", &v.name)]);
-    event("info", msg, of.as_ref().map_or(&[], |of| of));
+    match volume.into() {
+        Some(volume) => event("info", msg, &[("pod", &volume.pod), ("volume", &volume.name)]),
+        None => event("info", msg, &[]),
+    }
 }
 
 #[cfg(test)]

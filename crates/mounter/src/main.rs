@@ -30,9 +30,13 @@ use signal_hook::{consts::SIGTERM, flag};
 use volume::tmpfs;
 
 fn main() -> ExitCode {
-    let Err(e) = Config::parse(std::env::args_os().skip(1)).and_then(run) else { return ExitCode::SUCCESS };
-    event("error", "the mounter stops", &[("reason", &e.text)]);
-    ExitCode::FAILURE
+    match Config::parse(std::env::args_os().skip(1)).and_then(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            event("error", "the mounter stops", &[("reason", &e.text)]);
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn run(config: Config) -> Outcome<()> {
@@ -43,8 +47,11 @@ fn run(config: Config) -> Outcome<()> {
     flag::register_conditional_shutdown(SIGTERM, 0, Arc::new(true.into())).doing("handle SIGTERM")?;
     // Modes are given in full everywhere.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let left = sys::leave_network().or_else(|e| if config.rootless { Ok(()) } else { Err(e) });
-    left.doing("leave the network namespace (is it privileged?)")?;
+    if let Err(e) = sys::leave_network()
+        && !config.rootless
+    {
+        return Err(e).doing("leave the network namespace (is it privileged?)");
+    }
     let probe = |noswap| tmpfs::make(0, 0, "", 1, noswap);
     let swap = sys::swap_namespace(config.agent_uid, config.agent_gid).ok().filter(|swap| {
         // Idmapped tmpfs came with Linux 6.3, noswap (in the initial user namespace) with 6.4.
@@ -57,5 +64,7 @@ fn run(config: Config) -> Outcome<()> {
     privileges::drop_the_rest()?;
     let mut node = Node::open(config, swap, noswap, descriptors, closer)?;
     event("info", "ready", &[("volumes", &node.limit), ("idmap", &node.swap.is_some()), ("noswap", &noswap)]);
-    server::serve(&mut node).map(|()| event("info", "another mounter has taken over", &[]))
+    server::serve(&mut node)?;
+    event("info", "another mounter has taken over", &[]);
+    Ok(())
 }

@@ -28,6 +28,13 @@ const SHARED: &str = "system_u:object_r:container_file_t:s0";
 const VOL_DATA: &str = "vol_data.json";
 const VOL_DATA_MAX: usize = 4096;
 
+/// The label of what is made from now on; an empty line gives the kernel's choice back.
+fn label_new_files(label: &str) {
+    if *IS_SPC {
+        let _ = std::fs::write("/proc/thread-self/attr/fscreate", label);
+    }
+}
+
 /// How directories are held.
 pub const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
@@ -39,14 +46,20 @@ pub fn open(dir: impl AsFd, path: impl Arg, flags: OFlags, more: ResolveFlags) -
 
 /// `None` instead of "does not exist".
 pub fn found<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
-    result.map(Some).or_else(|e| if e == Errno::NOENT { Ok(None) } else { Err(e) })
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Makes a directory; false where it is there already.
 pub fn make(at: &OwnedFd, name: &str, mode: u32) -> Outcome<bool> {
-    let made = fs::mkdirat(at, name, Mode::from_raw_mode(mode)).map(|()| true);
-    let made = made.or_else(|e| if e == Errno::EXIST { Ok(false) } else { Err(e) });
-    made.doing(format_args!("make the directory {name}"))
+    match fs::mkdirat(at, name, Mode::from_raw_mode(mode)) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(e) => Err(e).doing(format_args!("make the directory {name}")),
+    }
 }
 
 /// Makes a directory if it is missing, and opens it.
@@ -136,10 +149,9 @@ impl Place {
 
     /// The target directory, and whether it was made now.
     pub fn make_target(&self) -> Outcome<(Target, bool)> {
-        let label = |label: &str| *IS_SPC && std::fs::write("/proc/thread-self/attr/fscreate", label).is_ok();
-        label(SHARED);
+        label_new_files(SHARED);
         let created = make(&self.0, TARGET, 0o755);
-        label("\n");
+        label_new_files("\n");
         let created = created?;
         let target = self.target().and_then(|target| match target.filter(Target::is_directory) {
             Some(target) => Ok((target, created)),

@@ -23,7 +23,7 @@ const CALLS: &[libc::c_long] = calls! {
     SYS_accept4 SYS_bind SYS_brk SYS_chdir SYS_clock_gettime SYS_clock_nanosleep SYS_close SYS_connect
     SYS_exit SYS_exit_group SYS_fchdir SYS_fchmod SYS_fchownat SYS_fcntl SYS_flock SYS_fsconfig SYS_fsmount
     SYS_fsopen SYS_fstat SYS_fstatfs SYS_futex SYS_getdents64 SYS_geteuid SYS_getpid SYS_getrandom
-    SYS_getsockname SYS_getsockopt SYS_gettid SYS_listen SYS_lseek SYS_madvise SYS_mkdirat SYS_mmap
+    SYS_getpeername SYS_getsockname SYS_getsockopt SYS_gettid SYS_listen SYS_lseek SYS_madvise SYS_mkdirat SYS_mmap
     SYS_mount_setattr SYS_move_mount SYS_mprotect SYS_mremap SYS_munmap SYS_newfstatat SYS_open_tree
     SYS_openat SYS_openat2 SYS_ppoll SYS_read SYS_recvmsg SYS_renameat SYS_restart_syscall SYS_rt_sigaction
     SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sendmsg SYS_setsockopt SYS_shutdown SYS_sigaltstack SYS_statx

@@ -249,7 +249,10 @@ impl Request {
             Self::PublishTmpfs { gid, size, .. } => raw.numbers = [u64::from(*gid), *size, 0],
             Self::Settle { version, .. } => raw.text.clone_from(version),
             Self::List { cursor } => raw.numbers = [*cursor, 0, 0],
-            Self::Store { slot, cookie, .. } => (raw.flags, raw.cookie) = (*slot, *cookie),
+            Self::Store { slot, cookie, .. } => {
+                raw.flags = *slot;
+                raw.cookie = *cookie;
+            }
             _ => {}
         }
         raw.encode()

@@ -37,14 +37,22 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
         let mut ready =
             [agent.as_ref().unwrap_or(agents), agents, successors].map(|fd| PollFd::new(fd, PollFlags::IN));
         let polled = poll(&mut ready, Timespec::try_from(TEND).ok().as_ref());
-        polled.or_else(|e| if e == Errno::INTR { Ok(0) } else { Err(e) }).doing("wait for the agent")?;
+        if let Err(e) = polled
+            && e != Errno::INTR
+        {
+            return Err(e).doing("wait for the agent");
+        }
         let [old, new, next] = ready.map(|fd| !fd.revents().is_empty());
+        if next {
+            if let Some(successor) = greet(successors, own, false) {
+                match hand_over(&successor, agent.take(), node) {
+                    Ok(()) => return Ok(()),
+                    Err(e) => event("warn", "the other mounter did not take over", &[("reason", &e)]),
+                }
+            }
+            continue;
+        }
         match &agent {
-            _ if next => match greet(successors, own, false).map(|to| hand_over(&to, agent.take(), node)) {
-                Some(Ok(())) => return Ok(()),
-                Some(Err(e)) => event("warn", "the other mounter did not take over", &[("reason", &e)]),
-                None => {}
-            },
             // The old connection first: an agent that died makes room for its successor.
             Some(connection) if old => {
                 if let Err(e) = exchange(connection, node) {
@@ -52,7 +60,9 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
                     agent = None;
                 }
             }
-            Some(_) if new => drop(greet(agents, uid, true)),
+            Some(_) if new => {
+                greet(agents, uid, true);
+            }
             None if new => agent = greet(agents, uid, false),
             _ => {}
         }
@@ -65,7 +75,11 @@ pub fn hand_over(to: &OwnedFd, agent: Option<OwnedFd>, node: &mut Node) -> Resul
         let _ = send(&agent, &Reply::refusal(0, Fault::Superseded, String::new()).encode(), &None);
         let _ = set_socket_timeout(&agent, Timeout::Recv, Some(LEAVE));
         // Bounded: one that never ends to ask must not keep a roll-out from its end.
-        let _ = (0..LAST_REQUESTS).try_for_each(|_| exchange(&agent, node));
+        for _ in 0..LAST_REQUESTS {
+            if exchange(&agent, node).is_err() {
+                break;
+            }
+        }
     }
     for (slot, fd) in &node.seat.kept {
         send(to, slot.as_bytes(), &Some(Rc::clone(fd)))?;

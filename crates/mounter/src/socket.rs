@@ -5,7 +5,7 @@
 //! is told from every other, also by a mounter that did not make it.
 
 use std::os::fd::OwnedFd;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
@@ -27,27 +27,36 @@ pub fn made_at(name: &[u8]) -> Option<(i64, i64)> {
 pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<OwnedFd> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let temporary = format!(".{}.{:09}.sock", now.as_secs(), now.subsec_nanos());
-    let bound = (|| {
-        let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
-        // The mode before the name is there; never by path.
-        fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
-        // By relative name: a path below the kubelet's root is longer than sun_path.
-        rustix::process::fchdir(dir)?;
-        net::bind(&socket, &SocketAddrUnix::new(temporary.as_str())?)?;
-        let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        let made = Timespec { tv_sec: now.as_secs() as i64, tv_nsec: now.subsec_nanos().into() };
-        let times = Timestamps { last_access: keep, last_modification: made };
-        fs::utimensat(dir, temporary.as_str(), &times, AtFlags::SYMLINK_NOFOLLOW)?;
-        net::listen(&socket, BACKLOG)?;
-        fs::renameat(dir, temporary.as_str(), dir, name)?;
-        Ok::<_, Errno>(socket)
-    })();
+    let bound = listen_as(dir, &temporary, now, kind, mode)
+        .and_then(|socket| fs::renameat(dir, &temporary, dir, name).map(|()| socket));
     // The working directory would keep a volume's file system busy.
     let _ = rustix::process::chdir("/");
     if bound.is_err() {
-        let _ = fs::unlinkat(dir, temporary.as_str(), AtFlags::empty());
+        let _ = fs::unlinkat(dir, &temporary, AtFlags::empty());
     }
     bound.doing(format_args!("bind the socket {name}"))
+}
+
+/// A socket that listens under its temporary name, whose inode says when it was made. Changes the working directory.
+fn listen_as(
+    dir: &OwnedFd,
+    temporary: &str,
+    now: Duration,
+    kind: SocketType,
+    mode: u32,
+) -> Result<OwnedFd, Errno> {
+    let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    // The mode before the name is there; never by path.
+    fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
+    // By relative name: a path below the kubelet's root is longer than sun_path.
+    rustix::process::fchdir(dir)?;
+    net::bind(&socket, &SocketAddrUnix::new(temporary)?)?;
+    let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let made = Timespec { tv_sec: now.as_secs() as i64, tv_nsec: now.subsec_nanos().into() };
+    let times = Timestamps { last_access: keep, last_modification: made };
+    fs::utimensat(dir, temporary, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    net::listen(&socket, BACKLOG)?;
+    Ok(socket)
 }
 
 /// Whether `name` in `dir` is the socket of this listener.
@@ -71,12 +80,17 @@ pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType, more: SocketFlags) -
     connected.map(|()| socket)
 }
 
-/// Whether somebody accepts connections as `name` in `dir`.
-pub fn is_alive(dir: &OwnedFd, name: &str) -> Outcome<bool> {
+/// Whether another process has a socket open as `name` in `dir`; another listener than `ours`.
+pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<&OwnedFd>) -> Outcome<bool> {
     // Without waiting: whose it is, and whether that process ever accepts, is not known.
     match connect(dir, name, SocketType::STREAM, SocketFlags::NONBLOCK) {
+        // The name that it was bound by; the inode of ours has another time where it was touched.
+        Ok(connection) => {
+            let bound = ours.and_then(|listener| net::getsockname(listener).ok());
+            Ok(bound.is_none() || net::getpeername(&connection).ok().flatten() != bound)
+        }
         // AGAIN: the queue is full. PROTOTYPE: a socket of another kind, which a process has open.
-        Ok(_) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
+        Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
         Err(e) => Err(e).doing(format_args!("ask who serves {name}")),
     }
@@ -121,9 +135,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let held = std::fs::File::open(dir.path()).unwrap().into();
         let first = bind(&held, "name", SocketType::STREAM, 0o640).unwrap();
-        assert!(leads_to(&held, "name", &first) && is_alive(&held, "name").unwrap());
+        assert!(leads_to(&held, "name", &first) && is_alive(&held, "name", None).unwrap());
+        assert!(!is_alive(&held, "name", Some(&first)).unwrap());
         let second = bind(&held, "name", SocketType::STREAM, 0o640).unwrap();
         assert!(leads_to(&held, "name", &second) && !leads_to(&held, "name", &first));
+        assert!(is_alive(&held, "name", Some(&first)).unwrap());
         // A file system without nanoseconds.
         let stat = fs::statat(&held, "name", AtFlags::SYMLINK_NOFOLLOW).unwrap();
         for (later, same) in [(0, true), (1, false)] {
@@ -133,7 +149,7 @@ mod tests {
             assert_eq!(leads_to(&held, "name", &second), same);
         }
         drop(second);
-        assert!(!is_alive(&held, "name").unwrap() && !is_alive(&held, "other").unwrap());
+        assert!(!is_alive(&held, "name", None).unwrap() && !is_alive(&held, "other", None).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -59,7 +59,7 @@ impl Seat {
             let plugin = path::plugin(root, &config.driver)?;
             let file = open_lock(&plugin)?;
             // A lock that was removed seems to be free. Its holder is known by its socket, and takes it again.
-            if !socket::is_alive(&plugin, SOCKET)? && lock(&file)? {
+            if !socket::is_alive(&plugin, SOCKET, None)? && lock(&file)? {
                 break (plugin, file, Kept::new());
             }
             waits.call_once(|| done("waiting: another mounter holds the lock", None));
@@ -78,7 +78,11 @@ impl Seat {
         // Before the socket is there, so that nobody reads a predecessor's age and comes.
         write_age(&lock, born)?;
         let successors = bind_successors(&plugin)?;
-        Ok(Self { lock: Rc::new(lock), kept, doors: [agents.map_or_else(bind, Ok)?, successors] })
+        let agents = match agents {
+            Some(bound) => bound,
+            None => bind()?,
+        };
+        Ok(Self { lock: Rc::new(lock), kept, doors: [agents, successors] })
     }
 
     /// Binds and locks again what was removed. `Busy` where another mounter has the lock now.
@@ -113,7 +117,7 @@ impl Seat {
     }
 }
 
-/// Everybody may connect; who may speak is decided by the peer's uid.
+/// Any process may connect; the peer's uid decides which one is listened to.
 fn bind_agents(dir: &OwnedFd, name: &str) -> Outcome<OwnedFd> {
     socket::bind(dir, name, SocketType::SEQPACKET, 0o666)
 }

@@ -1,7 +1,7 @@
 //! Looks again and again whether the kubelet still finds what it has to find by name.
 //!
-//! Sockets and directories are removed by hand, by cleaners and by upgrades. The agent goes on to serve its descriptors then,
-//! and nothing but a look at the names shows that no pod can start any more. The mounter looks, and binds anew.
+//! Sockets and directories are removed by hand, by cleaners and by upgrades. The agent goes on to serve its descriptors
+//! then, and nothing but a look at the names shows that no pod can start any more. The mounter looks, and binds anew.
 
 use std::time::Duration;
 

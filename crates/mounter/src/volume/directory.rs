@@ -54,7 +54,9 @@ impl Node {
         // volume without `readOnly`.
         set_attributes(&clone, PLAIN.bits().into(), None).doing("restrict the clone")?;
         // Anew for containers that start later; running ones keep the dead directory until the pod restarts.
-        before.map_or(Ok(()), |_| place.unmount())?;
+        if before.is_some() {
+            place.unmount()?;
+        }
         place.mount(&clone)?;
         done("directory published", volume);
         Ok(None)

@@ -25,8 +25,9 @@ impl Node {
         let made = self.listener(slot, (&target.fd, &name), reply, &|node| node.fill(&target.fd, created));
         if made.is_err() && created {
             // By name: what reads a directory takes descriptors, which may be what is missing.
-            let names = self.config.socket_names.iter();
-            names.for_each(|name| fs::unlinkat(&target.fd, name, AtFlags::empty()).unwrap_or_default());
+            for name in &self.config.socket_names {
+                let _ = fs::unlinkat(&target.fd, name, AtFlags::empty());
+            }
             place.undo(true);
         }
         made

@@ -32,7 +32,9 @@ impl Node {
         reply.flags |= self.flags(&target);
         reply.numbers = numbers(&target)?;
         reply.text = self.dead_subpaths(&volume.pod, &volume.name);
-        reply.flags |= if reply.text.is_empty() { 0 } else { flag::SUBPATH };
+        if !reply.text.is_empty() {
+            reply.flags |= flag::SUBPATH;
+        }
         Ok(self.kept(volume, reply))
     }
 
@@ -48,7 +50,9 @@ impl Node {
         let Some((volume, flags, numbers, text)) = self.listed.get(cursor as usize) else {
             return fail!(NotFound, "the end of the list");
         };
-        (reply.volume, reply.flags, reply.numbers) = (Some(volume.clone()), *flags, *numbers);
+        reply.volume = Some(volume.clone());
+        reply.flags = *flags;
+        reply.numbers = *numbers;
         reply.text.clone_from(text);
         Ok(self.kept(volume, reply))
     }
@@ -78,8 +82,10 @@ impl Node {
             }
         }
         self.seat.kept.retain(|slot, _| {
-            let of = slot.split_once('/').and_then(|(pod, name)| pod.parse().ok().zip(name.parse().ok()));
-            !of.is_some_and(|(pod, name)| matches!(Place::open(&self.pods, &pod, &name), Ok(None)))
+            // The node's own listeners have no slash in their slots.
+            let Some((pod, name)) = slot.split_once('/') else { return true };
+            let (Ok(pod), Ok(name)) = (pod.parse(), name.parse()) else { return true };
+            !matches!(Place::open(&self.pods, &pod, &name), Ok(None))
         });
         Ok(all)
     }

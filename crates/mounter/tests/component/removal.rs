@@ -132,6 +132,12 @@ fn another_process_keeps_the_name_that_it_took() {
         drop(other);
         let anew = agent.ask(&Request::CsiListener).good();
         assert!(!anew.has(flag::EXISTING) && anew.reply.cookie != kept.reply.cookie);
+        // Our own, with another time on its inode, is none of another process.
+        let touched = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
+        let times = rustix::fs::Timestamps { last_access: touched, last_modification: touched };
+        rustix::fs::utimensat(rustix::fs::CWD, &csi, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        agent.ask(&Request::CsiListener).good();
+        assert!(agent.ask(&Request::CsiListener).good().has(flag::EXISTING));
     });
 }
 
