@@ -101,8 +101,12 @@ fn places(path: &str, text: &str) -> Vec<(&'static str, String)> {
         if !rust && line.trim_start().starts_with("```") {
             fenced = !fenced;
         }
-        let prose = if rust { comment(line) } else { (!fenced).then_some(line) };
-        let words = prose.map(without_code).unwrap_or_default().to_lowercase();
+        let mut prose =
+            vec![if rust { comment(line) } else { (!fenced).then_some(line) }.unwrap_or_default()];
+        if rust && !is_test(path) {
+            prose.extend(messages(line));
+        }
+        let words = prose.into_iter().map(without_code).collect::<Vec<_>>().join(" ").to_lowercase();
         for word in words.split(|c: char| !c.is_alphanumeric() && c != '_') {
             found.extend(WORDS.iter().find(|banned| **banned == word).map(|banned| (*banned, place())));
         }
@@ -118,6 +122,18 @@ fn comment(line: &str) -> Option<&str> {
         // Within a string there is an odd number of quotes before it.
         (begins && before.matches('"').count() % 2 == 0).then(|| line.get(at..)).flatten()
     })
+}
+
+/// Tests' own messages are for those that read the test.
+fn is_test(path: &str) -> bool {
+    path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("tests.rs")
+}
+
+/// The strings on a line of Rust that are texts: what users read in logs, errors and on the terminal. One
+/// word is a name.
+fn messages(line: &str) -> Vec<&str> {
+    let code = comment(line).and_then(|comment| line.strip_suffix(comment)).unwrap_or(line);
+    code.split('"').skip(1).step_by(2).filter(|text| text.contains(' ')).collect()
 }
 
 /// The text without what stands between backticks.
@@ -155,9 +171,14 @@ mod tests {
     fn words_are_found_in_prose_alone() {
         assert_eq!(names("a.rs", "let who = 1; // Whoever asks\n//! Nobody.\n"), ["whoever", "nobody"]);
         assert_eq!(
-            names("a.rs", "let url = \"http://who/\"; let x = \"// who\";\n/// `who` and whole\n"),
+            names("a.rs", "let url = \"http://who/\"; let x = \"//who\";\n/// `who` and whole\n"),
             [""; 0]
         );
+        assert_eq!(
+            names("src/a.rs", "warn!(\"nobody asks\"); // who\nlet user = \"nobody\";\n"),
+            ["who", "nobody"]
+        );
+        assert_eq!(names("src/tests.rs", "panic!(\"nobody asks\");\n"), [""; 0]);
         assert_eq!(names("a.md", "Who?\n```\nwho\n```\n    whoever\n`whom`\n"), ["who", "whoever"]);
     }
 

@@ -343,7 +343,7 @@ async fn a_wrong_socket_is_named_with_its_remedy() {
 
     drop(UnixListener::bind(path("stale")).unwrap());
     let stale = seamount(&["fetch", "--socket", &path("stale")], &[]).await;
-    assert!(stale.err.contains("nobody answers") && stale.err.contains("refused"), "{stale:?}");
+    assert!(stale.err.contains("no process answers") && stale.err.contains("refused"), "{stale:?}");
 
     let address = seamount(&["fetch"], &[("SPIFFE_ENDPOINT_SOCKET", "http://x")]).await;
     assert!(address.err.contains("SPIFFE_ENDPOINT_SOCKET \"http://x\""), "{address:?}");

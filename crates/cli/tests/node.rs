@@ -211,7 +211,7 @@ fn doctor_is_of_use_without_agent_and_without_mounter() {
         assert!(answer.err.contains("the mounter keeps the socket"), "{answer:?}");
 
         world.mounter.take().unwrap().crash().unwrap();
-        world.finds(&["processes", "sockets", "agent", "volumes"], "socket that nobody keeps").await;
+        world.finds(&["processes", "sockets", "agent", "volumes"], "socket that no process keeps").await;
         assert!(world.node.kubelet.target_path(&volume).exists());
 
         world.start_mounter();

@@ -39,7 +39,7 @@ pub fn authority_secret(options: &Options, lifetime: Duration) -> Result<Authori
     let Source::Authority { secret } = &options.source else {
         return Err(Error::Options(vec![Problem {
             option: "source-directory",
-            reason: "identities of a directory come from somebody else's authority, so there is no root to make; leave one out".to_owned(),
+            reason: "identities of a directory come from another authority, so there is no root to make; leave one out".to_owned(),
         }]));
     };
     let trust_domain = &options.trust_domain;

@@ -64,7 +64,7 @@ pub enum Failure {
     },
     /// No process listens.
     #[error(
-        "nobody answers at {socket} ({reason}): the agent on this node is not running, or the volume is stale; \
+        "no process answers at {socket} ({reason}): the agent on this node is not running, or the volume is stale; \
          look at the node's agent (kubectl -n seamount-system get pods -l app.kubernetes.io/name=seamount -o wide), \
          and if it is well, restart this pod"
     )]

@@ -73,7 +73,7 @@ pub fn status(report: &Report, wide: bool, now: SystemTime) -> String {
         "identity",
         match (report.source.as_str(), &report.trust_domain) {
             ("authority", Some(domain)) => format!("authority, trust domain {domain}"),
-            ("directory", _) => "directory: somebody else's Workload API socket".to_owned(),
+            ("directory", _) => "directory: another provider's Workload API socket".to_owned(),
             _ => "none: no valid configuration yet".to_owned(),
         },
     );

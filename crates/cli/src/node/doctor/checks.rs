@@ -102,7 +102,7 @@ fn processes(e: &Evidence) -> Check {
         return Check::problem(
             name,
             format!("stopped by a signal or a debugger: {}", all.join(", ")),
-            [format!("kill -CONT {}", first.pid), "if it stops again, find who does that".to_owned()],
+            [format!("kill -CONT {}", first.pid), "if it stops again, find what stops it".to_owned()],
         );
     }
     let old = |p: &&&Process| p.age.is_some_and(|age| age > ROLL_OUT);
@@ -158,16 +158,15 @@ fn sockets(e: &Evidence) -> Check {
                 "is not there",
                 "the mounter makes it when the agent has connected, and within seconds where it was removed: look at both logs, mounter first",
             ),
-            Some(Door::NotASocket) => (
-                "is no socket: somebody put something else there",
-                "remove it and restart the pod of this node",
-            ),
+            Some(Door::NotASocket) => {
+                ("is no socket: another file was put there", "remove it and restart the pod of this node")
+            }
             Some(Door::Dead) => (
                 "is there, but no process has it open: the mounter is gone, and the agent too",
                 "start them again; the socket is made anew",
             ),
             Some(Door::Full) => (
-                "is full: connections wait and nobody takes them; the agent is dead or stuck",
+                "is full: connections wait and no process takes them; the agent is dead or stuck",
                 "look at the agent's log and restart it; the mounter keeps what is there",
             ),
             Some(Door::Other(why)) => {
@@ -191,7 +190,7 @@ fn agent(e: &Evidence) -> Check {
             Check::ok(name, format!("{} on {}", status.agent_version, or(&status.node, "an unnamed node")))
         }
         Err(Failure::Silent { .. }) => {
-            let text = "nobody answers on csi.sock, which the mounter keeps: the agent is dead, stuck, or waits for the mounter";
+            let text = "no process answers on csi.sock, which the mounter keeps: the agent is dead, stuck, or waits for the mounter";
             Check::problem(name, text, [log("agent"), "restart the agent's container: kubectl -n seamount-system delete pod POD; identities stay".to_owned()])
         }
         Err(Failure::Old { .. }) => Check::problem(
@@ -395,7 +394,7 @@ fn descriptors(e: &Evidence) -> Check {
             format!("the agent has {open} of {limit} open"),
             [
                 RAISE,
-                "who holds them? `seamount node volumes -o wide` has the connections; workloadApi.connectionsPerVolume bounds them",
+                "`seamount node volumes -o wide` has the connections, and so which pod holds them; workloadApi.connectionsPerVolume bounds them",
             ],
         );
     }

@@ -145,14 +145,14 @@ fn on_disk(volumes: &[OnDisk]) -> Check {
         return Check::skipped(
             check,
             format!(
-                "the agent does not answer; {total} volumes on disk, each with a socket that somebody keeps"
+                "the agent does not answer; {total} volumes on disk, each with a socket that a process keeps"
             ),
         );
     }
     Check::problem(
         check,
         format!(
-            "{} of {total} volumes have a socket that nobody keeps: {}",
+            "{} of {total} volumes have a socket that no process keeps: {}",
             dead.len(),
             named(dead.into_iter())
         ),
