@@ -386,7 +386,7 @@ fn descriptors(e: &Evidence) -> Check {
             format!("the agent has {open} of {limit} open"),
             [
                 RAISE,
-                "who holds them? `seamount node volumes -o wide` has the connections; workloadApi.connectionsPerVolume bounds them",
+                "who holds them? `seamount node volumes -o wide` has the connections; workloadApi.connectionsPerPod bounds them",
             ],
         );
     }
@@ -397,7 +397,7 @@ fn descriptors(e: &Evidence) -> Check {
             [RAISE],
         );
     }
-    let carries = |limit: u64| limit.saturating_sub(64) / 4;
+    let carries = |limit: u64| limit.saturating_sub(128) / 4;
     Check::ok(
         name,
         format!("agent {open} of {limit}, mounter at most {mounter}; enough for {} volumes", carries(limit)),
