@@ -18,3 +18,4 @@ mod harness;
 mod identity;
 mod lifecycle;
 mod stopped;
+mod tenant;
