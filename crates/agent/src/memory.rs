@@ -42,7 +42,8 @@ pub struct Watch {
     statm: Option<File>,
     page: u64,
     limit: u64,
-    told: Option<Instant>,
+    /// When the log told of pods that were cut, and of there being none.
+    told: (Option<Instant>, Option<Instant>),
     /// Connections that were cut since the log told of it.
     untold: usize,
 }
@@ -53,7 +54,7 @@ impl Watch {
         let statm = File::open("/proc/self/statm")
             .inspect_err(|e| tracing::warn!(error = %e, "the agent cannot see how much memory it takes; memoryLimit is not kept"))
             .ok();
-        Self { statm, page: page_size(), limit, told: None, untold: 0 }
+        Self { statm, page: page_size(), limit, told: (None, None), untold: 0 }
     }
 
     /// Resident bytes; none where that cannot be seen.
@@ -73,10 +74,11 @@ impl Watch {
         }
         let shed = volumes.shed();
         self.untold += shed.as_ref().map_or(0, |shed| shed.connections);
-        if self.told.is_some_and(|told| told.elapsed() < QUIET) {
+        let told = if shed.is_some() { &mut self.told.0 } else { &mut self.told.1 };
+        if told.is_some_and(|told| told.elapsed() < QUIET) {
             return;
         }
-        self.told = Some(Instant::now());
+        *told = Some(Instant::now());
         let cut = std::mem::take(&mut self.untold);
         let limit = self.limit;
         match shed {
