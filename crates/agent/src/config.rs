@@ -8,9 +8,11 @@ mod args;
 mod duration;
 mod reader;
 mod sections;
+mod size;
 
 pub use args::{Args, ArgsError, USAGE, VERSION};
 pub use duration::{DurationError, format_duration, parse_duration};
+pub use size::{Size, SizeError, parse_size};
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -57,10 +59,12 @@ pub const API_SERVER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/c
 pub const API_SERVER_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 /// `http.address`.
 pub const HTTP_ADDRESS: &str = "127.0.0.1:9808";
-/// `workloadApi.connectionsPerVolume` and `workloadApi.streamsPerConnection`.
-pub const CONNECTIONS: u32 = 64;
-/// The largest value of either; their product is bounded by the descriptors and memory of a node.
+/// The largest of `workloadApi`'s numbers of volumes, connections and streams.
 pub const MAX_CONNECTIONS: u32 = 4096;
+/// The bounds of `workloadApi`'s bytes: an honest client's first call takes some 2,000.
+pub const BYTES: (u64, u64) = (4 << 10, 1 << 30);
+/// The bounds of `memoryLimit`.
+pub const MEMORY: (u64, u64) = (16 << 20, 1 << 40);
 /// The largest `workloadApi.connectionsPerNode`: the kernel's own bound for the descriptors of a process (`fs.nr_open`).
 pub const MAX_NODE_CONNECTIONS: u32 = 1 << 20;
 /// The largest configuration file that is read, in bytes.
@@ -87,6 +91,8 @@ pub struct Config {
     pub log: Log,
     /// Bounds of the Workload API.
     pub workload_api: WorkloadApi,
+    /// `memoryLimit`, in bytes; none: see [`crate::memory::limit`].
+    pub memory_limit: Option<u64>,
 }
 
 /// `identity.source`.
@@ -195,15 +201,37 @@ pub enum LogLevel {
     Trace,
 }
 
-/// `workloadApi`.
+/// `workloadApi`: what one pod may use, with all of its volumes together, and what all may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkloadApi {
-    /// Connections that one volume's socket accepts at a time.
-    pub connections_per_volume: u32,
-    /// Connections of all volumes of the node together; none: three quarters of the descriptors.
+    /// Volumes of a pod.
+    pub volumes_per_pod: u32,
+    /// Connections of a pod at a time.
+    pub connections_per_pod: u32,
+    /// Connections of all pods together; none: three quarters of the descriptors.
     pub connections_per_node: Option<u32>,
     /// Streams on one connection at a time.
     pub streams_per_connection: u32,
+    /// Streams of a pod at a time.
+    pub streams_per_pod: u32,
+    /// Bytes that are read from a pod at once, after it was silent.
+    pub burst_per_pod: u32,
+    /// Bytes that are read from a pod in a second, in the long run.
+    pub rate_per_pod: u32,
+}
+
+impl Default for WorkloadApi {
+    fn default() -> Self {
+        Self {
+            volumes_per_pod: 16,
+            connections_per_pod: 128,
+            connections_per_node: None,
+            streams_per_connection: 64,
+            streams_per_pod: 256,
+            burst_per_pod: 256 << 10,
+            rate_per_pod: 64 << 10,
+        }
+    }
 }
 
 /// One thing that is wrong.
@@ -351,6 +379,7 @@ impl Config {
             ("http.address", self.http != new.http),
             ("log.format", self.log.format != new.log.format),
             ("workloadApi", self.workload_api != new.workload_api),
+            ("memoryLimit", self.memory_limit != new.memory_limit),
         ]
         .into_iter()
         .filter_map(|(field, differs)| differs.then_some(field))

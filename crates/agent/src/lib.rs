@@ -7,6 +7,7 @@ pub mod endpoint;
 pub mod http;
 pub mod live;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 #[cfg(test)]
 mod model;

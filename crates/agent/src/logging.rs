@@ -49,7 +49,8 @@ pub fn init(log: Log) -> Result<LogHandle, TryInitError> {
 }
 
 /// Our own crates at the wished level. The libraries below stay at `warn` even with `debug` and `trace`: h2 and hyper
-/// print frames and headers there, and a frame may hold a token or a key.
+/// print frames and headers there, and a frame may hold a token or a key. Those two stay at `error`: a client
+/// makes h2 warn of each frame that it sends, a hundred thousand lines from one pod.
 fn targets(level: LogLevel) -> Targets {
     let ours = match level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -58,7 +59,11 @@ fn targets(level: LogLevel) -> Targets {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    Targets::new().with_default(ours.min(LevelFilter::WARN)).with_target("seamount", ours)
+    Targets::new()
+        .with_default(ours.min(LevelFilter::WARN))
+        .with_target("h2", LevelFilter::ERROR)
+        .with_target("hyper", LevelFilter::ERROR)
+        .with_target("seamount", ours)
 }
 
 #[cfg(test)]
@@ -72,6 +77,10 @@ mod tests {
             let targets = targets(level);
             for library in ["h2::codec", "hyper::proto", "tonic", "rustls"] {
                 assert!(!targets.would_enable(library, &Level::INFO), "{library} at {level:?}");
+            }
+            // What a pod can make a library say.
+            for library in ["h2::proto::ping_pong", "hyper::proto::h2::server"] {
+                assert!(!targets.would_enable(library, &Level::WARN), "{library} at {level:?}");
             }
         }
         assert!(targets(LogLevel::Trace).would_enable("seamount_agent::volumes", &Level::TRACE));

@@ -94,6 +94,9 @@ pub struct Metrics {
     connections: Gauge,
     streams: Gauge,
     workload_refused: Family<ReasonLabel, Counter>,
+    workload_throttled: Counter,
+    memory: Gauge,
+    memory_limit: Gauge,
     refused: Family<RefusedLabels, Counter>,
     rotations: Family<ResultLabel, Counter>,
     mounter_connected: Gauge,
@@ -241,6 +244,19 @@ impl Metrics {
                 "Refused Workload API connections and calls",
                 Family::default(),
             ),
+            workload_throttled: register(
+                &mut r,
+                "workload_api_throttled",
+                "Times that something of a pod waited because the pod was over its rate: a connection, or new ones",
+                Counter::default(),
+            ),
+            memory: register(&mut r, "memory_bytes", "Resident memory of the agent", Gauge::default()),
+            memory_limit: register(
+                &mut r,
+                "memory_limit_bytes",
+                "Above it the pod that uses most loses its connections",
+                Gauge::default(),
+            ),
             refused: register(&mut r, "csi_refused_requests", "Refused CSI requests", Family::default()),
             rotations: register(&mut r, "svid_rotations", "Attempts to get an SVID", Family::default()),
             mounter_connected: register(
@@ -309,6 +325,10 @@ impl Metrics {
             let _ = metrics.authority_requests.get_or_create(&label);
             let _ = metrics.key_refreshes.get_or_create(&label);
         }
+        for reason in ["connections", "node connections", "streams", "memory"] {
+            let _ = metrics.workload_refused.get_or_create(&ReasonLabel { reason });
+        }
+        let _ = metrics.refused.get_or_create(&RefusedLabels { operation: "publish", kind: "limit" });
         metrics
     }
 
@@ -439,6 +459,16 @@ impl Metrics {
         self.connection_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
 
+    /// How much memory the agent takes, in bytes.
+    pub fn memory(&self, bytes: u64) {
+        self.memory.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// How much it may take.
+    pub fn memory_limit(&self, bytes: u64) {
+        self.memory_limit.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
     /// The process's limit of descriptors.
     pub fn descriptor_limit(&self, limit: u64) {
         self.descriptors.set(i64::try_from(limit).unwrap_or(i64::MAX));
@@ -456,6 +486,10 @@ impl Observer for Metrics {
 
     fn refused(&self, why: &'static str) {
         self.workload_refused.get_or_create(&ReasonLabel { reason: why }).inc();
+    }
+
+    fn throttled(&self) {
+        self.workload_throttled.inc();
     }
 }
 

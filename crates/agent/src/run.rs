@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use seamount_identity::workload_api::Limits;
+use seamount_identity::workload_api::{Limits, Node as Shared};
 use seamount_mounter::protocol::keep;
 use seamount_proto::csi::identity_server::IdentityServer;
 use seamount_proto::csi::node_server::NodeServer;
@@ -25,19 +25,21 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Args, CONNECTIONS, Config, Log, LogFormat, LogLevel};
+use crate::config::{Args, Config, Log, LogFormat, LogLevel, WorkloadApi};
 use crate::csi::service::Service;
 use crate::endpoint::server::Services;
 use crate::http::{self, BEAT, Condition, Shown, Standing};
 use crate::live::{self, Basics, Live};
 use crate::logging;
+use crate::memory;
+use crate::metrics::Metrics;
 use crate::mounter::{Client, DEADLINE, Link, Listener, MounterError};
 use crate::node;
 use crate::record::{NodeRecord, Registration};
 use crate::registration;
 use crate::source::{self, Source};
 use crate::state::{StateDir, StateError};
-use crate::volumes::{Terms, VolumeError, Volumes};
+use crate::volumes::{Tenants, Terms, VolumeError, Volumes};
 use door::Door;
 use offers::Offers;
 use tend::Lost;
@@ -127,19 +129,13 @@ async fn live_on(
     let shown = Shown::default();
     let descriptors = limits::raise_descriptors();
     shown.metrics.descriptor_limit(descriptors);
-    let of_node = loaded.as_ref().ok().and_then(|c| c.workload_api.connections_per_node);
-    let of_node = limits::connections(of_node, descriptors);
-    shown.metrics.connection_limit(of_node);
-    let connections = Arc::new(Semaphore::new(
-        usize::try_from(of_node).map_or(Semaphore::MAX_PERMITS, |n| n.min(Semaphore::MAX_PERMITS)),
-    ));
-    let bounds =
-        loaded.as_ref().map_or(Limits { connections: CONNECTIONS as usize, streams: CONNECTIONS }, |c| {
-            Limits {
-                connections: c.workload_api.connections_per_volume as usize,
-                streams: c.workload_api.streams_per_connection,
-            }
-        });
+    let terms = terms(
+        loaded.as_ref().map(|c| c.workload_api).unwrap_or_default(),
+        descriptors,
+        Arc::clone(&shown.metrics),
+    );
+    let memory_limit = memory::limit(loaded.as_ref().ok().and_then(|c| c.memory_limit));
+    shown.metrics.memory_limit(memory_limit);
     let address = basics.http;
     let mounter = Client::start(basics.mounter_socket.clone().into(), cancel.clone()).with_patience(patience);
     let live = Live::new(basics, shown.clone(), log, cancel.clone());
@@ -147,20 +143,12 @@ async fn live_on(
     tokio::spawn(Arc::clone(&live).follow(args, node_name));
 
     let (source_sender, source) = watch::channel(Source::Missing("the agent has just started".into()));
-    let terms =
-        Terms { limits: bounds, connections, pending: PENDING, descriptors, observer: shown.metrics.clone() };
     let volumes = Volumes::new(mounter.clone(), source, terms, Arc::clone(&shown.metrics));
     // An authority takes longer to make than all volumes to bring back, and they do not wait for it.
     volumes.aside(source::supervise(live.configs(), source_sender, cancel.clone()));
     tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
     tokio::spawn(tell_source(Arc::clone(&volumes), Arc::clone(&live)));
-    let beat = Arc::clone(&shown.progress);
-    tokio::spawn(async move {
-        loop {
-            beat.beat();
-            tokio::time::sleep(BEAT).await;
-        }
-    });
+    tokio::spawn(beat(shown.clone(), Arc::clone(&volumes), memory_limit));
     tokio::spawn(show(address, live.configs(), shown, cancel.clone()));
 
     let stopped = CancellationToken::new();
@@ -184,6 +172,44 @@ async fn live_on(
     stopped.cancel();
     let _ = keeper.await;
     cancel.cancel();
+}
+
+/// What the volumes are served with.
+fn terms(bounds: WorkloadApi, descriptors: u64, metrics: Arc<Metrics>) -> Terms {
+    let limits::Budget { all, connections, volumes } =
+        limits::budget(bounds.connections_per_node, descriptors);
+    metrics.connection_limit(connections);
+    let permits = |count: u64| {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
+    };
+    // Half of them at most, so that a single pod never takes what all have together.
+    let half = usize::try_from(connections / 2).unwrap_or(usize::MAX).max(1);
+    let limits = Limits {
+        connections: half.min(bounds.connections_per_pod as usize),
+        streams: bounds.streams_per_connection,
+        all_streams: bounds.streams_per_pod as usize,
+        burst: bounds.burst_per_pod,
+        rate: bounds.rate_per_pod,
+    };
+    let node = Shared { connections: permits(connections), descriptors: permits(all) };
+    Terms {
+        tenants: Tenants::new(limits, node, bounds.volumes_per_pod as usize),
+        volumes: permits(volumes),
+        pending: PENDING,
+        descriptors,
+        observer: metrics,
+    }
+}
+
+/// Once a second: a sign of life, and a look at the memory.
+async fn beat(shown: Shown, volumes: Arc<Volumes>, memory_limit: u64) {
+    let mut memory = memory::Watch::new(memory_limit);
+    loop {
+        shown.progress.beat();
+        memory.look(&volumes, &shown.metrics);
+        tokio::time::sleep(BEAT).await;
+    }
 }
 
 /// Health and metrics. Where the agent started without a valid configuration, the first one decides anew.

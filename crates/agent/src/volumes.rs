@@ -13,6 +13,7 @@ mod restore;
 mod rotate;
 mod rush;
 mod serving;
+mod tenants;
 mod workshop;
 
 pub use report::unix;
@@ -43,6 +44,8 @@ use health::{Condition, Identity, OnDisk, Status};
 use rush::Rush;
 use serving::Serving;
 pub use serving::Terms;
+use tenants::Place;
+pub use tenants::{Shed, Tenants};
 use workshop::Workshop;
 
 /// How long stats and health wait for the mounter: they are asked for every volume every minute.
@@ -71,6 +74,17 @@ pub enum VolumeError {
         field: &'static str,
         /// Which volume.
         volume: Volume,
+    },
+    /// The pod has as many as it may have.
+    #[error(
+        "volumes of the pod {pod}: {limit} are published, as many as one pod may have (workloadApi.volumesPerPod); use fewer \
+         volumes of this driver in the pod (containers can share one), or raise that limit"
+    )]
+    PodVolumes {
+        /// The pod.
+        pod: PodUid,
+        /// How many.
+        limit: usize,
     },
     /// The listener could not be served.
     #[error(
@@ -118,6 +132,16 @@ struct Slot {
     serving: Option<Serving>,
     /// What a republish of a `directory` volume must repeat, since this agent has seen it.
     directory: Option<Parameters>,
+    /// Its place among its pod's volumes; none before a publish was let in, and when it is gone.
+    place: Option<Place>,
+}
+
+impl Slot {
+    /// Unpublished, or never published.
+    fn go(&mut self) {
+        self.gone = true;
+        self.place = None;
+    }
 }
 
 /// What is read without waiting for that lock.
@@ -148,7 +172,8 @@ struct View {
 /// an SVID, which looks at `gone` first. `view` is written by the holder, and by the clock and the attempt without it;
 /// it is held for an instant and nothing is awaited or locked under it. `due` is set only while the slot has facts, and
 /// unpublish takes both away; an attempt that ends later leaves `due` alone where it is none. Locks are taken in the
-/// order `slot`, then one of `entries`, `view`, `unpublished`, `due`, then `soonest`. Module `model` explores all of this.
+/// order `slot`, then one of `entries`, `view`, `unpublished`, `due`, the tenants', then `soonest`. Module
+/// `model` explores all of this.
 struct Entry {
     volume: Volume,
     slot: Arc<tokio::sync::Mutex<Slot>>,
@@ -344,7 +369,7 @@ impl Volumes {
         let result = self.publish_locked(&entry, &mut slot, request, workload, token).await;
         let nothing = slot.facts.is_none() && slot.serving.is_none();
         if result.is_err() && nothing && entry.view().status.identity == Identity::Unknown {
-            slot.gone = true;
+            slot.go();
             self.forget(&entry);
         }
         result
@@ -366,6 +391,7 @@ impl Volumes {
         if !self.restored.load(Ordering::Acquire) {
             return Err(VolumeError::NoState("the records have not been read".to_owned()));
         }
+        self.place(slot, volume, false)?;
         let listener = match slot.serving.as_ref().filter(|s| s.alive()) {
             Some(served) => {
                 let complete = self.complete.load(Ordering::Acquire);
@@ -445,8 +471,12 @@ impl Volumes {
             old.stop().await;
         }
         let first = self.to_show(slot);
-        let serving = Serving::start(listener, first, &self.terms)
-            .map_err(|why| VolumeError::Serve { volume: entry.volume.clone(), why })?;
+        self.place(slot, &entry.volume, true)?;
+        let serving = match &slot.place {
+            Some(place) => Serving::start(listener, first, &self.terms, place.tenant()),
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        let serving = serving.map_err(|why| VolumeError::Serve { volume: entry.volume.clone(), why })?;
         slot.serving = Some(serving);
         entry.view().status.serving = true;
         Ok(())
@@ -511,7 +541,7 @@ impl Volumes {
         };
         let (removed, ()) = tokio::join!(self.mounter.unpublish(volume), gone);
         // Where the mounter failed too: nothing is left here, and the kubelet comes again.
-        slot.gone = true;
+        slot.go();
         self.forget(&entry);
         removed?;
         log(span, "unpublished");

@@ -94,7 +94,14 @@ fn main() {
     let (served, receiver) = watch::channel(ready());
     let cancel = CancellationToken::new();
     let listener = runtime.block_on(async { UnixListener::bind(&path).unwrap() });
-    let limits = Limits { connections: count, streams: 64 };
+    // Nothing waits for its turn here.
+    let limits = Limits {
+        connections: count,
+        all_streams: count,
+        burst: u32::MAX,
+        rate: u32::MAX,
+        ..Limits::default()
+    };
     let pending = Duration::from_secs(1);
     let serving =
         runtime.spawn(serve(listener, receiver, limits, pending, Arc::new(Unobserved), cancel.clone()));

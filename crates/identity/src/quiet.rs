@@ -6,13 +6,14 @@
 //! practically always fits into the socket's buffer (200 KB), so that this waits for reading only, and for
 //! writing as well while it does not fit.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
-use rustix::io::{Errno, read, write, writev};
-use rustix::net::{Shutdown, shutdown};
+use rustix::io::{Errno, ioctl_fionread, read, write, writev};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, Shutdown, recvmsg, shutdown};
 use seamount_sys::watch::watch;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -27,6 +28,8 @@ pub struct Quiet {
     full: bool,
     /// Who waits to read: a new watch does not know them.
     reader: Option<Waker>,
+    /// Whether its other end may send descriptors along.
+    wary: bool,
 }
 
 impl Quiet {
@@ -43,7 +46,27 @@ impl Quiet {
     /// # Errors
     /// Likewise.
     pub fn watching(stream: OwnedFd) -> io::Result<Self> {
-        Ok(Self { stream: Some(watch(stream, Interest::READABLE)?), full: false, reader: None })
+        Ok(Self { stream: Some(watch(stream, Interest::READABLE)?), full: false, reader: None, wary: false })
+    }
+
+    /// As [`watching`](Self::watching), for a stranger's connection where the kernel cannot refuse
+    /// descriptors that come with bytes.
+    ///
+    /// Reading such bytes ends the last copy of a descriptor, on this thread: of a TCP socket that lingers
+    /// (socket(7)), which the stranger has made and closed, it waits as long as the stranger likes. So they
+    /// are not read, and reading fails. Take such a connection apart with [`into_unread`](Self::into_unread).
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn wary(stream: OwnedFd) -> io::Result<Self> {
+        Ok(Self { wary: true, ..Self::watching(stream)? })
+    }
+
+    /// Closes it, unless closing could wait for something of a stranger's; then the descriptor, for
+    /// [`close_apart`]. The other end sees the end in either case.
+    pub fn into_unread(mut self) -> Option<OwnedFd> {
+        let stream = self.stream.take()?;
+        if self.wary { unread(stream.into_inner()) } else { None }
     }
 
     /// Watches in another way from now on. The new watch reports at once what there is to read; whoever waits for that looks
@@ -83,7 +106,7 @@ impl Quiet {
 
 impl AsyncRead for Quiet {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, reader, .. } = self.get_mut();
+        let Self { stream, reader, wary, .. } = self.get_mut();
         let stream = stream.as_ref().ok_or(Errno::NOTCONN)?;
         loop {
             let Poll::Ready(ready) = stream.poll_read_ready(cx) else {
@@ -95,7 +118,11 @@ impl AsyncRead for Quiet {
             let mut ready = ready?;
             let space = buf.initialize_unfilled();
             let wanted = space.len();
-            match read(stream.get_ref(), space) {
+            let outcome = match wary {
+                false => read(stream.get_ref(), space),
+                true => read_bytes(stream.get_ref(), space),
+            };
+            match outcome {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(e) => return Poll::Ready(Err(e.into())),
@@ -137,6 +164,45 @@ impl AsyncWrite for Quiet {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let stream = self.stream.as_ref().ok_or(Errno::NOTCONN)?;
         Poll::Ready(shutdown(stream.get_ref(), Shutdown::Write).map_err(io::Error::from))
+    }
+}
+
+/// Reads what comes without descriptors.
+fn read_bytes(stream: &OwnedFd, space: &mut [u8]) -> Result<usize, Errno> {
+    let mut no_room = RecvAncillaryBuffer::default();
+    let peeked = recvmsg(stream, &mut [IoSliceMut::new(space)], &mut no_room, RecvFlags::PEEK)?;
+    // Something came along, and there was no room for it. It stays where it is.
+    if peeked.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let bytes = peeked.bytes.min(space.len());
+    // Nothing else reads: it is what was seen.
+    space.get_mut(..bytes).map_or(Ok(0), |space| read(stream, space))
+}
+
+/// Ends a stranger's connection. What it has sent and nothing has read may hold descriptors; then it is not
+/// closed yet.
+fn unread(stream: OwnedFd) -> Option<OwnedFd> {
+    // From here on nothing more comes in.
+    let _ = shutdown(&stream, Shutdown::Both);
+    ioctl_fionread(&stream).map_or(true, |bytes| bytes > 0).then_some(stream)
+}
+
+/// Ends a stranger's connection of which nothing was read, without waiting for anything.
+pub fn close_stranger(stream: OwnedFd) {
+    if let Some(stream) = unread(stream) {
+        close_apart(stream);
+    }
+}
+
+/// Drops this on a thread of its own, which may wait as long as it must. Without a thread it is kept for
+/// ever.
+pub fn close_apart(what: impl Send + 'static) {
+    let what = ManuallyDrop::new(what);
+    let close = move || drop(ManuallyDrop::into_inner(what));
+    if let Err(error) = std::thread::Builder::new().name("close".to_owned()).stack_size(64 << 10).spawn(close)
+    {
+        tracing::warn!(%error, "a client's socket stays open: no thread could be made to close it on");
     }
 }
 

@@ -7,40 +7,26 @@
 //! HTTP/2 is hyper's, directly per connection, and responses are bytes that were encoded once and are shared by
 //! all streams: memory per open stream is what this is about. Everything a client can make grow has a bound:
 //! connections, streams, header lists, request messages, what is buffered for a client that does not read (one
-//! response), and the time that a connection may live without asking anything.
+//! response), the bytes that are read in a second, and the time that a connection may live without asking
+//! anything. What is counted is counted for all sockets of a pod together ([`Tenant`]).
 
 use std::{fmt, io, os::unix::net::UnixListener as StdListener, sync::Arc, time::Duration};
 
-use tokio::{
-    net::UnixListener,
-    sync::{Semaphore, watch},
-};
+use tokio::{net::UnixListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 mod body;
+mod bucket;
 mod connection;
 mod grpc;
 mod health;
+mod metered;
 mod response;
 mod service;
+mod tenant;
 
 pub use response::Response;
-
-/// What one volume's clients may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections at a time; further ones are accepted and closed.
-    pub connections: usize,
-    /// Streams of one connection at a time; further ones are refused by HTTP/2.
-    pub streams: u32,
-}
-
-impl Default for Limits {
-    /// 64 connections of 64 streams.
-    fn default() -> Self {
-        Self { connections: 64, streams: 64 }
-    }
-}
+pub use tenant::{Limits, Node, Tenant};
 
 /// What a volume's streams see now (sent through a [`watch`]).
 ///
@@ -66,9 +52,13 @@ pub trait Observer: Send + Sync {
     fn connection(&self, delta: i64);
     /// A FetchX509SVID or FetchX509Bundles stream was answered with data (+1) or ended (-1).
     fn stream(&self, delta: i64);
-    /// Something was refused; `why` is one of a small fixed set: `accept`, `connections`, `node connections`, `idle`, `http`,
-    /// `security header`, `method`, `request`, `pending`, `unavailable`, `denied`.
+    /// Something was refused; `why` is one of a small fixed set: `accept`, `connections`, `node connections`,
+    /// `streams`,
+    /// `reflection`, `memory`, `idle`, `http`, `security header`, `method`, `request`, `pending`, `unavailable`, `denied`.
     fn refused(&self, why: &'static str);
+    /// Something waits because its tenant is over its rate: a connection is not read, or a socket takes none
+    /// in.
+    fn throttled(&self) {}
 }
 
 /// An [`Observer`] that does not care.
@@ -95,7 +85,7 @@ pub async fn serve(
     observer: Arc<dyn Observer>,
     cancel: CancellationToken,
 ) {
-    let all = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+    let tenant = Tenant::new(limits, Node::unbounded());
     let listener = match listener.into_std() {
         Ok(listener) => listener,
         Err(error) => {
@@ -103,14 +93,14 @@ pub async fn serve(
             return;
         }
     };
-    match serve_within(listener, served, limits, all, pending_timeout, observer, cancel) {
+    match serve_within(listener, served, tenant, pending_timeout, observer, cancel) {
         Ok(serving) => serving.await,
         Err(error) => tracing::error!(%error, "cannot wait for Workload API connections"),
     }
 }
 
-/// As [`serve`], on a listener that does not block, and with a bound over several sockets: each connection takes a permit
-/// of `all` while it is open, and one that gets none is accepted and closed.
+/// As [`serve`], on a listener that does not block, and with bounds over several sockets: those of one
+/// tenant, and of all tenants of a [`Node`]. A connection beyond them is accepted and closed.
 ///
 /// # Errors
 /// Where the kernel cannot watch one more descriptor.
@@ -120,15 +110,15 @@ pub async fn serve(
 pub fn serve_within(
     listener: StdListener,
     served: watch::Receiver<Served>,
-    limits: Limits,
-    all: Arc<Semaphore>,
+    tenant: Arc<Tenant>,
     pending_timeout: Duration,
     observer: Arc<dyn Observer>,
     cancel: CancellationToken,
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+    let wary = connection::is_wary(&listener)?;
     let listener = connection::waiting(listener)?;
     let timing = Timing { pending: pending_timeout, ..Timing::default() };
-    let shared = Arc::new(Shared { served, limits, all, timing, observer });
+    let shared = Arc::new(Shared { served, tenant, timing, observer, wary });
     // A token of our own, so that everything ends also when the future is dropped.
     Ok(connection::serve(listener, shared, cancel.child_token()))
 }
@@ -160,16 +150,16 @@ impl Default for Timing {
 /// What all connections of a socket have in common.
 struct Shared {
     served: watch::Receiver<Served>,
-    limits: Limits,
-    /// Of all sockets that share it.
-    all: Arc<Semaphore>,
+    tenant: Arc<Tenant>,
     timing: Timing,
     observer: Arc<dyn Observer>,
+    /// Whether descriptors may come with the bytes.
+    wary: bool,
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("limits", &self.limits).field("timing", &self.timing).finish()
+        f.debug_struct("Shared").field("limits", self.tenant.limits()).field("timing", &self.timing).finish()
     }
 }
 

@@ -29,6 +29,13 @@ pub fn forget_code() -> io::Result<usize> {
     Ok(all)
 }
 
+/// How many bytes a page of this machine has.
+pub fn page_size() -> u64 {
+    // SAFETY: it asks for a number.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
+}
+
 /// The range of a line of `/proc/<pid>/maps` (proc_pid_maps(5)), if it is code of this program.
 fn code(line: &str, program: &str) -> Option<(usize, usize)> {
     let mut words = line.splitn(6, ' ');

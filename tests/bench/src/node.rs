@@ -109,7 +109,9 @@ impl Node {
             "trustDomain: example.org\nkubeletRoot: {}\nnodeName: node-1\nmounterSocket: {}\n\
              authority: {{embedded: {{{embedded}}}}}\n\
              token: {{audience: {AUDIENCE}, issuers: {ISSUER}, keys: {{file: {}}}}}\n\
-             http: {{address: \"{}\"}}\n",
+             http: {{address: \"{}\"}}\n\
+             # What a pod may have at most is not what is measured here.\n\
+             workloadApi: {{burstPerPod: 1Gi, ratePerPod: 1Gi}}\n",
             path("k"),
             path("run/mounter.sock"),
             path("etc/jwks.json"),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::duration::parse_duration;
+use super::size::{Size, parse_size};
 use super::{Problem, format_duration};
 
 /// All that is wrong so far.
@@ -121,6 +122,29 @@ impl Section {
             );
             default
         })
+    }
+
+    /// A size in bytes between `min` and `max`; none where it is absent.
+    pub fn size(
+        &mut self,
+        name: &'static str,
+        (min, max): (u64, u64),
+        problems: &mut Problems,
+    ) -> Option<u64> {
+        let value = self.take(name)?;
+        let bytes = match &value {
+            Value::String(text) => parse_size(text).ok(),
+            other => other.as_u64(),
+        };
+        let bytes = bytes.filter(|bytes| (min..=max).contains(bytes));
+        if bytes.is_none() {
+            problems.add(
+                &self.path(name),
+                format!("is {}", shown(&value)),
+                format!("write a size from {} to {}, with Ki, Mi or Gi", Size(min), Size(max)),
+            );
+        }
+        bytes
     }
 
     pub fn duration(&mut self, name: &'static str, default: Duration, problems: &mut Problems) -> Duration {

@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 
 use super::reader::{Problems, Section, absolute, word};
 use super::{
-    API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, Args, AuthoritySource, CA_TTL,
-    CONNECTIONS, Config, DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, KEYS_MAX_AGE, KUBELET_ROOT, Keys,
-    Log, LogFormat, LogLevel, MAX_CONNECTIONS, MAX_ISSUERS, MAX_KEYS_MAX_AGE, MAX_NODE_CONNECTIONS,
-    MAX_SVID_TTL, MIN_KEYS_MAX_AGE, MIN_SVID_TTL, MOUNTER_SOCKET, Problem, SVID_TTL, SVIDS_PER_CA, Source,
+    API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, Args, AuthoritySource, BYTES, CA_TTL,
+    Config, DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, KEYS_MAX_AGE, KUBELET_ROOT, Keys, Log, LogFormat,
+    LogLevel, MAX_CONNECTIONS, MAX_ISSUERS, MAX_KEYS_MAX_AGE, MAX_NODE_CONNECTIONS, MAX_SVID_TTL, MEMORY,
+    MIN_KEYS_MAX_AGE, MIN_SVID_TTL, MOUNTER_SOCKET, Problem, SVID_TTL, SVIDS_PER_CA, Source,
     TokenConfig, WorkloadApi, format_duration,
 };
 
@@ -68,6 +68,7 @@ pub(super) fn read(
     let http = http(&mut root, args, p);
     let log = log(&mut root, args, p);
     let workload_api = workload_api(&mut root, p);
+    let memory_limit = root.size("memoryLimit", MEMORY, p);
     root.end(p);
 
     match (kubelet_root, mounter_socket, source) {
@@ -81,6 +82,7 @@ pub(super) fn read(
             http,
             log,
             workload_api,
+            memory_limit,
         }),
         _ => Err(problems.0),
     }
@@ -398,12 +400,28 @@ fn log(root: &mut Section, args: &Args, p: &mut Problems) -> Log {
 
 fn workload_api(root: &mut Section, p: &mut Problems) -> WorkloadApi {
     let mut section = root.section("workloadApi", p);
-    let bounds = (1, MAX_CONNECTIONS);
-    let connections_per_volume = section.number("connectionsPerVolume", CONNECTIONS, bounds, p);
-    let streams_per_connection = section.number("streamsPerConnection", CONNECTIONS, bounds, p);
+    let default = WorkloadApi::default();
+    let mut number = |name, default| section.number(name, default, (1, MAX_CONNECTIONS), p);
+    let volumes_per_pod = number("volumesPerPod", default.volumes_per_pod);
+    let connections_per_pod = number("connectionsPerPod", default.connections_per_pod);
+    let streams_per_connection = number("streamsPerConnection", default.streams_per_connection);
+    let streams_per_pod = number("streamsPerPod", default.streams_per_pod);
     let connections_per_node = section
         .has("connectionsPerNode")
-        .then(|| section.number("connectionsPerNode", CONNECTIONS, (1, MAX_NODE_CONNECTIONS), p));
+        .then(|| section.number("connectionsPerNode", MAX_CONNECTIONS, (1, MAX_NODE_CONNECTIONS), p));
+    let mut bytes = |name, default: u32| {
+        section.size(name, BYTES, p).and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(default)
+    };
+    let burst_per_pod = bytes("burstPerPod", default.burst_per_pod);
+    let rate_per_pod = bytes("ratePerPod", default.rate_per_pod);
     section.end(p);
-    WorkloadApi { connections_per_volume, connections_per_node, streams_per_connection }
+    WorkloadApi {
+        volumes_per_pod,
+        connections_per_pod,
+        connections_per_node,
+        streams_per_connection,
+        streams_per_pod,
+        burst_per_pod,
+        rate_per_pod,
+    }
 }

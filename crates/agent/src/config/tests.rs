@@ -18,7 +18,8 @@ authority: {embedded: {directory: /etc/root, keyType: ec-p384, svidKeyType: rsa-
 token: {audience: a, issuers: [https://issuer, https://next], keys: {file: /jwks.json}, keysMaxAge: 1h, allowVolumeContext: true}
 http: {address: "[::1]:1"}
 log: {format: json, level: debug}
-workloadApi: {connectionsPerVolume: 1, connectionsPerNode: 300, streamsPerConnection: 4096}
+workloadApi: {volumesPerPod: 2, connectionsPerPod: 1, connectionsPerNode: 300, streamsPerConnection: 4096, streamsPerPod: 5, burstPerPod: 1Mi, ratePerPod: 4096}
+memoryLimit: 1Gi
 "#;
 
 fn parse(yaml: &str) -> Result<Config, ConfigError> {
@@ -54,7 +55,15 @@ fn defaults() {
     assert_eq!(config.log, Log { format: LogFormat::Text, level: LogLevel::Info });
     assert_eq!(
         config.workload_api,
-        WorkloadApi { connections_per_volume: 64, connections_per_node: None, streams_per_connection: 64 }
+        WorkloadApi {
+            volumes_per_pod: 16,
+            connections_per_pod: 128,
+            connections_per_node: None,
+            streams_per_connection: 64,
+            streams_per_pod: 256,
+            burst_per_pod: 262_144,
+            rate_per_pod: 65_536
+        }
     );
     let authority = config.authority().unwrap();
     assert_eq!(authority.trust_domain.to_string(), "example.org");
@@ -97,9 +106,13 @@ fn every_field_is_taken() {
     assert_eq!(
         config.workload_api,
         WorkloadApi {
-            connections_per_volume: 1,
+            volumes_per_pod: 2,
+            connections_per_pod: 1,
             connections_per_node: Some(300),
-            streams_per_connection: 4096
+            streams_per_connection: 4096,
+            streams_per_pod: 5,
+            burst_per_pod: 1 << 20,
+            rate_per_pod: 4096
         }
     );
     let authority = config.authority().unwrap();
@@ -230,7 +243,8 @@ authority: {embedded: {directory: ../x, keyType: dsa, caTtl: 5m, svidTtl: 2h}, e
 token: {audience: "", keys: {file: /a, apiServer: {url: "http://x"}}, allowVolumeContext: maybe}
 http: {address: "localhost"}
 log: {format: xml, level: 3}
-workloadApi: {connectionsPerVolume: 0, streamsPerConnection: 99999}
+workloadApi: {connectionsPerPod: 0, streamsPerConnection: 99999, ratePerPod: 1}
+memoryLimit: much
 nodename: x
 "#,
     );
@@ -251,6 +265,7 @@ nodename: x
             "kubeletUid",
             "log.format",
             "log.level",
+            "memoryLimit",
             "mounterSocket",
             "nodeName",
             "nodename",
@@ -259,7 +274,8 @@ nodename: x
             "token.keys",
             "token.keys.apiServer.url",
             "trustDomain",
-            "workloadApi.connectionsPerVolume",
+            "workloadApi.connectionsPerPod",
+            "workloadApi.ratePerPod",
             "workloadApi.streamsPerConnection",
         ]
     );
@@ -346,7 +362,9 @@ fn each_field_has_its_rule() {
     refused("token: {keys: {apiServer: {caFile: ca.crt}}}", "token.keys.apiServer.caFile", "absolute path");
     refused("http: {address: \":9808\"}", "http.address", "IP address");
     refused("log: {level: INFO}", "log.level", "error, warn, info, debug, trace");
-    refused("workloadApi: {connectionsPerVolume: 4097}", "workloadApi.connectionsPerVolume", "4096");
+    refused("workloadApi: {volumesPerPod: 4097}", "workloadApi.volumesPerPod", "4096");
+    refused("workloadApi: {burstPerPod: 4095}", "workloadApi.burstPerPod", "4Ki to 1Gi");
+    refused("memoryLimit: 15Mi", "memoryLimit", "16Mi");
     refused("workloadApi: {connectionsPerNode: 0}", "workloadApi.connectionsPerNode", "from 1");
     refused("\"a\\nb\": 1", "a\\nb", "not known");
 }

@@ -72,7 +72,8 @@ impl Service {
         };
         let request = request::publish(request, &settings.rules).inspect_err(|e| self.refused(e))?;
         let Some(verifier) = &settings.verifier else {
-            return Ok(self.volumes.publish_directory(&request).await?);
+            let done = self.volumes.publish_directory(&request).await;
+            return Ok(done.inspect_err(|e| self.limited(e))?);
         };
         // The rules of the source `authority` refuse a request without token before this.
         let Some(token) = request.token.clone() else {
@@ -85,7 +86,14 @@ impl Service {
             .inspect_err(|e| self.refused(e))?;
         let workload =
             request::bind(&request, &claims, &settings.node_name).inspect_err(|e| self.refused(e))?;
-        Ok(self.volumes.publish(&request, workload, (token, claims.expires)).await?)
+        let done = self.volumes.publish(&request, workload, (token, claims.expires)).await;
+        Ok(done.inspect_err(|e| self.limited(e))?)
+    }
+
+    fn limited(&self, error: &VolumeError) {
+        if matches!(error, VolumeError::PodVolumes { .. }) {
+            self.live.metrics().refused("publish", "limit");
+        }
     }
 
     fn refused(&self, refusal: &Refusal) {
@@ -100,12 +108,22 @@ async fn to_its_end(work: impl Future<Output = Result<(), Status>> + Send + 'sta
         .unwrap_or_else(|e| Err(Status::internal(format!("the operation broke off: {e}"))))
 }
 
+/// A pod with more volumes than it may have is refused for what it asks, though its code is that of a node
+/// that is short of something.
 fn outcome(result: &Result<(), Status>) -> Outcome {
+    if result.as_ref().is_err_and(is_limited) {
+        return Outcome::refused;
+    }
     match result.as_ref().map_err(Status::code) {
         Ok(()) => Outcome::success,
         Err(Code::InvalidArgument | Code::PermissionDenied | Code::AlreadyExists) => Outcome::refused,
         Err(_) => Outcome::error,
     }
+}
+
+fn is_limited(status: &Status) -> bool {
+    let source = std::error::Error::source(status).and_then(|e| e.downcast_ref());
+    matches!(source, Some(VolumeError::PodVolumes { .. }))
 }
 
 /// What a request says of itself, for the log.
@@ -144,6 +162,11 @@ impl From<VolumeError> for Status {
         match error {
             VolumeError::Mounter(e) => mounter_status(&e),
             VolumeError::Conflict { .. } => Self::already_exists(text),
+            VolumeError::PodVolumes { .. } => {
+                let mut status = Self::resource_exhausted(text);
+                status.set_source(Arc::new(error));
+                status
+            }
             VolumeError::State(StateError::Full { .. } | StateError::Descriptors { .. })
             | VolumeError::Serve { .. } => Self::resource_exhausted(text),
             VolumeError::State(_) | VolumeError::NoState(_) => Self::unavailable(text),

@@ -45,7 +45,7 @@ async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
     live.take(parse("nope: 1\n"));
     assert!(Arc::ptr_eq(&first, &live.settings().unwrap()));
     assert!(matches!(standing(&live), Standing::NotReady(why) if why.contains("last good")));
-    live.take(parse(&format!("{good}workloadApi: {{connectionsPerVolume: 3}}\n")));
+    live.take(parse(&format!("{good}workloadApi: {{connectionsPerPod: 3}}\n")));
     assert!(matches!(standing(&live), Standing::Ready(remark) if remark.contains("workloadApi")));
     let second = live.settings().unwrap();
     assert!(Arc::ptr_eq(first.verifier.as_ref().unwrap(), second.verifier.as_ref().unwrap()));

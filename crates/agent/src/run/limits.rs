@@ -2,8 +2,9 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What the agent needs beside volumes: logs, the mounter, doors, HTTP, the runtime.
-const RESERVED: u64 = 64;
+/// What the agent needs beside volumes: logs, the mounter, doors, the runtime, the kubelet's calls under way,
+/// and 64 connections for health and metrics. Where there is little, the second.
+const RESERVED: (u64, u64) = (128, 64);
 /// A listener, its copy for the mounter, and two connections (two containers with one stream each).
 const PER_VOLUME: u64 = 4;
 
@@ -23,24 +24,40 @@ pub(super) fn raise_descriptors() -> u64 {
     limit
 }
 
-/// How many connections all volumes may have together: what is configured, else three quarters of the descriptors. The
-/// rest is for volumes, two each, and for the kubelet's calls: no number of clients keeps a pod from being published.
-pub(super) fn connections(configured: Option<u32>, limit: u64) -> u64 {
-    let room = limit.saturating_sub(RESERVED).max(1);
-    let derived = (room / 4 * 3).max(1);
-    let wanted = configured.map_or(derived, u64::from);
-    if wanted > room {
+/// What pods may take of the process's descriptors.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Budget {
+    /// Together.
+    pub all: u64,
+    /// Connections of all pods: what is configured, else three quarters.
+    pub connections: u64,
+    /// Volumes, two descriptors each: three quarters, so that a connection is left for some of them.
+    pub volumes: u64,
+}
+
+/// Divides the descriptors. What is kept back is the kubelet's: no number of pods, volumes or clients keeps a
+/// publish, an unpublish or a probe from a descriptor.
+pub(super) fn budget(configured: Option<u32>, limit: u64) -> Budget {
+    let all = room(limit).max(1);
+    let most = (all / 4 * 3).max(1);
+    let wanted = configured.map_or(most, u64::from);
+    if wanted > all {
         tracing::warn!(
             connections = wanted,
             descriptors = limit,
-            "workloadApi.connectionsPerNode is more than the descriptor limit carries; lowered to {room}: raise LimitNOFILE"
+            "workloadApi.connectionsPerNode is more than the descriptor limit carries; lowered to {all}: raise LimitNOFILE"
         );
     }
-    wanted.min(room)
+    Budget { all, connections: wanted.min(all), volumes: most }
+}
+
+fn room(limit: u64) -> u64 {
+    let (reserved, least) = RESERVED;
+    limit.saturating_sub(reserved.min(limit / 8).max(least))
 }
 
 fn carries(limit: u64) -> u64 {
-    limit.saturating_sub(RESERVED) / PER_VOLUME
+    room(limit) / PER_VOLUME
 }
 
 #[cfg(test)]
@@ -48,10 +65,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_connections_leave_descriptors_for_publishes() {
-        assert_eq!((connections(None, 1024), connections(None, 20_000)), (720, 14_952));
-        assert_eq!((connections(Some(100), 1024), connections(Some(5000), 1024)), (100, 960));
-        assert_eq!((connections(None, 0), connections(None, u64::MAX) > 1 << 60), (1, true));
+    fn pods_leave_descriptors_for_the_kubelet() {
+        let numbers = |configured, limit| {
+            let Budget { all, connections, volumes } = budget(configured, limit);
+            (all, connections, volumes)
+        };
+        assert_eq!(numbers(None, 1024), (896, 672, 672));
+        assert_eq!(numbers(None, 20_000), (19_872, 14_904, 14_904));
+        assert_eq!((numbers(Some(100), 1024).1, numbers(Some(5000), 1024).1), (100, 896));
+        assert_eq!(numbers(None, 72), (8, 6, 6));
+        assert_eq!((numbers(None, 0), numbers(None, u64::MAX).1 > 1 << 60), ((1, 1, 1), true));
     }
 
     #[test]
@@ -59,6 +82,6 @@ mod tests {
         let limit = raise_descriptors();
         assert_eq!(getrlimit(Resource::Nofile).current, getrlimit(Resource::Nofile).maximum);
         assert!(carries(limit) > 0);
-        assert_eq!((carries(0), carries(64), carries(1024)), (0, 0, 240));
+        assert_eq!((carries(0), carries(64), carries(1024)), (0, 0, 224));
     }
 }

@@ -24,6 +24,11 @@ impl Volumes {
             let field = "volume_capability.access_mode or the pod's facts in volume_context";
             return Err(VolumeError::Conflict { field, volume: volume.clone() });
         }
+        if let Err(e) = self.place(&mut slot, volume, false) {
+            slot.go();
+            self.forget(&entry);
+            return Err(e);
+        }
         match self.mounter.publish_directory(volume).await {
             Ok(flags) if flags & flag::FOREIGN != 0 => self.foreign(&entry, request),
             Ok(flags) => {
@@ -37,7 +42,7 @@ impl Volumes {
             }
             Err(e) => {
                 if entry.view().status.identity != Identity::Elsewhere {
-                    slot.gone = true;
+                    slot.go();
                     self.forget(&entry);
                 }
                 return Err(e.into());

@@ -8,7 +8,7 @@
 //! meanwhile, and when the authority came it was attempted again and again. Put in by hand,
 //! it finds also an identity that comes late and does not look at `gone`.
 
-use super::tests::{embedded, request as asked, volume};
+use super::tests::{embedded, request as asked, tenants, volume};
 use super::*;
 use crate::model::{any, explore, pause, task};
 use crate::mounter::Socket;
@@ -18,7 +18,7 @@ use rustix::net::{
 };
 use seamount_identity::TrustDomain;
 use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType};
-use seamount_identity::workload_api::{Limits, Observer};
+use seamount_identity::workload_api::Observer;
 use seamount_mounter::protocol::{Reply, Request};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
@@ -167,8 +167,8 @@ impl World {
         let cancel = CancellationToken::new();
         let (sender, source) = watch::channel(Source::Authority(SIGNER.clone()));
         let terms = Terms {
-            limits: Limits { connections: 8, streams: 8 },
-            connections: Arc::new(Semaphore::new(64)),
+            tenants: tenants(),
+            volumes: Arc::new(Semaphore::new(64)),
             pending: Duration::from_secs(60),
             descriptors: u64::MAX,
             observer: Arc::new(Silent),
@@ -254,10 +254,11 @@ impl World {
         for entry in self.seen.lock().unwrap().drain(..) {
             let slot = entry.slot.try_lock().unwrap();
             assert!(
-                slot.facts.is_none() && slot.held.is_none() && slot.serving.is_none(),
+                slot.facts.is_none() && slot.held.is_none() && slot.serving.is_none() && slot.place.is_none(),
                 "something lives on"
             );
         }
+        assert!(self.volumes.terms.tenants.is_empty(), "its pod is counted still");
         assert!(
             !self.volumes.metrics.encode().unwrap().contains("state=\"ready\"} 1"),
             "it is counted still"
@@ -321,7 +322,11 @@ fn what_is_unpublished_while_records_are_read_does_not_come_back() {
         world.volumes.restored.store(true, Ordering::Release);
         while world.publish(ACCOUNTS[0], 99).await.is_err() {}
         let before = world.volumes.get(&volume()).unwrap();
-        before.slot.lock().await.serving.take().unwrap().stop().await;
+        {
+            let mut slot = before.slot.lock().await;
+            slot.place = None;
+            slot.serving.take().unwrap().stop().await;
+        }
         world.volumes.entries().clear();
         world.volumes.due.lock().unwrap().clear();
         world.volumes.restored.store(false, Ordering::Release);

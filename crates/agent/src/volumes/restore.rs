@@ -127,9 +127,12 @@ impl Volumes {
         // Under the lock: it was taken away since it was found, or its record read. No publish comes before all is
         // restored, so it is gone, and its listener is dead.
         if self.unpublished.lock().unwrap_or_else(PoisonError::into_inner).contains(&super::key(&volume)) {
-            slot.gone = true;
+            slot.go();
             self.forget(&entry);
             return Ok(false);
+        }
+        if let Err(e) = self.place(&mut slot, &volume, true) {
+            return Err((volume, e));
         }
         if slot.serving.is_some() {
             return Ok(slot.held.is_some());
@@ -154,7 +157,7 @@ impl Volumes {
         };
         if let Err(e @ MounterError::Fault { fault: Fault::NotOurs | Fault::NotFound, .. }) = listener {
             // Unpublished since it was found: nothing of it may live on.
-            slot.gone = true;
+            slot.go();
             slot.facts = None;
             slot.held = None;
             // An attempt that is under way finds nothing due, and is not followed by another for ever.

@@ -10,11 +10,13 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
-use seamount_identity::workload_api::{self, Limits, Observer, Served};
-use tokio::sync::{Semaphore, watch};
+use seamount_identity::quiet::close_stranger;
+use seamount_identity::workload_api::{self, Observer, Served, Tenant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::tenants::Tenants;
 use crate::mounter::Listener;
 
 /// How long the connections of a volume may take to close before their task is ended from outside.
@@ -23,12 +25,15 @@ const CLOSE: Duration = Duration::from_secs(5);
 /// Descriptors that no new volume takes: for the kubelet's calls, records, keys, connections of volumes that are there.
 const RESERVED: u64 = 24;
 
+/// The listener, and its copy for the mounter.
+const OF_VOLUME: u32 = 2;
+
 /// What every volume's service is made with.
 pub struct Terms {
-    /// Bounds per volume.
-    pub limits: Limits,
-    /// A permit for each connection of all volumes together.
-    pub connections: Arc<Semaphore>,
+    /// Pods and their bounds.
+    pub tenants: Arc<Tenants>,
+    /// A permit for each descriptor that volumes may hold, connections not counted.
+    pub volumes: Arc<Semaphore>,
     /// How long a stream is held while there is no identity yet; then it is answered `Unavailable`.
     pub pending: Duration,
     /// The process's limit of descriptors.
@@ -59,6 +64,10 @@ impl Observer for Counted {
     fn refused(&self, why: &'static str) {
         self.all.refused(why);
     }
+
+    fn throttled(&self) {
+        self.all.throttled();
+    }
 }
 
 /// Whether a listener was shut down. It still says that it listens, and nobody can connect to it ever again.
@@ -79,21 +88,27 @@ pub struct Serving {
     /// Whether nobody waits in the queue and nobody ever will. Set and read by the holder of the volume's slot.
     emptied: AtomicBool,
     task: JoinHandle<()>,
+    /// Its descriptors, among volumes' and among all.
+    _descriptors: [OwnedSemaphorePermit; 2],
 }
 
 impl Serving {
     /// Serves a listener. Needs a tokio runtime.
-    pub fn start(listener: Listener, first: Served, terms: &Terms) -> io::Result<Self> {
+    pub fn start(listener: Listener, first: Served, terms: &Terms, tenant: &Arc<Tenant>) -> io::Result<Self> {
         let Listener { fd, cookie, existing } = listener;
         // A service would find it ready for ever, and nobody there. One that was made for this call is not.
         if existing && ended(&fd) {
-            return Err(rustix::io::Errno::SHUTDOWN.into());
+            return Err(Errno::SHUTDOWN.into());
         }
         // The kernel gives the lowest number that is free: one near the limit says that few are left.
         let number = u64::try_from(fd.as_raw_fd()).unwrap_or_default();
         if number.saturating_add(RESERVED) >= terms.descriptors {
-            return Err(rustix::io::Errno::MFILE.into());
+            return Err(Errno::MFILE.into());
         }
+        let permits = |of: &Arc<Semaphore>| {
+            Arc::clone(of).try_acquire_many_owned(OF_VOLUME).map_err(|_| io::Error::from(Errno::MFILE))
+        };
+        let descriptors = [permits(&terms.volumes)?, permits(&terms.tenants.node().descriptors)?];
         let kept = Arc::new(fd.try_clone()?);
         let listener = UnixListener::from(fd);
         listener.set_nonblocking(true)?;
@@ -107,14 +122,22 @@ impl Serving {
         let serving = workload_api::serve_within(
             listener,
             seen,
-            terms.limits,
-            Arc::clone(&terms.connections),
+            Arc::clone(tenant),
             terms.pending,
             Arc::clone(&counted) as Arc<dyn Observer>,
             cancel.clone(),
         )?;
         let task = tokio::spawn(serving);
-        Ok(Self { cookie, kept, served, counted, cancel, emptied: AtomicBool::new(false), task })
+        Ok(Self {
+            cookie,
+            kept,
+            served,
+            counted,
+            cancel,
+            emptied: AtomicBool::new(false),
+            task,
+            _descriptors: descriptors,
+        })
     }
 
     /// The listener's `SO_COOKIE`.
@@ -162,8 +185,9 @@ impl Serving {
         let kept = &self.kept;
         loop {
             let taken = shutdown(kept, Shutdown::Both).and_then(|()| accept_with(kept, SocketFlags::CLOEXEC));
-            if let Err(why) = taken {
-                return matches!(why, Errno::INVAL | Errno::AGAIN);
+            match taken {
+                Ok(client) => close_stranger(client),
+                Err(why) => return matches!(why, Errno::INVAL | Errno::AGAIN),
             }
         }
     }

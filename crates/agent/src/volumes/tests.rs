@@ -148,8 +148,8 @@ impl World {
         let (signer, answers) = authority(svid_ttl);
         let (sender, source) = watch::channel(Source::Authority(signer));
         let terms = Terms {
-            limits: workload_api::Limits { connections: 8, streams: 8 },
-            connections: Arc::new(Semaphore::new(64)),
+            tenants: tenants(),
+            volumes: Arc::new(Semaphore::new(64)),
             pending: LONG,
             descriptors: u64::MAX,
             observer: Arc::new(Silent),
@@ -213,6 +213,11 @@ impl World {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// Where nothing is bounded that these tests look at.
+pub(super) fn tenants() -> Arc<Tenants> {
+    Tenants::new(workload_api::Limits::default(), workload_api::Node::unbounded(), 16)
 }
 
 pub(super) fn volume() -> Volume {

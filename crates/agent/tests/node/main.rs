@@ -19,3 +19,4 @@ mod identity;
 mod lifecycle;
 mod registration;
 mod stopped;
+mod tenant;

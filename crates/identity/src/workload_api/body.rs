@@ -12,8 +12,8 @@ use tokio_stream::{Stream as _, wrappers::WatchStream};
 
 use super::{
     Observer, Response, Served,
-    connection::Request,
     grpc::{Code, Status},
+    tenant::Request,
 };
 
 /// Which of a [`Response`]'s messages a stream carries.
@@ -43,7 +43,7 @@ pub(super) enum Body {
         /// Theirs.
         body: tonic::body::Body,
         /// Counts while it lives.
-        _request: Request,
+        request: Request,
     },
 }
 
@@ -58,7 +58,13 @@ impl HttpBody for Body {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Updates(updates) => updates.poll_frame(context).map(|frame| frame.map(Ok)),
-            Self::Tonic { body, .. } => Pin::new(body).poll_frame(context),
+            Self::Tonic { body, request } => Pin::new(body).poll_frame(context).map(|frame| {
+                frame.inspect(|frame| {
+                    if let Some(data) = frame.as_ref().ok().and_then(Frame::data_ref) {
+                        request.sends_own(data.len());
+                    }
+                })
+            }),
         }
     }
 
@@ -80,7 +86,7 @@ pub(super) struct Updates {
     first: bool,
     ended: bool,
     observer: Arc<dyn Observer>,
-    _request: Request,
+    request: Request,
 }
 
 impl Updates {
@@ -94,7 +100,12 @@ impl Updates {
     ) -> Self {
         observer.stream(1);
         let served = WatchStream::from_changes(served);
-        Self { kind, served, sent: first, first: true, ended: false, observer, _request: request }
+        Self { kind, served, sent: first, first: true, ended: false, observer, request }
+    }
+
+    fn data(&self) -> Frame<Bytes> {
+        self.request.sends_shared(self.sent.len());
+        Frame::data(self.sent.clone())
     }
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
@@ -103,7 +114,7 @@ impl Updates {
         }
         if self.first {
             self.first = false;
-            return Poll::Ready(Some(Frame::data(self.sent.clone())));
+            return Poll::Ready(Some(self.data()));
         }
         let end = loop {
             let Poll::Ready(change) = Pin::new(&mut self.served).poll_next(context) else {
@@ -114,7 +125,7 @@ impl Updates {
                     let next = self.kind.of(&response);
                     if *next != self.sent {
                         self.sent = next.clone();
-                        return Poll::Ready(Some(Frame::data(self.sent.clone())));
+                        return Poll::Ready(Some(self.data()));
                     }
                 }
                 // What was sent stays good until it expires.

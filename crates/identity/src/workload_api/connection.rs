@@ -4,26 +4,25 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixListener as StdListener},
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use hyper::server::conn::http2;
 use hyper_util::rt::TokioIo;
 use rustix::net::{SocketFlags, accept_with};
-use seamount_sys::watch::watch;
+use seamount_sys::{rights::refuse_rights, watch::watch};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Shared, service::Service};
-use crate::{quiet::Quiet, without_authority::WithoutAuthority};
+use super::{Shared, metered::Metered, service::Service, tenant::Seat};
+use crate::{
+    quiet::{Quiet, close_apart},
+    without_authority::WithoutAuthority,
+};
 
 /// How long accepting pauses after an error, first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -42,6 +41,11 @@ pub(super) fn waiting(listener: StdListener) -> io::Result<AsyncFd<OwnedFd>> {
     watch(listener.into(), Interest::READABLE)
 }
 
+/// Whether clients may send descriptors along, since the kernel does not know how to refuse them.
+pub(super) fn is_wary(listener: &StdListener) -> io::Result<bool> {
+    refuse_rights(listener).map(|refused| !refused)
+}
+
 /// See [`super::serve`]. Cancels `cancel` when it is dropped.
 ///
 /// Who is accepted is admitted, or closed, before anything else is awaited, and `cancel` is looked at before each accept:
@@ -50,14 +54,13 @@ pub(super) fn waiting(listener: StdListener) -> io::Result<AsyncFd<OwnedFd>> {
 /// `wait` returns only when all of them are gone.
 pub(super) async fn serve(listener: AsyncFd<OwnedFd>, shared: Arc<Shared>, cancel: CancellationToken) {
     let _all = cancel.clone().drop_guard();
-    let slots = Arc::new(Semaphore::new(shared.limits.connections));
     let tasks = TaskTracker::new();
     let mut backoff = BACKOFF.0;
     loop {
         let accepted = tokio::select! {
             biased;
             () = cancel.cancelled() => break,
-            accepted = accept(&listener) => accepted,
+            accepted = next(&listener, &shared) => accepted,
         };
         let stream = match accepted {
             Ok(Some(stream)) => {
@@ -81,12 +84,17 @@ pub(super) async fn serve(listener: AsyncFd<OwnedFd>, shared: Arc<Shared>, cance
                 continue;
             }
         };
-        match admit(&slots, &shared) {
+        match shared.tenant.admit(&shared.observer) {
             // Not wrapped in another async block, which would hold its future twice.
-            Ok(slots) => {
-                tasks.spawn(run(stream, slots, shared.clone(), tasks.clone(), cancel.child_token()));
+            Ok(seat) => {
+                tasks.spawn(run(stream, seat, shared.clone(), tasks.clone(), cancel.child_token()));
             }
-            Err(why) => shared.observer.refused(why),
+            Err(why) => {
+                shared.observer.refused(why);
+                if let Some(unread) = stream.into_unread() {
+                    close_apart(unread);
+                }
+            }
         }
         // A pod that connects without end would else keep the thread here, and with it the kubelet's calls: nothing above
         // waits while the queue has somebody. Who gives way goes on only after the kernel was asked who else is ready.
@@ -97,27 +105,25 @@ pub(super) async fn serve(listener: AsyncFd<OwnedFd>, shared: Arc<Shared>, cance
     tasks.wait().await;
 }
 
-/// A place for one more connection of this socket, and of all together; or what there is too much of.
-fn admit(
-    slots: &Arc<Semaphore>,
-    shared: &Shared,
-) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), &'static str> {
-    let slot = slots.clone().try_acquire_owned().map_err(|_| "connections")?;
-    let of_all = shared.all.clone().try_acquire_owned().map_err(|_| "node connections")?;
-    Ok((slot, of_all))
+/// The next connection, once the tenant may have one. Until then it waits in the queue, and so do those
+/// behind it.
+async fn next(listener: &AsyncFd<OwnedFd>, shared: &Shared) -> io::Result<Option<Quiet>> {
+    shared.tenant.turn(&*shared.observer).await;
+    accept(listener, shared.wary).await
 }
 
 /// The next connection; `None` where the listener was shut down, by whoever has a copy of it.
 ///
 /// Not tokio's own `accept`: it finds such a listener ready and empty again and again, in a loop that never gives way, and
 /// neither cancelling nor aborting its task ends that.
-async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Option<Quiet>> {
+async fn accept(listener: &AsyncFd<OwnedFd>, wary: bool) -> io::Result<Option<Quiet>> {
     loop {
         let mut ready = listener.readable().await?;
         // Asked before: an attempt that finds nothing forgets what it was woken for.
         let closed = ready.ready().is_read_closed();
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         match ready.try_io(|listener| Ok(accept_with(listener, flags)?)) {
+            Ok(accepted) if wary => return Quiet::wary(accepted?).map(Some),
             Ok(accepted) => return Quiet::watching(accepted?).map(Some),
             Err(_) if closed => return Ok(None),
             Err(_) => {}
@@ -125,23 +131,24 @@ async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Option<Quiet>> {
     }
 }
 
-/// One connection until it ends, is cancelled, or asks nothing for too long.
+/// One connection until it ends, is cancelled or shed, or asks nothing for too long.
 async fn run(
     stream: Quiet,
-    slots: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    seat: Arc<Seat>,
     shared: Arc<Shared>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 ) {
-    let _slots = slots;
     let _streams = cancel.clone().drop_guard();
     let _open = Open::new(&shared);
-    let requests = Request::default();
-    let service = Service { shared: shared.clone(), requests: requests.clone() };
+    let ledger = seat.ledger();
+    let epoch = shared.tenant.epoch();
+    let stream = Metered::new(stream, seat);
+    let service = Service { shared: shared.clone(), ledger: ledger.clone() };
     let executor = Executor { tasks, cancel: cancel.clone() };
     let connection = http2::Builder::new(executor)
         .auto_date_header(false)
-        .max_concurrent_streams(shared.limits.streams)
+        .max_concurrent_streams(shared.tenant.limits().streams)
         .max_header_list_size(HEADER_LIST)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -154,6 +161,7 @@ async fn run(
         tokio::select! {
             biased;
             () = cancel.cancelled() => return,
+            () = epoch.cancelled() => return shared.observer.refused("memory"),
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a Workload API connection ended");
@@ -162,7 +170,7 @@ async fn run(
             }
             () = sleep(patience) => {}
         }
-        let (active, begun) = requests.counts();
+        let (active, begun) = ledger.counts();
         if begun == 0 {
             shared.observer.refused("idle");
             return;
@@ -177,6 +185,7 @@ async fn run(
     connection.as_mut().graceful_shutdown();
     tokio::select! {
         () = cancel.cancelled() => {}
+        () = epoch.cancelled() => {}
         _ = connection.as_mut() => {}
         () = sleep(GOODBYE) => {}
     }
@@ -214,50 +223,5 @@ where
         self.tasks.spawn(async move {
             cancel.run_until_cancelled(stream).await;
         });
-    }
-}
-
-/// One open request of a connection; counts while it lives. The default is a new connection's own handle, which
-/// does not count.
-#[derive(Default)]
-pub(super) struct Request {
-    counters: Arc<Counters>,
-    counted: bool,
-}
-
-/// Relaxed: `begun` is raised before the request is answered, and both are read by the connection's own task after a sleep of
-/// many seconds. A stream that begins at the very moment of the goodbye is cut after [`GOODBYE`], and its client connects again.
-#[derive(Default)]
-struct Counters {
-    active: AtomicUsize,
-    begun: AtomicU64,
-}
-
-impl Clone for Request {
-    /// The connection's own handle, which does not count.
-    fn clone(&self) -> Self {
-        Self { counters: self.counters.clone(), counted: false }
-    }
-}
-
-impl Request {
-    /// A request begins.
-    pub(super) fn another(&self) -> Self {
-        self.counters.active.fetch_add(1, Ordering::Relaxed);
-        self.counters.begun.fetch_add(1, Ordering::Relaxed);
-        Self { counters: self.counters.clone(), counted: true }
-    }
-
-    /// Open requests, and those that ever began.
-    fn counts(&self) -> (usize, u64) {
-        (self.counters.active.load(Ordering::Relaxed), self.counters.begun.load(Ordering::Relaxed))
-    }
-}
-
-impl Drop for Request {
-    fn drop(&mut self) {
-        if self.counted {
-            self.counters.active.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! From a request to its method.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, future::ready, sync::Arc};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -14,9 +14,9 @@ use tower::ServiceExt as _;
 use super::{
     Served, Shared,
     body::{Body, Kind, Updates, denied},
-    connection::Request,
     grpc::{Code, MAX_REQUEST, Status, is_grpc, read_message, streaming},
     health::{self, HEALTH_PREFIX, REFLECTION_V1_PREFIX, REFLECTION_V1ALPHA_PREFIX},
+    tenant::{Ledger, Request},
 };
 
 const WORKLOAD_API_PREFIX: &str = "/SpiffeWorkloadAPI/";
@@ -28,7 +28,7 @@ const SECURITY_HEADER: &str = "workload.spiffe.io";
 pub(super) async fn call(
     shared: Arc<Shared>,
     request: http::Request<Incoming>,
-    guard: Request,
+    mut guard: Request,
 ) -> http::Response<Body> {
     let refused = |why, status: Status| {
         shared.observer.refused(why);
@@ -69,10 +69,14 @@ pub(super) async fn call(
             Some((_, v1alpha)) if path.starts_with(REFLECTION_V1ALPHA_PREFIX) => v1alpha,
             _ => return refused("method", unimplemented()),
         };
+        if !guard.reflect() {
+            let text = "the pod has too many reflection streams open; close one";
+            return refused("reflection", Status::new(Code::ResourceExhausted, text));
+        }
         timeout(shared.timing.request, reflection.clone().oneshot(request)).await
     };
     match response {
-        Ok(Ok(response)) => response.map(|body| Body::Tonic { body, _request: guard }),
+        Ok(Ok(response)) => response.map(|body| Body::Tonic { body, request: guard }),
         Ok(Err(never)) => match never {},
         Err(_) => refused("request", too_slow()),
     }
@@ -144,7 +148,7 @@ fn check(kind: Kind, message: Bytes) -> Result<(), Status> {
 /// The service that hyper calls for each request of a connection.
 pub(super) struct Service {
     pub(super) shared: Arc<Shared>,
-    pub(super) requests: Request,
+    pub(super) ledger: Arc<Ledger>,
 }
 
 impl hyper::service::Service<http::Request<Incoming>> for Service {
@@ -153,7 +157,15 @@ impl hyper::service::Service<http::Request<Incoming>> for Service {
     type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        let answer = call(self.shared.clone(), request, self.requests.another());
+        let Some(guard) = self.ledger.request() else {
+            self.shared.observer.refused("streams");
+            let most = self.shared.tenant.limits().all_streams;
+            let text = format!(
+                "the pod has {most} streams open, as many as it may have (workloadApi.streamsPerPod); close some"
+            );
+            return Box::pin(ready(Ok(Status::new(Code::ResourceExhausted, text).response())));
+        };
+        let answer = call(self.shared.clone(), request, guard);
         Box::pin(async { Ok(answer.await) })
     }
 }

@@ -55,6 +55,10 @@ struct Server {
 }
 
 fn start(timing: Timing) -> Server {
+    start_with(timing, false)
+}
+
+fn start_with(timing: Timing, wary: bool) -> Server {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -64,10 +68,10 @@ fn start(timing: Timing) -> Server {
     let (served, receiver) = watch::channel(Served::Pending);
     let shared = Shared {
         served: receiver,
-        limits: Limits::default(),
-        all: Arc::new(tokio::sync::Semaphore::new(64)),
+        tenant: Tenant::new(Limits { connections: 64, ..Limits::default() }, Node::unbounded()),
         timing,
         observer: seen.clone(),
+        wary,
     };
     let listener = connection::waiting(listener).unwrap();
     let task = tokio::spawn(connection::serve(listener, Arc::new(shared), CancellationToken::new()));
@@ -182,7 +186,7 @@ async fn a_flood_of_connections_lets_others_go_on() {
             tokio::task::yield_now().await;
         }
     });
-    let many = flood.len() - Limits::default().connections;
+    let many = flood.len() - 64;
     let begun = Instant::now();
     while server.seen.refused.lock().unwrap().len() < many {
         assert!(begun.elapsed() < DEADLINE);
@@ -192,6 +196,78 @@ async fn a_flood_of_connections_lets_others_go_on() {
     let turns = server.seen.turns.lock().unwrap();
     let between = turns.last().unwrap() - turns.first().unwrap();
     assert!(between >= many - 1, "others had {between} turns while {many} connections were refused");
+}
+
+/// A TCP socket whose last copy takes an hour to end: it lingers, and the other end, which comes along, takes
+/// nothing.
+fn lingering() -> (std::net::TcpStream, std::net::TcpStream) {
+    use std::io::Write as _;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let other = listener.accept().unwrap().0;
+    rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::from_secs(3600))).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while socket.write(&[0; 65_536]).is_ok() {}
+    (socket, other)
+}
+
+/// Bytes, and with them the last copy of a descriptor.
+fn send_along(
+    stream: &std::os::unix::net::UnixStream,
+    last: std::net::TcpStream,
+) -> rustix::io::Result<usize> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::os::fd::AsFd as _;
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut along = SendAncillaryBuffer::new(&mut space);
+    let fds = [last.as_fd()];
+    assert!(along.push(SendAncillaryMessage::ScmRights(&fds)));
+    let sent = sendmsg(stream, &[std::io::IoSlice::new(PREFACE)], &mut along, SendFlags::empty());
+    if sent.is_err() {
+        // It is the last copy still, and its end is not for this thread.
+        std::mem::forget(last);
+    }
+    sent
+}
+
+/// What a service on a thread of its own does with a client that sends such a descriptor; then whether it
+/// goes on.
+fn stranger(wary: bool, refuse: bool) -> rustix::io::Result<usize> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _ = runtime.block_on(async {
+            let server = start_with(short(), wary);
+            if refuse {
+                connection::is_wary(&server.copy).unwrap();
+            }
+            let stream = std::os::unix::net::UnixStream::connect(&server.path).unwrap();
+            let (last, other) = lingering();
+            let sent = send_along(&stream, last);
+            // Read, not read, or cut, and the runtime goes on; a service that waits for the descriptor's end
+            // never gets here.
+            stream.set_nonblocking(true).unwrap();
+            rest(UnixStream::from_std(stream).unwrap()).await;
+            rest(connect(&server, PREFACE).await).await;
+            sender.send((sent, other)).unwrap();
+        });
+    });
+    receiver.recv_timeout(DEADLINE).expect("the service stands still").0
+}
+
+/// One thread carries all pods and the kubelet: nothing that a pod sends may keep it.
+#[test]
+fn a_descriptor_that_comes_along_does_not_stop_the_service() {
+    stranger(true, false).unwrap();
+}
+
+/// Linux 6.16 and later do not let it come.
+#[test]
+fn descriptors_are_refused_where_the_kernel_can() {
+    let any = std::os::unix::net::UnixStream::pair().unwrap().0;
+    let refuses = seamount_sys::rights::refuse_rights(any).unwrap();
+    let sent = stranger(!refuses, refuses);
+    assert_eq!(sent.err(), refuses.then_some(rustix::io::Errno::PERM));
 }
 
 /// Equal content has equal bytes, or every renewal of something else would be a change for every stream.

@@ -11,7 +11,7 @@ use crate::{
 
 #[tokio::test]
 async fn connections_beyond_the_limit_are_closed_and_slots_come_back() {
-    let limits = Limits { connections: 4, streams: 64 };
+    let limits = Limits { connections: 4, ..Limits::default() };
     let server = Server::start_with(ready(&svid("a")), limits, DEADLINE);
     let mut held = Vec::new();
     for _ in 0..4 {
@@ -38,7 +38,11 @@ async fn connections_beyond_the_limit_are_closed_and_slots_come_back() {
 /// HTTP/2 holds further streams back at the client until one ends.
 #[tokio::test]
 async fn streams_of_one_connection_are_bounded() {
-    let server = Server::start_with(ready(&svid("a")), Limits { connections: 4, streams: 8 }, DEADLINE);
+    let server = Server::start_with(
+        ready(&svid("a")),
+        Limits { connections: 4, streams: 8, ..Limits::default() },
+        DEADLINE,
+    );
     let client = client(&server).await;
     let mut held = Vec::new();
     for _ in 0..8 {

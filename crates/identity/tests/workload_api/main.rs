@@ -14,3 +14,4 @@ mod foreign_client;
 mod grpc;
 mod raw;
 mod support;
+mod tenant;

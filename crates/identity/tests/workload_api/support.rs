@@ -14,14 +14,10 @@ use hyper_util::rt::TokioIo;
 use seamount_identity::{
     BundleSet, X509Svid,
     authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr},
-    workload_api::{Limits, Observer, Response, Served, serve},
+    workload_api::{Limits, Node, Observer, Response, Served, Tenant, serve_within},
 };
 use tempfile::TempDir;
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::watch,
-    task::JoinHandle,
-};
+use tokio::{net::UnixStream, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -80,6 +76,7 @@ pub struct Seen {
     pub connections: AtomicI64,
     pub streams: AtomicI64,
     pub refused: Mutex<BTreeMap<&'static str, usize>>,
+    pub throttled: AtomicI64,
 }
 
 impl Seen {
@@ -94,6 +91,10 @@ impl Seen {
     pub fn streams(&self) -> i64 {
         self.streams.load(Ordering::SeqCst)
     }
+
+    pub fn is_throttled(&self) -> bool {
+        self.throttled.load(Ordering::SeqCst) > 0
+    }
 }
 
 impl Observer for Seen {
@@ -107,6 +108,10 @@ impl Observer for Seen {
 
     fn refused(&self, why: &'static str) {
         *self.refused.lock().unwrap().entry(why).or_default() += 1;
+    }
+
+    fn throttled(&self) {
+        self.throttled.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -125,14 +130,22 @@ impl Server {
     }
 
     pub fn start_with(first: Served, limits: Limits, pending: Duration) -> Self {
+        Self::start_of(&Tenant::new(limits, Node::unbounded()), first, pending)
+    }
+
+    /// One of this tenant's sockets.
+    pub fn start_of(tenant: &Arc<Tenant>, first: Served, pending: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("spire-agent.sock");
-        let listener = UnixListener::bind(&path).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
         let (served, receiver) = watch::channel(first);
         let cancel = CancellationToken::new();
         let seen = Arc::new(Seen::default());
-        let task = tokio::spawn(serve(listener, receiver, limits, pending, seen.clone(), cancel.clone()));
-        Self { _directory: directory, path, served, cancel, seen, task }
+        let observer: Arc<dyn Observer> = seen.clone();
+        let serving =
+            serve_within(listener, receiver, tenant.clone(), pending, observer, cancel.clone()).unwrap();
+        Self { _directory: directory, path, served, cancel, seen, task: tokio::spawn(serving) }
     }
 
     pub fn uri(&self) -> String {

@@ -1,14 +1,14 @@
 //! What becomes of connections that nobody has accepted, while another process holds the listener as well.
 
 use super::*;
-use seamount_identity::workload_api::Unobserved;
+use seamount_identity::workload_api::{Limits, Node, Unobserved};
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 fn terms() -> Terms {
     Terms {
-        limits: Limits::default(),
-        connections: Arc::new(Semaphore::new(64)),
+        tenants: Tenants::new(Limits::default(), Node::unbounded(), 16),
+        volumes: Arc::new(Semaphore::new(64)),
         pending: Duration::from_secs(60),
         descriptors: u64::MAX,
         observer: Arc::new(Unobserved),
@@ -18,7 +18,12 @@ fn terms() -> Terms {
 fn serve(listener: &UnixListener) -> Serving {
     let fd = OwnedFd::from(listener.try_clone().unwrap());
     let cookie = rustix::net::sockopt::socket_cookie(&fd).unwrap();
-    Serving::start(Listener { fd, cookie, existing: true }, Served::Pending, &terms()).unwrap()
+    let listener = Listener { fd, cookie, existing: true };
+    Serving::start(listener, Served::Pending, &terms(), &tenant()).unwrap()
+}
+
+fn tenant() -> Arc<Tenant> {
+    Tenant::new(Limits::default(), Node::unbounded())
 }
 
 /// One thread, and nothing that gives way to another task: what connects stays in the queue.
@@ -60,5 +65,31 @@ async fn a_stop_leaves_what_waits_to_the_next_one() {
 async fn what_the_kernel_does_not_watch_is_not_served() {
     // epoll_ctl(2): EPERM for a plain file, in the place of ENOSPC for one descriptor too many.
     let fd = OwnedFd::from(tempfile::tempfile().unwrap());
-    assert!(Serving::start(Listener { fd, cookie: 1, existing: false }, Served::Pending, &terms()).is_err());
+    let listener = Listener { fd, cookie: 1, existing: false };
+    assert!(Serving::start(listener, Served::Pending, &terms(), &tenant()).is_err());
+}
+
+/// Volumes and connections share what the process may have open, and neither takes all of it.
+#[tokio::test]
+async fn descriptors_of_volumes_are_bounded_and_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node { descriptors: Arc::new(Semaphore::new(6)), ..Node::unbounded() };
+    let terms = Terms {
+        tenants: Tenants::new(Limits::default(), node.clone(), 16),
+        volumes: Arc::new(Semaphore::new(4)),
+        ..terms()
+    };
+    let start = |name: &str| {
+        let fd = OwnedFd::from(UnixListener::bind(dir.path().join(name)).unwrap());
+        let cookie = rustix::net::sockopt::socket_cookie(&fd).unwrap();
+        Serving::start(Listener { fd, cookie, existing: false }, Served::Pending, &terms, &tenant())
+    };
+    let (first, second) = (start("a").unwrap(), start("b").unwrap());
+    let refused = start("c").err().unwrap();
+    assert_eq!(refused.raw_os_error(), Some(Errno::MFILE.raw_os_error()));
+    assert_eq!(node.descriptors.available_permits(), 2, "for connections");
+    first.stop().await;
+    drop(start("d").unwrap());
+    second.stop().await;
+    assert_eq!((node.descriptors.available_permits(), terms.volumes.available_permits()), (6, 4));
 }

@@ -394,7 +394,7 @@ fn descriptors(e: &Evidence) -> Check {
             format!("the agent has {open} of {limit} open"),
             [
                 RAISE,
-                "`seamount node volumes -o wide` has the connections, and so which pod holds them; workloadApi.connectionsPerVolume bounds them",
+                "`seamount node volumes -o wide` has the connections, and so which pod holds them; workloadApi.connectionsPerPod bounds them",
             ],
         );
     }
@@ -405,7 +405,7 @@ fn descriptors(e: &Evidence) -> Check {
             [RAISE],
         );
     }
-    let carries = |limit: u64| limit.saturating_sub(64) / 4;
+    let carries = |limit: u64| limit.saturating_sub(128) / 4;
     Check::ok(
         name,
         format!("agent {open} of {limit}, mounter at most {mounter}; enough for {} volumes", carries(limit)),

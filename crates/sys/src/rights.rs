@@ -1,0 +1,34 @@
+//! Descriptors that come along with bytes (`SCM_RIGHTS`, unix(7)).
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _};
+
+/// `asm-generic/socket.h`, since Linux 6.16; libc does not name it yet.
+const SO_PASSRIGHTS: c_int = 83;
+
+/// Has the kernel refuse descriptors that a peer sends to this Unix socket, or to what is accepted from it
+/// later; the peer's sendmsg(2) fails. `false`: the kernel does not know how (before Linux 6.16).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn refuse_rights(socket: impl AsFd) -> io::Result<bool> {
+    let off: c_int = 0;
+    // SAFETY: the kernel reads as many bytes as are said from `off`, which lives until the call returns.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+    if outcome == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        e if e.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
+        e => Err(e),
+    }
+}
