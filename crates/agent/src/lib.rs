@@ -4,6 +4,7 @@ pub mod authority;
 pub mod config;
 pub mod csi;
 pub mod endpoint;
+pub mod health;
 pub mod http;
 pub mod live;
 pub mod logging;

@@ -38,8 +38,10 @@ pub struct Args {
     pub kubelet_root: Option<String>,
     /// Name of the CSI driver.
     pub driver_name: Option<String>,
-    /// Where health and metrics are served. Give it where probes rely on it: it holds also while the file is broken.
+    /// Where metrics are served.
     pub http_address: Option<String>,
+    /// The socket that `seamount-agent health` asks; empty: none.
+    pub health_socket: Option<String>,
     /// Log as `text` or as `json`.
     pub log_format: Option<String>,
     /// Log `error`, `warn`, `info`, `debug` or `trace`.
@@ -66,6 +68,7 @@ impl Args {
                 Long("kubelet-root") => ("kubelet-root", &mut read.kubelet_root),
                 Long("driver-name") => ("driver-name", &mut read.driver_name),
                 Long("http-address") => ("http-address", &mut read.http_address),
+                Long("health-socket") => ("health-socket", &mut read.health_socket),
                 Long("log-format") => ("log-format", &mut read.log_format),
                 Long("log-level") => ("log-level", &mut read.log_level),
                 other => return Err(other.unexpected().into()),

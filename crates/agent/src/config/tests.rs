@@ -167,6 +167,8 @@ fn args_are_those_of_the_brief() {
         "d",
         "--http-address",
         "[::1]:7",
+        "--health-socket",
+        "/h",
         "--log-format",
         "json",
         "--log-level",
@@ -180,6 +182,7 @@ fn args_are_those_of_the_brief() {
     assert_eq!(args.kubelet_root.as_deref(), Some("/k"));
     assert_eq!(args.driver_name.as_deref(), Some("d"));
     assert_eq!(args.http_address.as_deref(), Some("[::1]:7"));
+    assert_eq!(args.health_socket.as_deref(), Some("/h"));
     assert_eq!(args.log_format.as_deref(), Some("json"));
     assert_eq!(Args::parse(["--node-name=n"]).unwrap().node_name.as_deref(), Some("n"));
     assert_eq!(Args::parse([""; 0]).unwrap(), Args::default());
@@ -208,7 +211,7 @@ fn the_usage_names_every_flag() {
         let error = Args::parse([flag]).unwrap_err();
         assert!(error.to_string().contains("missing argument"), "{flag}: {error}");
     }
-    assert_eq!(USAGE.matches("      --").count(), 8);
+    assert_eq!(USAGE.matches("      --").count(), 9);
 }
 
 /// One run finds everything, each with its path and a remedy.
