@@ -13,6 +13,7 @@ pub mod metrics;
 mod model;
 pub mod mounter;
 pub mod node;
+pub mod own_uid;
 pub mod record;
 pub mod registration;
 pub mod run;

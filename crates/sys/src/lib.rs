@@ -7,4 +7,6 @@ pub mod play;
 #[cfg(feature = "agent")]
 pub mod program;
 #[cfg(feature = "agent")]
+pub mod uid;
+#[cfg(feature = "agent")]
 pub mod watch;

@@ -42,6 +42,8 @@ pub struct Args {
     pub http_address: Option<String>,
     /// The socket that `seamount-agent health` asks; empty: none.
     pub health_socket: Option<String>,
+    /// The uid to go on as, for an agent that starts as root; its real uid is drawn.
+    pub uid: Option<u32>,
     /// Log as `text` or as `json`.
     pub log_format: Option<String>,
     /// Log `error`, `warn`, `info`, `debug` or `trace`.
@@ -60,6 +62,12 @@ impl Args {
                 Long("config") => {
                     if read.config.replace(parser.value()?.into()).is_some() {
                         return Err(ArgsError::Twice("config"));
+                    }
+                    continue;
+                }
+                Long("uid") => {
+                    if read.uid.replace(parser.value()?.parse()?).is_some() {
+                        return Err(ArgsError::Twice("uid"));
                     }
                     continue;
                 }

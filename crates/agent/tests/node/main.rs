@@ -18,4 +18,5 @@ mod harness;
 mod identity;
 mod lifecycle;
 mod network;
+mod quotas;
 mod stopped;
