@@ -31,11 +31,12 @@ pub(crate) fn objects(options: &Options) -> Vec<Object> {
         "allowHostPorts": false,
         "allowPrivilegeEscalation": true,
         "allowPrivilegedContainer": true,
-        "allowedCapabilities": null,
+        // With it the agent leaves root for uids of its own, and loses it by that.
+        "allowedCapabilities": if options.fixed_uid { json!([]) } else { json!(["SETUID"]) },
         "defaultAddCapabilities": null,
         "requiredDropCapabilities": null,
         "readOnlyRootFilesystem": true,
-        // The pod says all of this itself, container by container: root for one, a uid of its own for the other.
+        // The pod says all of this itself, container by container.
         "runAsUser": {"type": "RunAsAny"},
         "seLinuxContext": {"type": "RunAsAny"},
         "fsGroup": {"type": "RunAsAny"},
