@@ -35,7 +35,7 @@ K
   "$w/bin/seamount-mounter" --kubelet-root "$w/kubelet" --driver $driver --socket "$w/run/mounter.sock" \
     --agent-uid $uid --agent-gid $uid >"$w/mounter.log" 2>&1 &
   setpriv --reuid $uid --regid $uid --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs \
-    "$w/bin/seamount-agent" --config "$w/agent.yaml" >"$w/agent.log" 2>&1 &
+    "$w/bin/seamount-agent" --config "$w/agent.yaml" --health-socket "" >"$w/agent.log" 2>&1 &
   await "$w/controller.sock" || fail "$w" "the agent does not register"
 
   # Where csi-sanity's path really is, the shim left as a symbolic link.

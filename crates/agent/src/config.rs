@@ -85,7 +85,7 @@ pub struct Config {
     pub kubelet_uid: u32,
     /// Where identities come from.
     pub source: Source,
-    /// Where health and metrics are served; none: nowhere.
+    /// Where metrics are served; none: nowhere.
     pub http: Option<SocketAddr>,
     /// Logging.
     pub log: Log,

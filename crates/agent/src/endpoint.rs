@@ -17,6 +17,7 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use seamount_identity::quiet::Quiet;
 use seamount_identity::without_authority::WithoutAuthority;
+use seamount_sys::watch::explain;
 use tokio::net::{UnixListener, UnixStream};
 
 /// How long `accept` rests after an error such as the lack of descriptors, which would else spin.
@@ -26,7 +27,7 @@ const AFTER_ERROR: Duration = Duration::from_millis(100);
 pub fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
     let listener = StdListener::from(fd);
     listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener)
+    UnixListener::from_std(listener).map_err(explain)
 }
 
 /// The connections of one uid; all others are closed at once. The uid may change; a connection that is judged by the old one is
@@ -50,7 +51,7 @@ pub fn incoming(
                     Err(why) => tracing::warn!(socket = what, "connection refused: {why}"),
                 },
                 Err(e) => {
-                    tracing::warn!(socket = what, error = %e, "accept failed");
+                    tracing::warn!(socket = what, error = %explain(e), "accept failed");
                     // With the reserve the next attempt follows at once; without it, when something was closed.
                     if spare.take().is_none() {
                         tokio::time::sleep(AFTER_ERROR).await;

@@ -1,4 +1,6 @@
-//! `/livez`, `/readyz` and `/metrics`.
+//! `/metrics` over TCP; `/livez` and `/readyz` over a Unix socket that no pod reaches.
+//!
+//! The reasons of `/readyz` tell of the node and its configuration, and a probe over the pods' network could be kept out by pods.
 //!
 //! Liveness is the process's own progress and nothing else: a check that asked for the mounter or for the kubelet's
 //! registration would restart a healthy agent for somebody else's trouble, for ever. Those are conditions of readiness.
@@ -18,13 +20,18 @@ use axum::routing::get;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::geteuid;
 use rustix::time::{ClockId, clock_gettime};
-use tokio::net::{TcpListener, TcpStream};
+use seamount_sys::watch::explain;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt as _;
 
 use crate::metrics::Metrics;
+
+pub mod listen;
 
 /// How often the agent's own loop calls [`Progress::beat`].
 pub const BEAT: Duration = Duration::from_secs(1);
@@ -180,39 +187,73 @@ pub struct Shown {
     pub metrics: Arc<Metrics>,
 }
 
-/// The routes. GET only; everything else is 404 or 405.
+/// What is served over TCP. GET only; everything else is 404 or 405.
 pub fn router(shown: Shown) -> Router {
-    Router::new()
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .with_state(shown)
+    Router::new().route("/metrics", get(metrics)).with_state(shown)
 }
 
-/// Open connections at a time. The kubelet and Prometheus need two; the port is open to every pod, and each connection
-/// is a descriptor that a volume then lacks.
+/// What is served over the health socket, likewise.
+pub fn health(shown: Shown) -> Router {
+    Router::new().route("/livez", get(livez)).route("/readyz", get(readyz)).with_state(shown)
+}
+
+/// Open connections at a time. Prometheus needs one; the port may be open to every pod, and each connection is a descriptor
+/// that a volume then lacks.
 pub const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take for a request's head.
 const HEAD: Duration = Duration::from_secs(10);
 
-/// Serves until cancelled. Where one connection too many comes, the oldest is closed: a probe lasts a millisecond, so
-/// that idle connections of others cannot keep the kubelet's probes out.
-pub async fn serve(listener: TcpListener, shown: Shown, cancel: CancellationToken) -> io::Result<()> {
-    let router = router(shown);
+/// Where connections come from.
+pub trait Accept {
+    /// One of them.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next one; none where it is not let in.
+    fn next(&self) -> impl Future<Output = io::Result<Option<Self::Stream>>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<Option<TcpStream>> {
+        self.accept().await.map(|(stream, _)| Some(stream))
+    }
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+
+    /// Root's, which the kubelet's probes are, and the agent's own.
+    async fn next(&self) -> io::Result<Option<UnixStream>> {
+        let (stream, _) = self.accept().await?;
+        let peer = stream.peer_cred()?.uid();
+        Ok((peer == 0 || peer == geteuid().as_raw()).then_some(stream))
+    }
+}
+
+/// Serves until cancelled. Where one connection too many comes, the oldest is closed: a request lasts a millisecond, so
+/// that idle connections of others cannot keep it out.
+pub async fn serve(listener: impl Accept, router: Router, cancel: CancellationToken) -> io::Result<()> {
     let mut open: VecDeque<AbortOnDropHandle<()>> = VecDeque::new();
+    let mut told = false;
     loop {
         let accepted = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
-            accepted = listener.accept() => accepted,
+            accepted = listener.next() => accepted,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
-            // Out of descriptors, or the client is gone already; a pause, because the former lasts.
-            Err(_) => {
+            Ok(Some(stream)) => stream,
+            Ok(None) => continue,
+            // Out of descriptors or watches, or the client is gone already; a pause, because the former lasts.
+            Err(e) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(error = %explain(e), "accept failed");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
+        told = false;
         open.retain(|task| !task.is_finished());
         while open.len() >= MAX_CONNECTIONS {
             open.pop_front();
@@ -223,7 +264,7 @@ pub async fn serve(listener: TcpListener, shown: Shown, cancel: CancellationToke
     }
 }
 
-async fn connection(stream: TcpStream, router: Router) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
     let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -41,7 +41,7 @@ pub struct Basics {
     pub mounter_socket: String,
     /// The uid that may use the CSI and registration sockets.
     pub kubelet_uid: u32,
-    /// Where health and metrics are served; none: nowhere.
+    /// Where metrics are served; none: nowhere.
     pub http: Option<SocketAddr>,
 }
 

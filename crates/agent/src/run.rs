@@ -10,6 +10,7 @@ mod offers;
 mod tend;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +21,7 @@ use seamount_proto::csi::identity_server::IdentityServer;
 use seamount_proto::csi::node_server::NodeServer;
 use seamount_proto::node::node_server::NodeServer as NodeReportServer;
 use seamount_proto::registration::registration_server::RegistrationServer;
+use seamount_sys::watch::explain;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -28,7 +30,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Args, Config, Log, LogFormat, LogLevel, WorkloadApi};
 use crate::csi::service::Service;
 use crate::endpoint::server::Services;
-use crate::http::{self, BEAT, Condition, Shown, Standing};
+use crate::health;
+use crate::http::{self, BEAT, Condition, Shown, Standing, listen};
 use crate::live::{self, Basics, Live};
 use crate::logging;
 use crate::memory;
@@ -137,6 +140,7 @@ async fn live_on(
     let memory_limit = memory::limit(loaded.as_ref().ok().and_then(|c| c.memory_limit));
     shown.metrics.memory_limit(memory_limit);
     let address = basics.http;
+    let health_socket = args.health_socket.clone().unwrap_or_else(|| health::SOCKET.to_owned());
     let mounter = Client::start(basics.mounter_socket.clone().into(), cancel.clone()).with_patience(patience);
     let live = Live::new(basics, shown.clone(), log, cancel.clone());
     live.take(loaded.map_err(|e| *e));
@@ -149,6 +153,7 @@ async fn live_on(
     tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
     tokio::spawn(tell_source(Arc::clone(&volumes), Arc::clone(&live)));
     tokio::spawn(beat(shown.clone(), Arc::clone(&volumes), memory_limit));
+    tokio::spawn(show_health(health_socket, shown.clone(), cancel.clone()));
     tokio::spawn(show(address, live.configs(), shown, cancel.clone()));
 
     let stopped = CancellationToken::new();
@@ -212,7 +217,30 @@ async fn beat(shown: Shown, volumes: Arc<Volumes>, memory_limit: u64) {
     }
 }
 
-/// Health and metrics. Where the agent started without a valid configuration, the first one decides anew.
+/// Health, whatever the configuration says. What is in the way is tried again: an agent without is restarted by the kubelet.
+async fn show_health(socket: String, shown: Shown, cancel: CancellationToken) {
+    if socket.is_empty() {
+        return;
+    }
+    let mut told = false;
+    loop {
+        let ended = match listen::unix(Path::new(&socket)) {
+            Ok(listener) => http::serve(listener, http::health(shown.clone()), cancel.clone()).await,
+            Err(e) => Err(explain(e)),
+        };
+        match ended {
+            Ok(()) => return,
+            Err(e) if !told => {
+                told = true;
+                tracing::error!(%socket, error = %e, "the health socket cannot be listened on; trying again");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Metrics. Where the agent started without a valid configuration, the first one decides anew.
 async fn show(
     mut address: Option<SocketAddr>,
     mut configs: watch::Receiver<Option<Arc<Config>>>,
@@ -240,21 +268,21 @@ async fn show(
     }
 }
 
-/// An address that is taken is tried again: liveness must not depend on it.
+/// An address that is taken is tried again.
 async fn show_at(address: Option<SocketAddr>, shown: &Shown, cancel: &CancellationToken) {
     let Some(address) = address else { return std::future::pending().await };
     let mut told = false;
     loop {
-        match tokio::net::TcpListener::bind(address).await {
+        match listen::tcp(address) {
             Ok(listener) => {
-                tracing::info!(%address, "health and metrics");
-                if let Err(e) = http::serve(listener, shown.clone(), cancel.clone()).await {
-                    tracing::error!(error = %e, "health and metrics ended");
+                tracing::info!(%address, "metrics");
+                if let Err(e) = http::serve(listener, http::router(shown.clone()), cancel.clone()).await {
+                    tracing::error!(error = %e, "metrics ended");
                 }
             }
             Err(e) if !told => {
                 told = true;
-                tracing::error!(%address, error = %e, "http.address cannot be listened on; trying again");
+                tracing::error!(%address, error = %explain(e), "http.address cannot be listened on; trying again");
             }
             Err(_) => {}
         }

@@ -52,9 +52,13 @@ pub struct Args {
     /// Bind-mount this directory of the node, with another provider's Workload API socket, instead of issuing identities.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["trust_domain", "id_template", "authority_secret", "issuer", "api_server", "svid_ttl", "ca_ttl", "generate_authority"])]
     source_directory: Option<String>,
-    /// The agent's uid; no other container on the nodes may have it.
+    /// The agent's uid.
     #[arg(long, default_value_t = 64203)]
     agent_uid: u32,
+    /// Run the agent as that uid from its start, for clusters that refuse the capability SETUID. Without this the agent draws
+    /// a real uid that no other container can ask for; with it no other container on the nodes may have its uid.
+    #[arg(long)]
+    fixed_uid: bool,
     /// The agent's gid.
     #[arg(long, default_value_t = 64203)]
     agent_gid: u32,
@@ -77,9 +81,12 @@ pub struct Args {
     /// The lifetime of the authority's intermediate.
     #[arg(long, default_value = "24h", value_parser = duration)]
     ca_ttl: Duration,
-    /// The port of the agent's /livez, /readyz and /metrics, in the pod's own network.
+    /// The port of the agent's /metrics, in the pod's own network.
     #[arg(long, default_value_t = 9808)]
     http_port: u16,
+    /// The namespace whose pods may read the metrics (a NetworkPolicy refuses all others).
+    #[arg(long, value_name = "NAMESPACE")]
+    monitoring_namespace: Option<String>,
     /// The form of the agent's log.
     #[arg(long, default_value = "text", value_parser = PossibleValuesParser::new(["text", "json"]))]
     log_format: String,
@@ -119,6 +126,7 @@ impl Args {
             kubelet_root: self.kubelet_root,
             source,
             agent_uid: self.agent_uid,
+            fixed_uid: self.fixed_uid,
             agent_gid: self.agent_gid,
             token_audience: self.token_audience,
             token_lifetime: self.token_lifetime,
@@ -127,6 +135,7 @@ impl Args {
             svid_ttl: self.svid_ttl,
             ca_ttl: self.ca_ttl,
             http_port: self.http_port,
+            monitoring_namespace: self.monitoring_namespace,
             log_format: self.log_format,
             log_level: self.log_level,
         }

@@ -7,13 +7,17 @@
 //! writing as well while it does not fit.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
 use rustix::io::{Errno, ioctl_fionread, read, write, writev};
-use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, Shutdown, recvmsg, shutdown};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown,
+    recvmsg, sendmsg, shutdown,
+};
+use seamount_sys::uid;
 use seamount_sys::watch::watch;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -104,6 +108,15 @@ impl Quiet {
     }
 }
 
+/// Writes. A peer that asks for credentials is not told the real uid, which the agent keeps to itself.
+fn send(stream: &OwnedFd, bufs: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    let Some(shown) = uid::shown() else { return writev(stream, bufs) };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmCredentials(shown));
+    sendmsg(stream, bufs, &mut control, SendFlags::NOSIGNAL)
+}
+
 impl AsyncRead for Quiet {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { stream, reader, wary, .. } = self.get_mut();
@@ -142,7 +155,7 @@ impl AsyncRead for Quiet {
 
 impl AsyncWrite for Quiet {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_out(cx, |stream| write(stream, buf))
+        self.get_mut().poll_out(cx, |stream| send(stream, &[IoSlice::new(buf)]))
     }
 
     fn poll_write_vectored(
@@ -150,7 +163,7 @@ impl AsyncWrite for Quiet {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_out(cx, |stream| writev(stream, bufs))
+        self.get_mut().poll_out(cx, |stream| send(stream, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -19,6 +19,9 @@ pub(crate) const SHARED_DIRECTORY: &str = "/run/seamount";
 /// The mounter's socket in it.
 pub(crate) const MOUNTER_SOCKET: &str = "/run/seamount/mounter.sock";
 
+/// Where the agent makes the socket that its probes ask: its own default.
+pub(crate) const HEALTH_DIRECTORY: &str = "/run/seamount-agent";
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Agent<'a> {
@@ -127,8 +130,8 @@ pub(crate) fn agent_yaml(options: &Options) -> Result<String, crate::Error> {
                 },
             },
         }),
-        // The pod has a network namespace of its own and the kubelet probes the pod's address.
-        http: Http { address: format!("0.0.0.0:{}", options.http_port) },
+        // The pod has a network namespace of its own. IPv4 as well, and IPv4 alone where the kernel has no IPv6.
+        http: Http { address: format!("[::]:{}", options.http_port) },
         log: Log { format: &options.log_format, level: &options.log_level },
     };
     crate::yaml::one("agent.yaml", &config)

@@ -30,7 +30,7 @@ pub use yaml::to_yaml;
 
 /// Name of the ConfigMap with the agent's configuration.
 pub const CONFIG_MAP: &str = "seamount-agent";
-/// Name of the DaemonSet, of its ServiceAccount and, on OpenShift, of its SecurityContextConstraints.
+/// Name of the DaemonSet, of its ServiceAccount and NetworkPolicy and, on OpenShift, of its SecurityContextConstraints.
 pub const NODE: &str = "seamount-node";
 
 /// Why there are no objects, or no YAML of them.
@@ -111,6 +111,7 @@ pub fn objects(options: &Options) -> Result<Vec<Object>, Error> {
         list.extend(openshift::objects(options));
     }
     list.push(shared::config_map(options)?);
+    list.push(shared::network_policy(options)?);
     list.push(shared::csi_driver(options)?);
     list.push(node::daemon_set(options)?);
     Ok(list)

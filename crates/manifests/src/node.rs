@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet};
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, ConfigMapProjection, ConfigMapVolumeSource, Container, ContainerPort,
-    EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, HostPathVolumeSource, KeyToPath, NodeAffinity,
+    EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction, HostPathVolumeSource, KeyToPath, NodeAffinity,
     NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector, PodSpec, PodTemplateSpec,
     Probe, ProjectedVolumeSource, ResourceRequirements, SELinuxOptions, SeccompProfile, SecretVolumeSource,
     SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
@@ -15,7 +15,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::config::{
-    AUTHORITY_DIRECTORY, CONFIG_DIRECTORY, CONFIG_FILE, MOUNTER_SOCKET, SHARED_DIRECTORY, TOKEN_DIRECTORY,
+    AUTHORITY_DIRECTORY, CONFIG_DIRECTORY, CONFIG_FILE, HEALTH_DIRECTORY, MOUNTER_SOCKET, SHARED_DIRECTORY,
+    TOKEN_DIRECTORY,
 };
 use crate::options::{Environment, Options, Source, parent_and_name};
 use crate::shared::{PRIORITY_CLASS, labels, metadata, text_map};
@@ -132,8 +133,8 @@ fn mounter(options: &Options) -> Container {
         args: Some(args),
         security_context: Some(SecurityContext {
             privileged: Some(true),
-            run_as_user: Some(0),
-            run_as_group: Some(0),
+            // No `runAsUser`: the image names no user, which is root. Where all containers name the same one, the kubelet makes the
+            // projected token readable for that one alone, and the agent has another by then.
             read_only_root_filesystem: Some(true),
             // Without a level a runtime picks two categories for it, and the sockets that it makes would have them too.
             se_linux_options: Some(SELinuxOptions {
@@ -151,25 +152,33 @@ fn mounter(options: &Options) -> Container {
 }
 
 fn agent(options: &Options) -> Container {
-    let mut mounts = vec![read_only("shared", SHARED_DIRECTORY), read_only("config", CONFIG_DIRECTORY)];
+    let mut mounts = vec![
+        read_only("shared", SHARED_DIRECTORY),
+        read_only("config", CONFIG_DIRECTORY),
+        // Its own alone: the probes below ask there.
+        mount("health", HEALTH_DIRECTORY),
+    ];
     if matches!(options.source, Source::Authority { .. }) {
         mounts.push(read_only("token", TOKEN_DIRECTORY));
         mounts.push(read_only("authority", AUTHORITY_DIRECTORY));
+    }
+    let mut args = vec![
+        format!("--config={CONFIG_DIRECTORY}/{CONFIG_FILE}"),
+        // What this pod mounts and what its mounter is told: the file cannot change that alone. On the command line, so that
+        // volumes can be removed whatever the file says.
+        format!("--mounter-socket={MOUNTER_SOCKET}"),
+        format!("--kubelet-root={}", options.kubelet_root),
+        format!("--driver-name={}", options.driver_name),
+    ];
+    if !options.fixed_uid {
+        args.push(format!("--uid={}", options.agent_uid));
     }
     Container {
         name: "agent".to_owned(),
         image: Some(options.image.clone()),
         image_pull_policy: Some(options.image_pull_policy.as_str().to_owned()),
         command: Some(vec!["/seamount-agent".to_owned()]),
-        args: Some(vec![
-            format!("--config={CONFIG_DIRECTORY}/{CONFIG_FILE}"),
-            // These are on the command line as well, so that volumes can be removed whatever the file says.
-            format!("--mounter-socket={MOUNTER_SOCKET}"),
-            format!("--kubelet-root={}", options.kubelet_root),
-            format!("--driver-name={}", options.driver_name),
-            // The probes below must find it then, too.
-            format!("--http-address=0.0.0.0:{}", options.http_port),
-        ]),
+        args: Some(args),
         env: Some(vec![EnvVar {
             name: "NODE_NAME".to_owned(),
             value_from: Some(EnvVarSource {
@@ -182,21 +191,23 @@ fn agent(options: &Options) -> Container {
             ..EnvVar::default()
         }]),
         ports: Some(vec![ContainerPort {
-            name: Some("http".to_owned()),
+            name: Some("metrics".to_owned()),
             container_port: i32::from(options.http_port),
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
         security_context: Some(SecurityContext {
-            run_as_user: Some(i64::from(options.agent_uid)),
+            // Root only until it has drawn a real uid, which no `runAsUser` reaches: the kernel counts epoll watches and
+            // descriptors in flight by it, over all containers. SETUID goes with that.
+            run_as_user: Some(if options.fixed_uid { options.agent_uid.into() } else { 0 }),
             run_as_group: Some(i64::from(options.agent_gid)),
-            run_as_non_root: Some(true),
+            run_as_non_root: options.fixed_uid.then_some(true),
             allow_privilege_escalation: Some(false),
             privileged: Some(false),
             read_only_root_filesystem: Some(true),
             capabilities: Some(Capabilities {
                 drop: Some(vec!["ALL".to_owned()]),
-                ..Capabilities::default()
+                add: (!options.fixed_uid).then(|| vec!["SETUID".to_owned()]),
             }),
             seccomp_profile: Some(SeccompProfile {
                 type_: "RuntimeDefault".to_owned(),
@@ -212,8 +223,8 @@ fn agent(options: &Options) -> Container {
         }),
         volume_mounts: Some(mounts),
         resources: Some(requests("20m", "32Mi")),
-        liveness_probe: Some(probe("/livez", 10, 6)),
-        readiness_probe: Some(probe("/readyz", 5, 2)),
+        liveness_probe: Some(probe("live", 10, 6)),
+        readiness_probe: Some(probe("ready", 5, 2)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
@@ -228,6 +239,13 @@ fn volumes(options: &Options) -> Vec<Volume> {
                 size_limit: Some(Quantity("1Mi".to_owned())),
             }),
             ..volume("shared")
+        },
+        Volume {
+            empty_dir: Some(EmptyDirVolumeSource {
+                medium: Some("Memory".to_owned()),
+                size_limit: Some(Quantity("1Mi".to_owned())),
+            }),
+            ..volume("health")
         },
         Volume {
             // Optional, and so are those below: what is missing makes the agent not ready, never absent, because
@@ -322,12 +340,11 @@ fn requests(cpu: &str, memory: &str) -> ResourceRequirements {
     }
 }
 
-fn probe(path: &str, period: i32, failures: i32) -> Probe {
+/// The agent's program asks the running agent over a Unix socket: no network is needed, and no pod can keep it out.
+fn probe(what: &str, period: i32, failures: i32) -> Probe {
     Probe {
-        http_get: Some(HTTPGetAction {
-            path: Some(path.to_owned()),
-            port: IntOrString::String("http".to_owned()),
-            ..HTTPGetAction::default()
+        exec: Some(ExecAction {
+            command: Some(["/seamount-agent", "health", what].map(str::to_owned).to_vec()),
         }),
         period_seconds: Some(period),
         timeout_seconds: Some(3),

@@ -32,11 +32,12 @@ pub(crate) fn objects(options: &Options) -> Vec<Object> {
         "allowPrivilegeEscalation": true,
         "allowPrivilegedContainer": true,
         // The CRD requires these and `priority`, and `kubectl apply` drops a null before it sends anything.
-        "allowedCapabilities": [],
+        // With SETUID the agent leaves root for uids of its own, and loses it by that.
+        "allowedCapabilities": if options.fixed_uid { json!([]) } else { json!(["SETUID"]) },
         "defaultAddCapabilities": [],
         "requiredDropCapabilities": [],
         "readOnlyRootFilesystem": true,
-        // The pod says all of this itself, container by container: root for one, a uid of its own for the other.
+        // The pod says all of this itself, container by container.
         "runAsUser": {"type": "RunAsAny"},
         "seLinuxContext": {"type": "RunAsAny"},
         "fsGroup": {"type": "RunAsAny"},

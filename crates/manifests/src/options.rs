@@ -84,8 +84,11 @@ pub struct Options {
     pub kubelet_root: String,
     /// Where identities come from.
     pub source: Source,
-    /// The agent's uid. Reserved for it: the kernel counts descriptors in flight per uid, over all containers.
+    /// The agent's uid, as files and the mounter see it.
     pub agent_uid: u32,
+    /// Whether it is the real one, too. Else the agent starts as root with the capability SETUID alone and draws a real uid
+    /// that no other container can ask for: the kernel counts epoll watches and descriptors in flight by it.
+    pub fixed_uid: bool,
     /// The agent's gid.
     pub agent_gid: u32,
     /// The audience of the pods' tokens.
@@ -101,8 +104,10 @@ pub struct Options {
     pub svid_ttl: Duration,
     /// The lifetime of the authority's intermediate.
     pub ca_ttl: Duration,
-    /// The port of `/livez`, `/readyz` and `/metrics` in the agent's own network namespace.
+    /// The port of `/metrics` in the agent's own network namespace.
     pub http_port: u16,
+    /// The namespace whose pods may read the metrics; none: no pod may.
+    pub monitoring_namespace: Option<String>,
     /// `text` or `json`.
     pub log_format: String,
     /// The level of the agent's log.
@@ -123,6 +128,7 @@ impl Default for Options {
             kubelet_root: "/var/lib/kubelet".into(),
             source: Source::Authority { secret: "seamount-authority".into() },
             agent_uid: 64203,
+            fixed_uid: false,
             agent_gid: 64203,
             token_audience: "seamount.dev".into(),
             token_lifetime: Duration::from_hours(1),
@@ -131,6 +137,7 @@ impl Default for Options {
             svid_ttl: Duration::from_hours(1),
             ca_ttl: Duration::from_hours(24),
             http_port: 9808,
+            monitoring_namespace: None,
             log_format: "text".into(),
             log_level: "info".into(),
         }
@@ -201,6 +208,7 @@ impl Options {
                 }
                 65534 => "65534 is the overflow id, which stands for everybody unknown",
                 u32::MAX => "4294967295 means no id at all",
+                _ if i32::try_from(id).is_err() => "Kubernetes takes no id above 2147483647",
                 _ => "",
             };
             found.expect(option, why.is_empty(), format!("{why}; take an uncommon one such as 64203"));
@@ -219,6 +227,11 @@ impl Options {
             "http-port",
             self.http_port >= 1024,
             format!("{} needs a privilege that the agent lacks", self.http_port),
+        );
+        found.expect(
+            "monitoring-namespace",
+            self.monitoring_namespace.as_deref().is_none_or(is_label),
+            format!("{:?} is no DNS label", self.monitoring_namespace.as_deref().unwrap_or_default()),
         );
         for (option, value, words) in [
             ("log-format", &self.log_format, &["text", "json"][..]),

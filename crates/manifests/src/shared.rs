@@ -6,9 +6,13 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Namespace, ResourceQuota, ResourceQuotaSpec, ScopeSelector, ScopedResourceSelectorRequirement,
     ServiceAccount,
 };
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, TokenRequest};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::config::{CONFIG_FILE, agent_yaml};
 use crate::options::{Environment, Options};
@@ -102,6 +106,36 @@ pub(crate) fn config_map(options: &Options) -> Result<Object, Error> {
         ..ConfigMap::default()
     };
     Object::from_typed("the ConfigMap", &object)
+}
+
+/// Who may connect to the pods of the DaemonSet: the monitoring to the metrics, and nothing else to anything. They have no host
+/// network, to which no policy applies. What they connect to themselves (the API server) is not limited.
+pub(crate) fn network_policy(options: &Options) -> Result<Object, Error> {
+    let from = |namespace: &String| NetworkPolicyIngressRule {
+        from: Some(vec![NetworkPolicyPeer {
+            namespace_selector: Some(LabelSelector {
+                // Kubernetes sets this label itself; nothing else can have it.
+                match_labels: Some(text_map([("kubernetes.io/metadata.name", namespace)])),
+                ..LabelSelector::default()
+            }),
+            ..NetworkPolicyPeer::default()
+        }]),
+        ports: Some(vec![NetworkPolicyPort {
+            port: Some(IntOrString::Int(options.http_port.into())),
+            protocol: Some("TCP".to_owned()),
+            ..NetworkPolicyPort::default()
+        }]),
+    };
+    let object = NetworkPolicy {
+        metadata: metadata(options, NODE),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(LabelSelector { match_labels: Some(labels()), ..LabelSelector::default() }),
+            policy_types: Some(vec!["Ingress".to_owned()]),
+            ingress: options.monitoring_namespace.as_ref().map(|namespace| vec![from(namespace)]),
+            ..NetworkPolicySpec::default()
+        }),
+    };
+    Object::from_typed("the NetworkPolicy", &object)
 }
 
 /// What Kubernetes has to know about the driver.

@@ -44,7 +44,7 @@ fn the_agent_takes_its_configuration_for_an_authority() {
     assert_eq!((config.driver_name.as_str(), config.node_name.as_str()), ("id.example.org", "node-1"));
     assert_eq!(config.kubelet_root, Path::new("/data/kubelet"));
     assert_eq!(config.mounter_socket, Path::new("/run/seamount/mounter.sock"));
-    assert_eq!(config.http.unwrap().to_string(), "0.0.0.0:9808");
+    assert_eq!(config.http.unwrap().to_string(), "[::]:9808");
     let AgentSource::Authority(authority) = config.source else { panic!("not an authority") };
     assert_eq!(authority.trust_domain.to_string(), "example.org");
     assert_eq!(authority.embedded.directory.as_deref(), Some(Path::new("/etc/seamount/authority")));

@@ -76,7 +76,7 @@ fn the_objects_come_in_an_order_that_can_be_applied() {
         |options: &Options| objects(options).unwrap().iter().map(|o| o.kind().to_owned()).collect::<Vec<_>>();
     assert_eq!(
         kinds(&options()),
-        ["Namespace", "ResourceQuota", "ServiceAccount", "ConfigMap", "CSIDriver", "DaemonSet"]
+        ["Namespace", "ResourceQuota", "ServiceAccount", "ConfigMap", "NetworkPolicy", "CSIDriver", "DaemonSet"]
     );
     assert_eq!(
         kinds(&openshift()),
@@ -88,6 +88,7 @@ fn the_objects_come_in_an_order_that_can_be_applied() {
             "Role",
             "RoleBinding",
             "ConfigMap",
+            "NetworkPolicy",
             "CSIDriver",
             "DaemonSet"
         ]
@@ -169,24 +170,37 @@ fn no_object_has_a_null() {
 }
 
 #[test]
-fn the_agent_has_no_privilege_and_nothing_of_the_host() {
+fn the_agent_has_no_privilege_but_to_leave_root_and_nothing_of_the_host() {
+    let context = |uid: u32, capabilities: Value| {
+        json!({
+            "runAsUser": uid,
+            "runAsGroup": 64203,
+            "allowPrivilegeEscalation": false,
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": capabilities,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            "seLinuxOptions": {"type": "spc_t", "level": "s0"},
+        })
+    };
+    let fixed = Options { fixed_uid: true, ..openshift() };
+    let mut expected = context(64203, json!({"drop": ["ALL"]}));
+    expected["runAsNonRoot"] = true.into();
+    assert_eq!(container(&pod(&fixed), "agent")["securityContext"], expected);
+    let draws = |agent: &Value| agent["args"].as_array().unwrap().contains(&json!("--uid=64203"));
+    assert!(!draws(&container(&pod(&fixed), "agent")));
+    let constraints = |options| find(&objects(options).unwrap(), "SecurityContextConstraints");
+    assert_eq!(constraints(&fixed)["allowedCapabilities"], json!([]));
+    assert_eq!(constraints(&openshift())["allowedCapabilities"], json!(["SETUID"]));
     for options in all_kinds() {
         let pod = pod(&options);
         let agent = container(&pod, "agent");
-        assert_eq!(
-            agent["securityContext"],
-            json!({
-                "runAsUser": 64203,
-                "runAsGroup": 64203,
-                "runAsNonRoot": true,
-                "allowPrivilegeEscalation": false,
-                "privileged": false,
-                "readOnlyRootFilesystem": true,
-                "capabilities": {"drop": ["ALL"]},
-                "seccompProfile": {"type": "RuntimeDefault"},
-                "seLinuxOptions": {"type": "spc_t", "level": "s0"},
-            })
-        );
+        let alone = json!({"drop": ["ALL"], "add": ["SETUID"]});
+        assert_eq!(agent["securityContext"], context(0, alone));
+        assert!(draws(&agent));
+        assert!(container(&pod, "mounter")["args"].as_array().unwrap().contains(&json!("--agent-uid=64203")));
+        // The kubelet gives the token to a uid that all containers name, and to it alone.
+        assert!(container(&pod, "mounter")["securityContext"].get("runAsUser").is_none());
         let host: Vec<&str> = pod["volumes"]
             .as_array()
             .unwrap()
@@ -197,7 +211,7 @@ fn the_agent_has_no_privilege_and_nothing_of_the_host() {
         assert!(!host.is_empty(), "the mounter has the kubelet's directory");
         for mount in agent["volumeMounts"].as_array().unwrap() {
             assert!(!host.contains(&mount["name"].as_str().unwrap()), "{mount}");
-            assert_eq!(mount["readOnly"], true, "{mount}");
+            assert_eq!(mount.get("readOnly").is_some(), mount["name"] != "health", "{mount}");
             assert!(mount.get("mountPropagation").is_none(), "{mount}");
         }
         assert!(agent.get("volumeDevices").is_none());
@@ -312,15 +326,54 @@ fn the_namespace_has_a_quota_for_the_pods_priority_class() {
 }
 
 #[test]
-fn the_agent_is_probed_where_it_listens_and_knows_its_node() {
-    let options = Options { http_port: 9999, ..options() };
-    let agent = container(&pod(&options), "agent");
-    assert_eq!(agent["livenessProbe"]["httpGet"]["path"], "/livez");
-    assert_eq!(agent["readinessProbe"]["httpGet"]["path"], "/readyz");
-    assert_eq!(agent["ports"][0]["containerPort"], 9999);
-    assert_eq!(agent_yaml(&options)["http"]["address"], "0.0.0.0:9999");
+fn the_agent_is_probed_over_its_socket_and_knows_its_node() {
+    let agent = container(&pod(&options()), "agent");
+    for (probe, what) in [("livenessProbe", "live"), ("readinessProbe", "ready")] {
+        assert_eq!(agent[probe]["exec"]["command"], json!(["/seamount-agent", "health", what]));
+    }
+    let mount = agent["volumeMounts"].as_array().unwrap().iter().find(|m| m["name"] == "health").unwrap();
+    assert_eq!(mount["mountPath"], "/run/seamount-agent");
+    assert!(!names_of_mounts(&container(&pod(&options()), "mounter")).contains(&"health".to_owned()));
     assert_eq!(agent["env"][0]["name"], "NODE_NAME");
     assert_eq!(agent["env"][0]["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
+}
+
+#[test]
+fn the_metrics_are_for_the_monitoring_alone() {
+    let open = Options { http_port: 9999, monitoring_namespace: Some("monitoring".into()), ..options() };
+    assert_eq!(container(&pod(&open), "agent")["ports"][0]["containerPort"], 9999);
+    assert_eq!(agent_yaml(&open)["http"]["address"], "[::]:9999");
+    for (options, ingress) in [
+        (options(), json!([])),
+        (
+            open,
+            json!([{
+                "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+                "ports": [{"port": 9999, "protocol": "TCP"}],
+            }]),
+        ),
+    ] {
+        let list = objects(&options).unwrap();
+        let spec = find(&list, "NetworkPolicy")["spec"].clone();
+        let pods = find(&list, "DaemonSet")["spec"]["template"].clone();
+        assert_eq!(spec["podSelector"]["matchLabels"], pods["metadata"]["labels"]);
+        assert_eq!(spec["policyTypes"], json!(["Ingress"]));
+        assert_eq!(spec.get("ingress").unwrap_or(&json!([])), &ingress);
+        // No policy applies to the host's network.
+        assert!(pods["spec"].get("hostNetwork").is_none());
+    }
+}
+
+#[test]
+fn no_flag_of_the_agent_keeps_the_file_from_changing_what_it_can_change() {
+    for options in all_kinds() {
+        let agent = container(&pod(&options), "agent");
+        let flags: Vec<&str> =
+            agent["args"].as_array().unwrap().iter().filter_map(|a| a.as_str()?.split('=').next()).collect();
+        // The mounter is told the same in its own flags, or the pod mounts it.
+        let of_the_pod = ["--config", "--mounter-socket", "--kubelet-root", "--driver-name", "--uid"];
+        assert_eq!(flags, of_the_pod);
+    }
 }
 
 #[test]
@@ -365,7 +418,7 @@ fn names_and_ids_reach_both_containers() {
     for argument in ["--kubelet-root=/data/kubelet", "--driver-name=id.example.org"] {
         assert!(agent["args"].as_array().unwrap().contains(&json!(argument)), "{argument}");
     }
-    assert_eq!(agent["securityContext"]["runAsUser"], 70001);
+    assert!(agent["args"].as_array().unwrap().contains(&json!("--uid=70001")));
     assert_eq!(agent["securityContext"]["runAsGroup"], 70002);
     assert_eq!(agent_yaml(&options)["kubeletRoot"], "/data/kubelet");
     assert_eq!(agent_yaml(&options)["driverName"], "id.example.org");

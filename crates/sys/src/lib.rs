@@ -9,4 +9,6 @@ pub mod program;
 #[cfg(feature = "agent")]
 pub mod rights;
 #[cfg(feature = "agent")]
+pub mod uid;
+#[cfg(feature = "agent")]
 pub mod watch;

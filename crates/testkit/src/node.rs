@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::issuer::{Claims, TokenIssuer};
 use crate::kubelet::{Kubelet, PodVolume};
@@ -39,7 +39,7 @@ pub struct Node {
     pub kubelet: Kubelet,
     /// The played API server's part.
     pub issuer: TokenIssuer,
-    /// Where the agent shows its health.
+    /// Where the agent shows its metrics.
     pub http: String,
     logs: PathBuf,
     programs: Option<PathBuf>,
@@ -57,9 +57,10 @@ impl Node {
         // Short: the path of a volume's socket below it has at most 107 bytes (unix(7)).
         let number = NODES.fetch_add(1, Ordering::Relaxed);
         let dir = namespace::scratch()?.join(format!("n{number}"));
-        for name in ["", "k", RUN, "etc", "logs", "root"] {
+        for name in ["", "k", "etc", "logs", "root"] {
             make_directory(&dir.join(name))?;
         }
+        make_run(&dir.join(RUN))?;
         let root = dir.join("k");
         mount("tmpfs", &root, "tmpfs", MountFlags::empty(), Some(c"mode=750"))?;
         std::fs::write(dir.join("etc/jwks.json"), issuer.jwks_json())?;
@@ -166,7 +167,7 @@ impl Node {
     /// # Errors
     /// If it cannot be made.
     pub fn make_run(&self, run: &str) -> io::Result<()> {
-        make_directory(&self.path(run))
+        make_run(&self.path(run))
     }
 
     /// How to start a mounter whose socket is in the directory `run` ([`RUN`]).
@@ -178,7 +179,7 @@ impl Node {
             .dying_with_us()
     }
 
-    /// How to start an agent of the mounter in the directory `run`, which shows its health at `http`.
+    /// How to start an agent of the mounter in the directory `run`, which shows its metrics at `http`.
     pub fn agent(&self, run: &str, http: &str) -> Spawn {
         let spawn = self.spawn("agent", "seamount-agent");
         spawn.args(self.agent_args(run, http)).ids(UID, UID).dying_with_us()
@@ -193,10 +194,17 @@ impl Node {
     }
 
     /// The arguments of such an agent, to start it in another way.
-    pub fn agent_args(&self, run: &str, http: &str) -> [String; 6] {
+    pub fn agent_args(&self, run: &str, http: &str) -> [String; 8] {
         let socket = self.path(run).join("mounter.sock").display().to_string();
         let config = self.path("etc/agent.yaml").display().to_string();
-        ["--config".into(), config, "--mounter-socket".into(), socket, "--http-address".into(), http.into()]
+        let flags = ["--config", "--mounter-socket", "--http-address", "--health-socket"].map(str::to_owned);
+        let [first, second, third, fourth] = flags;
+        [first, config, second, socket, third, http.into(), fourth, self.health(run)]
+    }
+
+    /// Where an agent of the mounter in the directory `run` says how it is.
+    pub fn health(&self, run: &str) -> String {
+        self.path(run).join("agent/health.sock").display().to_string()
     }
 
     /// Removes the logs of an earlier process: what is awaited in one was not said by the one before. They stay in the
@@ -223,12 +231,15 @@ impl Node {
         self.issuer.tokens_json(&self.claims(volume))
     }
 
-    /// Status and body of a GET of the agent's health.
+    /// Status and body of a GET of the agent's health or metrics.
     ///
     /// # Errors
-    /// If no process answers.
+    /// If nothing answers.
     pub async fn get(&self, path: &str) -> io::Result<(u16, String)> {
-        get(&self.http, path).await
+        match path {
+            "/metrics" => get(&self.http, path).await,
+            _ => get(&self.health(RUN), path).await,
+        }
     }
 
     /// Waits until the agent says that it is ready.
@@ -236,16 +247,22 @@ impl Node {
     /// # Errors
     /// With its last words, after `limit`.
     pub async fn ready(&self, limit: Duration) -> anyhow::Result<()> {
-        ready(&self.http, limit).await
+        ready(&self.health(RUN), limit).await
     }
 }
 
-/// Status and body of a GET of an agent's health.
+/// Status and body of a GET, of an address or a Unix socket's path.
 ///
 /// # Errors
-/// If no process answers.
-pub async fn get(http: &str, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = tokio::net::TcpStream::connect(http).await?;
+/// If nothing answers.
+pub async fn get(at: &str, path: &str) -> io::Result<(u16, String)> {
+    match at.starts_with('/') {
+        true => get_on(tokio::net::UnixStream::connect(at).await?, path).await,
+        false => get_on(tokio::net::TcpStream::connect(at).await?, path).await,
+    }
+}
+
+async fn get_on(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> io::Result<(u16, String)> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
@@ -255,14 +272,14 @@ pub async fn get(http: &str, path: &str) -> io::Result<(u16, String)> {
     code.zip(body).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, answer))
 }
 
-/// Waits until an agent says that it is ready.
+/// Waits until an agent says on its health socket that it is ready.
 ///
 /// # Errors
 /// With its last words, after `limit`.
-pub async fn ready(http: &str, limit: Duration) -> anyhow::Result<()> {
+pub async fn ready(health: &str, limit: Duration) -> anyhow::Result<()> {
     let start = Instant::now();
     loop {
-        let last = match get(http, "/readyz").await {
+        let last = match get(health, "/readyz").await {
             Ok((200, _)) => return Ok(()),
             Ok((_, text)) => text,
             Err(e) => e.to_string(),
@@ -270,6 +287,14 @@ pub async fn ready(http: &str, limit: Duration) -> anyhow::Result<()> {
         anyhow::ensure!(start.elapsed() <= limit, "not ready within {limit:?}: {last}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What the two share, and in it a directory in which any agent may make its health socket.
+fn make_run(path: &Path) -> io::Result<()> {
+    make_directory(path)?;
+    let agents = path.join("agent");
+    make_directory(&agents)?;
+    std::fs::set_permissions(agents, std::fs::Permissions::from_mode(0o777))
 }
 
 /// The agent's uid may pass, whatever the umask is.

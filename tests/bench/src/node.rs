@@ -64,9 +64,10 @@ impl Node {
         // A short name: a socket's path has at most 107 bytes (unix(7)), and a volume's is long.
         let dir = tempfile::Builder::new().prefix("b").rand_bytes(4).tempdir_in("/tmp")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-        for name in ["k", "bin", "run", "etc", "logs", "root"] {
+        for name in ["k", "bin", "run", "etc", "logs", "root", "health"] {
             fs::create_dir(dir.path().join(name))?;
         }
+        fs::set_permissions(dir.path().join("health"), fs::Permissions::from_mode(0o777))?;
         for name in ["seamount-mounter", "seamount-agent"] {
             let program = programs.join(name);
             fs::copy(&program, dir.path().join("bin").join(name))
@@ -135,6 +136,7 @@ impl Node {
         let config = self.dir.path().join("etc/agent.yaml");
         let spawn = Spawn::new("agent", &self.programs.join("seamount-agent"), &self.logs())
             .args(["--config".as_ref(), config.as_os_str()])
+            .args(["--health-socket".as_ref(), self.health().as_os_str()])
             .ids(UID, UID);
         self.agent = Some(spawn.start()?);
         Ok(())
@@ -147,6 +149,10 @@ impl Node {
             process.crash()?;
         }
         Ok(())
+    }
+
+    fn health(&self) -> PathBuf {
+        self.dir.path().join("health/agent.sock")
     }
 
     fn logs(&self) -> PathBuf {
@@ -184,22 +190,9 @@ impl Node {
 
     /// Waits until the agent says that it is ready.
     async fn ready(&self) -> anyhow::Result<()> {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let begun = Instant::now();
-        loop {
-            let mut answer = String::new();
-            if let Ok(mut stream) = tokio::net::TcpStream::connect(&self.http).await {
-                stream
-                    .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                    .await?;
-                stream.read_to_string(&mut answer).await?;
-            }
-            if answer.starts_with("HTTP/1.1 200") {
-                return Ok(());
-            }
-            ensure!(begun.elapsed() < LONG, "not ready: {answer}; {}", self.agent_log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let health = self.health().display().to_string();
+        let ready = seamount_testkit::node::ready(&health, LONG).await;
+        ready.with_context(|| self.agent_log())
     }
 
     /// Makes the kubelet's directories, tokens and requests of `count` pods with a volume each.

@@ -218,6 +218,6 @@ impl Node {
     /// # Errors
     /// With its last words, after `limit`.
     pub async fn ready(&self, limit: Duration) -> anyhow::Result<()> {
-        ready(&self.pair().http, limit).await
+        ready(&self.base.health(&self.pair().run), limit).await
     }
 }

@@ -123,7 +123,8 @@ impl Stage {
         let (program, user) = (self.program("seamount-agent"), AGENT.to_string());
         let config = self.base.join("etc/agent.yaml").display().to_string();
         let mut words = vec!["exec", context, "--user", user.as_str(), program.as_str()];
-        words.extend(["--config", config.as_str(), "--node-name", NODE, "--http-address", ""]);
+        words.extend(["--config", config.as_str(), "--node-name", NODE]);
+        words.extend(["--http-address", "", "--health-socket", ""]);
         words.extend(["--kubelet-root", root.as_str(), "--mounter-socket", socket.as_str()]);
         self.agent = Some(self.spawn("agent", &words)?);
         Ok(())

@@ -38,8 +38,12 @@ pub struct Args {
     pub kubelet_root: Option<String>,
     /// Name of the CSI driver.
     pub driver_name: Option<String>,
-    /// Where health and metrics are served. Give it where probes rely on it: it holds also while the file is broken.
+    /// Where metrics are served.
     pub http_address: Option<String>,
+    /// The socket that `seamount-agent health` asks; empty: none.
+    pub health_socket: Option<String>,
+    /// The uid to go on as, for an agent that starts as root; its real uid is drawn.
+    pub uid: Option<u32>,
     /// Log as `text` or as `json`.
     pub log_format: Option<String>,
     /// Log `error`, `warn`, `info`, `debug` or `trace`.
@@ -61,11 +65,18 @@ impl Args {
                     }
                     continue;
                 }
+                Long("uid") => {
+                    if read.uid.replace(parser.value()?.parse()?).is_some() {
+                        return Err(ArgsError::Twice("uid"));
+                    }
+                    continue;
+                }
                 Long("node-name") => ("node-name", &mut read.node_name),
                 Long("mounter-socket") => ("mounter-socket", &mut read.mounter_socket),
                 Long("kubelet-root") => ("kubelet-root", &mut read.kubelet_root),
                 Long("driver-name") => ("driver-name", &mut read.driver_name),
                 Long("http-address") => ("http-address", &mut read.http_address),
+                Long("health-socket") => ("health-socket", &mut read.health_socket),
                 Long("log-format") => ("log-format", &mut read.log_format),
                 Long("log-level") => ("log-level", &mut read.log_level),
                 other => return Err(other.unexpected().into()),

@@ -184,6 +184,10 @@ fn args_are_those_of_the_brief() {
         "d",
         "--http-address",
         "[::1]:7",
+        "--health-socket",
+        "/h",
+        "--uid",
+        "64203",
         "--log-format",
         "json",
         "--log-level",
@@ -197,6 +201,8 @@ fn args_are_those_of_the_brief() {
     assert_eq!(args.kubelet_root.as_deref(), Some("/k"));
     assert_eq!(args.driver_name.as_deref(), Some("d"));
     assert_eq!(args.http_address.as_deref(), Some("[::1]:7"));
+    assert_eq!(args.health_socket.as_deref(), Some("/h"));
+    assert_eq!(args.uid, Some(64203));
     assert_eq!(args.log_format.as_deref(), Some("json"));
     assert_eq!(Args::parse(["--node-name=n"]).unwrap().node_name.as_deref(), Some("n"));
     assert_eq!(Args::parse([""; 0]).unwrap(), Args::default());
@@ -210,6 +216,8 @@ fn args_are_refused_with_their_names() {
         (&["--node-name"], "--node-name"),
         (&["--log-level", "info", "--log-level", "debug"], "--log-level"),
         (&["--config", "a", "--config", "b"], "--config"),
+        (&["--uid", "1", "--uid", "2"], "--uid"),
+        (&["--uid", "nobody"], "nobody"),
     ] {
         let error = Args::parse(args).unwrap_err().to_string();
         assert!(error.contains(named), "{args:?}: {error}");
@@ -225,7 +233,7 @@ fn the_usage_names_every_flag() {
         let error = Args::parse([flag]).unwrap_err();
         assert!(error.to_string().contains("missing argument"), "{flag}: {error}");
     }
-    assert_eq!(USAGE.matches("      --").count(), 8);
+    assert_eq!(USAGE.matches("      --").count(), 10);
 }
 
 /// One run finds everything, each with its path and a remedy.

@@ -67,7 +67,7 @@ impl Service {
     async fn publish(self, request: NodePublishVolumeRequest) -> Result<(), Status> {
         let Some(settings) = self.live.settings() else {
             return Err(Status::unavailable(
-                "the agent has no valid configuration: see its log and /readyz; the kubelet tries again",
+                "the agent has no valid configuration: see its log and `seamount node status`; the kubelet tries again",
             ));
         };
         let request = request::publish(request, &settings.rules).inspect_err(|e| self.refused(e))?;

@@ -8,7 +8,8 @@ use super::*;
 
 async fn get(shown: &Shown, path: &str) -> (StatusCode, String, String) {
     let request = Request::get(path).body(Body::empty()).unwrap();
-    let response = router(shown.clone()).oneshot(request).await.unwrap();
+    let routes = if path.ends_with('z') { health(shown.clone()) } else { router(shown.clone()) };
+    let response = routes.oneshot(request).await.unwrap();
     let kind = response.headers().get(header::CONTENT_TYPE).map(|v| v.to_str().unwrap().to_owned());
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -81,12 +82,33 @@ async fn metrics_are_open_metrics() {
 
 #[tokio::test]
 async fn nothing_else_is_served() {
-    let shown = Shown::default();
-    assert_eq!(get(&shown, "/").await.0, StatusCode::NOT_FOUND);
-    assert_eq!(get(&shown, "/debug").await.0, StatusCode::NOT_FOUND);
+    let ask = async |routes: Router, request: Request<Body>| routes.oneshot(request).await.unwrap().status();
+    let get = |path: &str| Request::get(path).body(Body::empty()).unwrap();
+    for path in ["/", "/debug", "/livez", "/readyz"] {
+        assert_eq!(ask(router(Shown::default()), get(path)).await, StatusCode::NOT_FOUND, "{path}");
+    }
+    for path in ["/", "/metrics"] {
+        assert_eq!(ask(health(Shown::default()), get(path)).await, StatusCode::NOT_FOUND, "{path}");
+    }
     let post = Request::post("/livez").body(Body::empty()).unwrap();
-    let response = router(shown).oneshot(post).await.unwrap();
-    assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(ask(health(Shown::default()), post).await, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn the_health_socket_takes_the_place_of_one_that_was_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("health.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let listener = listen::unix(&path).unwrap();
+    let task = tokio::spawn(serve(listener, health(Shown::default()), CancellationToken::new()));
+    let socket = path.display().to_string();
+    let args = |word: &'static str| [word.to_owned(), "--health-socket".into(), socket.clone()];
+    let (live, ready) = (args("live"), args("ready"));
+    let asked = tokio::task::spawn_blocking(|| [crate::health::ask(live), crate::health::ask(ready)]);
+    let [live, ready] = asked.await.unwrap().map(Result::unwrap);
+    assert_eq!(live, (true, "ok\n".to_owned()));
+    assert!(!ready.0 && ready.1.contains("[-] mounter: not looked at yet\n"), "{}", ready.1);
+    task.abort();
 }
 
 struct Served {
@@ -99,7 +121,7 @@ async fn start() -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let cancel = CancellationToken::new();
-    let task = tokio::spawn(serve(listener, Shown::default(), cancel.clone()));
+    let task = tokio::spawn(serve(listener, router(Shown::default()), cancel.clone()));
     Served { address, cancel, task }
 }
 
@@ -112,13 +134,13 @@ async fn ask(address: std::net::SocketAddr, request: &[u8]) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-const LIVEZ: &[u8] = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+const METRICS: &[u8] = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
 #[tokio::test]
 async fn serves_until_cancelled() {
     let served = start().await;
-    let answer = ask(served.address, LIVEZ).await;
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok\n"), "{answer}");
+    let answer = ask(served.address, METRICS).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("# EOF\n"), "{answer}");
     let mut idle = TcpStream::connect(served.address).await.unwrap();
     served.cancel.cancel();
     served.task.await.unwrap().unwrap();
@@ -130,31 +152,31 @@ async fn serves_until_cancelled() {
 }
 
 #[tokio::test]
-async fn idle_connections_do_not_keep_a_probe_out() {
+async fn idle_connections_do_not_keep_a_request_out() {
     let served = start().await;
     let mut idle = Vec::new();
     for _ in 0..MAX_CONNECTIONS + 10 {
         idle.push(TcpStream::connect(served.address).await.unwrap());
     }
-    assert!(ask(served.address, LIVEZ).await.starts_with("HTTP/1.1 200 OK\r\n"));
+    assert!(ask(served.address, METRICS).await.starts_with("HTTP/1.1 200 OK\r\n"));
     // The oldest were closed for the younger ones, and no more than needed.
     for oldest in &mut idle[..11] {
         assert_eq!(oldest.read(&mut [0]).await.unwrap(), 0);
     }
     let youngest = idle.last_mut().unwrap();
-    youngest.write_all(LIVEZ).await.unwrap();
+    youngest.write_all(METRICS).await.unwrap();
     let mut answer = String::new();
     youngest.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.ends_with("ok\n"), "{answer}");
+    assert!(answer.ends_with("# EOF\n"), "{answer}");
 }
 
 #[tokio::test]
 async fn garbage_and_oversized_heads_are_refused() {
     let served = start().await;
     assert!(ask(served.address, b"\x16\x03\x01 hello\r\n\r\n").await.starts_with("HTTP/1.1 400"));
-    let long = format!("GET /livez HTTP/1.1\r\nx: {}", "a".repeat(16 * 1024));
+    let long = format!("GET /metrics HTTP/1.1\r\nx: {}", "a".repeat(16 * 1024));
     assert!(ask(served.address, long.as_bytes()).await.starts_with("HTTP/1.1 431"));
-    assert!(ask(served.address, LIVEZ).await.starts_with("HTTP/1.1 200"));
+    assert!(ask(served.address, METRICS).await.starts_with("HTTP/1.1 200"));
 }
 
 /// Connections that come right behind a probe do not close it before it had its turn.
@@ -163,7 +185,7 @@ async fn a_burst_of_connections_does_not_close_a_probe() {
     use std::io::Write as _;
     let served = start().await;
     let mut probe = std::net::TcpStream::connect(served.address).unwrap();
-    probe.write_all(LIVEZ).unwrap();
+    probe.write_all(METRICS).unwrap();
     let _burst: Vec<_> =
         (0..2 * MAX_CONNECTIONS).map(|_| std::net::TcpStream::connect(served.address).unwrap()).collect();
     probe.set_nonblocking(true).unwrap();

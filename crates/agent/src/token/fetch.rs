@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use seamount_sys::watch::explain;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
@@ -122,7 +123,8 @@ async fn exchange(
     authorization: HeaderValue,
 ) -> Result<(StatusCode, Bytes), String> {
     let name = ServerName::try_from(server.host.clone()).map_err(|e| causes(&e))?;
-    let tcp = TcpStream::connect((server.host.as_str(), server.port)).await.map_err(|e| causes(&e))?;
+    let tcp =
+        TcpStream::connect((server.host.as_str(), server.port)).await.map_err(|e| causes(&explain(e)))?;
     let stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(|e| causes(&e))?;
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(64 * 1024)

@@ -31,7 +31,8 @@ impl Agent {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
-                let args = Args { config: Some(config), ..Args::default() };
+                let args =
+                    Args { config: Some(config), health_socket: Some(String::new()), ..Args::default() };
                 tokio::select! {
                     _ = killed => {}
                     () = live_until(args, None, PATIENCE, std::future::pending()) => {}

@@ -159,7 +159,7 @@ fn of_two_pairs_one_waits_and_goes_on_with_the_same_serials() {
         // The directory of the pair that will wait is the older one: a container of the old pod that was started again.
         node.make_run("older").unwrap();
         let run = node.path(RUN);
-        std::fs::remove_dir(&run).unwrap();
+        std::fs::remove_dir_all(&run).unwrap();
         node.make_run(RUN).unwrap();
         node.start().await;
         let (volume, view, before) = published(node).await;
@@ -179,7 +179,7 @@ fn of_two_pairs_one_waits_and_goes_on_with_the_same_serials() {
         let other_view = node.view(&other);
         let other_before = leaf(&fetch(&other_view).await);
         node.until("the second agent's complaint", async || {
-            let answer = get(&http, "/readyz").await;
+            let answer = get(&node.health("older"), "/readyz").await;
             answer.is_ok_and(|(code, text)| code == 503 && text.contains("[-] mounter"))
         })
         .await;
@@ -190,7 +190,7 @@ fn of_two_pairs_one_waits_and_goes_on_with_the_same_serials() {
         assert_eq!(leaf(&early(&view).await.unwrap()), before, "another serial");
         assert_eq!(leaf(&early(&other_view).await.unwrap()), other_before, "another serial");
         node.kubelet.register(LONG).await.unwrap();
-        ready(&http, LONG).await.unwrap();
+        ready(&node.health("older"), LONG).await.unwrap();
         node.kubelet.tear_down(&volume).await.unwrap();
         node.kubelet.tear_down(&other).await.unwrap();
         drop((second_agent, second_mounter));

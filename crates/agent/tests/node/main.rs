@@ -17,6 +17,8 @@ mod forgeries;
 mod harness;
 mod identity;
 mod lifecycle;
+mod network;
+mod quotas;
 mod registration;
 mod stopped;
 mod tenant;

@@ -76,8 +76,7 @@ fn look_at(pid: u32, root: &Path, driver: &str, uptime: Option<u64>) -> Option<P
     let line = fs::read(directory.join("cmdline")).ok()?;
     let args: Vec<String> =
         line.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
-    let name = Path::new(args.first()?).file_name()?.to_str()?.to_owned();
-    let program = [Program::Mounter, Program::Agent].into_iter().find(|p| p.name() == name)?;
+    let program = program(&args)?;
     let file = || Some(of_config(&directory, flag(&args, "--config")?.as_str()));
     let (its_root, its_driver) = match program {
         Program::Mounter => (flag(&args, "--kubelet-root"), flag(&args, "--driver")),
@@ -100,6 +99,13 @@ fn look_at(pid: u32, root: &Path, driver: &str, uptime: Option<u64>) -> Option<P
     // Ticks: Linux shows 100 a second to user space on every architecture that Rust's musl targets have.
     let age = uptime.map(|now| Duration::from_secs(now.saturating_sub(start / 100)));
     Some(Process { program, pid, stopped, age })
+}
+
+/// The program that serves with these arguments; none for a probe (`seamount-agent health`), which only asks.
+fn program(args: &[String]) -> Option<Program> {
+    let name = Path::new(args.first()?).file_name()?;
+    let asks = args.get(1).is_some_and(|word| word == "health");
+    [Program::Mounter, Program::Agent].into_iter().find(|p| name == p.name() && !asks)
 }
 
 /// Whether the root that a process names is ours: by device and inode, in the process's own mount namespace. The agent
@@ -158,6 +164,16 @@ mod tests {
         assert_eq!(flag(&args, "--driver").as_deref(), Some("a"));
         assert_eq!(flag(&args, "--kubelet-root").as_deref(), Some("/k"));
         assert_eq!(flag(&args, "--kubelet"), None);
+    }
+
+    #[test]
+    fn a_probe_is_no_agent() {
+        let of = |words: &str| program(&words.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!(of("/seamount-agent --config /c"), Some(Program::Agent));
+        assert_eq!(of("/seamount-agent"), Some(Program::Agent));
+        assert_eq!(of("/x/seamount-mounter --driver health"), Some(Program::Mounter));
+        assert_eq!(of("/seamount-agent health ready"), None);
+        assert_eq!(of("/seamount node"), None);
     }
 
     #[test]

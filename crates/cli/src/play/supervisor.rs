@@ -196,7 +196,8 @@ impl Starts {
 
     fn agent(&self) -> anyhow::Result<Process> {
         let agent = Spawn::new("agent", &self.bin.join("seamount-agent"), &self.work)
-            .args(["--config".as_ref(), self.config.as_os_str()]);
+            .args(["--config".as_ref(), self.config.as_os_str()])
+            .args(["--health-socket", ""]);
         let agent = match self.ids {
             Some((uid, gid)) => agent.ids(uid, gid),
             None => agent,

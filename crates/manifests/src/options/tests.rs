@@ -77,6 +77,8 @@ fn each_bad_value_is_refused_by_its_option() {
         ("token-lifetime", Options { token_lifetime: Duration::from_secs(599), ..valid() }),
         ("api-server", Options { api_server: "http://10.0.0.1".into(), ..valid() }),
         ("http-port", Options { http_port: 80, ..valid() }),
+        ("agent-uid", Options { agent_uid: 1 << 31, ..valid() }),
+        ("monitoring-namespace", Options { monitoring_namespace: Some("A".into()), ..valid() }),
         ("log-level", Options { log_level: "loud".into(), ..valid() }),
     ];
     for (option, options) in cases {

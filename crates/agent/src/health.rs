@@ -1,0 +1,107 @@
+//! `seamount-agent health live|ready`: asks the running agent over its health socket, and prints what it says.
+//!
+//! For the kubelet's exec probes, each period anew: nothing is started for it, neither runtime nor logger. The kubelet
+//! shows what a failed probe prints in the pod's events.
+
+use std::ffi::OsString;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lexopt::Parser;
+use lexopt::prelude::*;
+
+/// Where the agent answers, in a directory of its own that no pod sees.
+pub const SOCKET: &str = "/run/seamount-agent/health.sock";
+/// How long it may take; the probes wait for 3 s.
+const LIMIT: Duration = Duration::from_secs(2);
+/// The largest answer that is read: an agent that was taken over must not fill the kubelet's events.
+const ANSWER: u64 = 16 * 1024;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum HealthError {
+    /// The command line.
+    #[error("{0}; write `seamount-agent health live` or `seamount-agent health ready`")]
+    Usage(String),
+    /// Nothing answers.
+    #[error("the agent does not answer on {}: {reason}; look at its log", socket.display())]
+    Silent {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What the agent says, and whether that is good. With the arguments behind `health`.
+///
+/// # Errors
+/// Where it cannot be asked.
+pub fn ask(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<(bool, String), HealthError> {
+    let (path, socket) = read(Parser::from_args(args)).map_err(|e| HealthError::Usage(e.to_string()))?;
+    let path = path.ok_or_else(|| HealthError::Usage("what to ask for is missing".to_owned()))?;
+    let silent = |reason| HealthError::Silent { socket: socket.clone(), reason };
+    let answer = exchange(&socket, path).map_err(|e| silent(e.to_string()))?;
+    parse(&answer).ok_or_else(|| silent("it closed the connection without an answer".to_owned()))
+}
+
+fn read(mut args: Parser) -> Result<(Option<&'static str>, PathBuf), lexopt::Error> {
+    let (mut path, mut socket) = (None, PathBuf::from(SOCKET));
+    while let Some(arg) = args.next()? {
+        match arg {
+            Value(word) if path.is_none() && word == "live" => path = Some("/livez"),
+            Value(word) if path.is_none() && word == "ready" => path = Some("/readyz"),
+            Long("health-socket") => socket = args.value()?.into(),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok((path, socket))
+}
+
+fn exchange(socket: &PathBuf, path: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// Whether the status is 200, and the body.
+fn parse(answer: &str) -> Option<(bool, String)> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.strip_prefix("HTTP/1.1 ")?.split(' ').next()?;
+    Some((status == "200", body.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_two_questions_is_asked() {
+        for bad in [&[][..], &["livez"], &["live", "ready"], &["live", "--socket", "x"]] {
+            let error = ask(bad.iter().copied()).unwrap_err();
+            assert!(matches!(error, HealthError::Usage(_)), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_agent_is_said_with_the_socket() {
+        let error = ask(["live", "--health-socket", "/nonexistent/health.sock"]).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/health.sock"), "{error}");
+    }
+
+    #[test]
+    fn only_200_is_good() {
+        assert_eq!(parse("HTTP/1.1 200 OK\r\na: b\r\n\r\nok\n"), Some((true, "ok\n".into())));
+        assert_eq!(parse("HTTP/1.1 503 X\r\n\r\n[-] x\n"), Some((false, "[-] x\n".into())));
+        for cut in ["", "HTTP/1.1 200 OK\r\n", "SSH-2.0\r\n\r\n"] {
+            assert_eq!(parse(cut), None, "{cut:?}");
+        }
+    }
+}
