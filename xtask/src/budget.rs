@@ -21,8 +21,9 @@ const FEATURE: &str = "mounter";
 /// Runs the subcommand.
 pub fn run() -> anyhow::Result<ExitCode> {
     let mut total = 0;
-    // The binary and the library are two roots of the same package.
-    for root_file in ["crates/mounter/src/lib.rs", "crates/mounter/src/main.rs", "crates/sys/src/lib.rs"] {
+    for root_file in
+        ["crates/mounter/src/main.rs", "crates/mounter-protocol/src/lib.rs", "crates/sys/src/lib.rs"]
+    {
         for (file, lines) in count(&root().join(root_file))? {
             println!("{lines:>6}  {}", file.strip_prefix(root()).unwrap_or(&file).display());
             total += lines;

@@ -5,13 +5,12 @@
 //! configuration only a restart can apply.
 
 mod args;
-mod duration;
 mod reader;
 mod sections;
 mod size;
 
 pub use args::{Args, ArgsError, USAGE, VERSION};
-pub use duration::{DurationError, format_duration, parse_duration};
+pub use seamount_api::{DurationError, format_duration, parse_duration};
 pub use size::{Size, SizeError, parse_size};
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The agent's side of the protocol with the mounter (`seamount_mounter::protocol`).
+//! The agent's side of the protocol with the mounter (`seamount_mounter_protocol`).
 //!
 //! One connection, requests pipelined by id, a deadline for each. A reply counts only if it repeats its request and
 //! its descriptor is what the reply says (module `check`); else the descriptor is closed and the request fails. A
@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Fault, Reply, Request, flag, keep};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Fault, Reply, Request, flag, keep};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, stream};
-use seamount_mounter::names::Volume;
+use seamount_mounter_protocol::names::Volume;
 use seamount_proto::node::{self, node_server};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};

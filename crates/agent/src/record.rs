@@ -13,7 +13,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use seamount_identity::authority::Workload;
-use seamount_mounter::names::Volume;
+use seamount_mounter_protocol::names::Volume;
 use zeroize::Zeroizing;
 
 use crate::csi::request::Parameters;

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use seamount_identity::workload_api::{Limits, Node as Shared};
-use seamount_mounter::protocol::keep;
+use seamount_mounter_protocol::keep;
 use seamount_proto::csi::identity_server::IdentityServer;
 use seamount_proto::csi::node_server::NodeServer;
 use seamount_proto::node::node_server::NodeServer as NodeReportServer;

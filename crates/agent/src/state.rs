@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
-use seamount_mounter::names::{PodUid, Volume, VolumeName};
+use seamount_mounter_protocol::names::{PodUid, Volume, VolumeName};
 use zeroize::Zeroizing;
 
 use crate::record::{MAX_RECORD, NodeRecord, Record, RecordError};

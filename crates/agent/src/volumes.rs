@@ -27,8 +27,8 @@ use arc_swap::ArcSwapOption;
 use seamount_identity::authority::Workload;
 use seamount_identity::workload_api::{Response, Served};
 use seamount_identity::{BundleSet, X509Svid};
-use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
-use seamount_mounter::protocol::{Fault, flag};
+use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
+use seamount_mounter_protocol::{Fault, flag};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::authority::Pulse;

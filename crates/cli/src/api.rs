@@ -51,7 +51,7 @@ struct Common {
     write: Option<PathBuf>,
     /// How long to wait: for the answer, or with `watch` in all. 500ms, 30s, 2m, 1h.
     /// [default: 30s, with watch for ever]
-    #[arg(long, global = true, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", value_parser = seamount_api::parse_duration)]
     timeout: Option<Duration>,
 }
 
@@ -209,22 +209,3 @@ async fn follow(
     }
     Err(Interrupted::Stream(Failure::Ended { socket: endpoint.to_string() }))
 }
-
-/// `500ms`, `30s`, `2m`, `1h`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let milliseconds = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("give a number and a unit: 500ms, 30s, 2m, 1h".to_owned()),
-    };
-    let number: u32 =
-        number.parse().map_err(|_| "give a number and a unit: 500ms, 30s, 2m, 1h".to_owned())?;
-    Ok(Duration::from_millis(u64::from(number) * milliseconds))
-}
-
-#[cfg(test)]
-mod tests;

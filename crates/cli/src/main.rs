@@ -3,11 +3,11 @@
 mod api;
 mod manifests;
 mod node;
-mod play;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use seamount_play as play;
 
 /// Identity for every pod, through CSI volumes.
 #[derive(Parser)]

@@ -43,7 +43,7 @@ struct Common {
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
     output: Format,
     /// How long the agent may take to answer: 500ms, 5s.
-    #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = crate::api::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = seamount_api::parse_duration)]
     timeout: Duration,
 }
 

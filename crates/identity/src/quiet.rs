@@ -14,8 +14,8 @@ use std::task::{Context, Poll, Waker, ready};
 
 use rustix::io::{Errno, ioctl_fionread, read, write, writev};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown,
-    recvmsg, sendmsg, shutdown,
+    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    Shutdown, recvmsg, sendmsg, shutdown,
 };
 use seamount_sys::uid;
 use seamount_sys::watch::watch;

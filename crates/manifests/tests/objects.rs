@@ -76,7 +76,15 @@ fn the_objects_come_in_an_order_that_can_be_applied() {
         |options: &Options| objects(options).unwrap().iter().map(|o| o.kind().to_owned()).collect::<Vec<_>>();
     assert_eq!(
         kinds(&options()),
-        ["Namespace", "ResourceQuota", "ServiceAccount", "ConfigMap", "NetworkPolicy", "CSIDriver", "DaemonSet"]
+        [
+            "Namespace",
+            "ResourceQuota",
+            "ServiceAccount",
+            "ConfigMap",
+            "NetworkPolicy",
+            "CSIDriver",
+            "DaemonSet"
+        ]
     );
     assert_eq!(
         kinds(&openshift()),

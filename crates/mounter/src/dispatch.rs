@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag, keep};
+use seamount_mounter_protocol::{Fault, FrameError, Reply, Request, flag, keep};
 
 use crate::failure::{Failure, Outcome, fail};
 use crate::log::event;

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io;
 
 use rustix::io::Errno;
-use seamount_mounter::protocol::Fault;
+use seamount_mounter_protocol::Fault;
 
 /// A fault with its message: what failed, why, and what to do.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub type Outcome<T> = Result<T, Failure>;
 /// `fail!(Busy, "text {with} values")`: a [`Failure`] as a result.
 macro_rules! fail {
     ($fault:ident, $($text:tt)*) => {
-        Err($crate::failure::Failure { fault: seamount_mounter::protocol::Fault::$fault, text: format!($($text)*) })
+        Err($crate::failure::Failure { fault: seamount_mounter_protocol::Fault::$fault, text: format!($($text)*) })
     };
 }
 pub(crate) use fail;

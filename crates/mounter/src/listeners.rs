@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use rustix::net::SocketType;
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Reply, keep};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Reply, keep};
 
 use crate::failure::{Outcome, fail};
 use crate::node::{Node, REGISTRY};

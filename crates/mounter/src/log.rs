@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::Write;
 
 use rustix::event::PollFlags;
-use seamount_mounter::names::Volume;
+use seamount_mounter_protocol::names::Volume;
 
 use crate::wire::ready;
 

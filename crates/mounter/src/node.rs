@@ -7,8 +7,8 @@ use std::time::Instant;
 use rustix::fs::{self, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt;
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Fault, Reply, flag};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Fault, Reply, flag};
 
 use crate::closer::Closer;
 use crate::config::Config;

@@ -10,7 +10,7 @@ use rustix::fs::{Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 use rustix::path::Arg;
-use seamount_mounter::names::{PodUid, Volume, VolumeName};
+use seamount_mounter_protocol::names::{PodUid, Volume, VolumeName};
 
 use crate::failure::{Doing, Outcome, fail};
 

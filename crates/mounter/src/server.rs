@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, SocketFlags};
-use seamount_mounter::protocol::{Fault, Reply};
+use seamount_mounter_protocol::{Fault, Reply};
 
 use crate::failure::{Doing, Outcome};
 use crate::log::event;

@@ -10,7 +10,7 @@ use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{self, RecvAncillaryMessage, SendAncillaryMessage};
-use seamount_mounter::protocol::FRAME;
+use seamount_mounter_protocol::FRAME;
 
 /// An agent that does not read its answers for this long is cut off; it blocks everybody.
 pub const PATIENCE: Duration = Duration::from_secs(5);

@@ -173,9 +173,9 @@ mod tests {
 
     #[test]
     fn frames_are_found_wherever_the_stream_is_cut() {
-        let mut wire = frame(SETTINGS, 0, 0, &[]);
+        let mut wire = frame(kind::SETTINGS, 0, 0, &[]);
         wire.extend(frame(1, 4, 1, &[0x88]));
-        wire.extend(frame(DATA, 0, 1, &[0, 0, 0, 0, 3, 1, 2, 3]));
+        wire.extend(frame(kind::DATA, 0, 1, &[0, 0, 0, 0, 3, 1, 2, 3]));
         for cut in 0..wire.len() {
             let mut frames = Frames::default();
             let (before, after) = wire.split_at(cut);

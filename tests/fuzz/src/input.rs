@@ -1,8 +1,8 @@
 //! Values made of a fuzzer's bytes.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Request, keep};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Request, keep};
 
 /// The first byte says what the rest is.
 pub fn kind(data: &[u8], kinds: u8) -> (u8, &[u8]) {

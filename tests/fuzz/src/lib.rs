@@ -46,7 +46,7 @@ use mounter::{closer, config, failure, node, path, server, socket, succession, v
 mod log {
     use std::fmt::Display;
 
-    use seamount_mounter::names::Volume;
+    use seamount_mounter_protocol::names::Volume;
 
     pub fn event(_level: &str, msg: &str, fields: &[(&str, &dyn Display)]) {
         let text: String =
@@ -62,9 +62,10 @@ mod log {
 
 /// How `seamount play` reads manifests.
 #[allow(dead_code, reason = "the command's, not all of it is called from here")]
-#[path = "../../../crates/cli/src/play"]
+#[path = "../../../crates/play/src"]
 mod play {
     pub mod allow;
     pub mod env;
     pub mod manifest;
 }
+use play::{allow, env};

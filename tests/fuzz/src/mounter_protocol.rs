@@ -1,8 +1,8 @@
 //! Frames between agent and mounter: one encoding for each meaning, and nothing unsafe in a name.
 
 use arbitrary::{Result, Unstructured};
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{FRAME, Fault, FrameError, MAX_TEXT, Reply, Request, VERSION};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{FRAME, Fault, FrameError, MAX_TEXT, Reply, Request, VERSION};
 
 use crate::input::{self, Patches};
 

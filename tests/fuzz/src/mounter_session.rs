@@ -21,8 +21,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, accept_with, recvmsg, sendmsg,
     shutdown, socketpair,
 };
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{FRAME, Fault, Reply, Request, flag};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{FRAME, Fault, Reply, Request, flag};
 
 use crate::closer::Closer;
 use crate::config::Config;

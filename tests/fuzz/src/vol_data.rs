@@ -5,8 +5,8 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Fault, Reply};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Fault, Reply};
 use serde_json::{Value, json};
 
 use crate::failure::Outcome;

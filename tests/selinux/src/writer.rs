@@ -14,8 +14,8 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags,
     SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
 };
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{FRAME, Reply, Request, flag};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{FRAME, Reply, Request, flag};
 
 /// Publishes a tmpfs and writes one more version of `key` into it, as the kubelet's own writer does: a directory, then
 /// links that change in one rename.

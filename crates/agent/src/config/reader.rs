@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::duration::parse_duration;
 use super::size::{Size, parse_size};
-use super::{Problem, format_duration};
+use super::{Problem, format_duration, parse_duration};
 
 /// All that is wrong so far.
 #[derive(Default)]

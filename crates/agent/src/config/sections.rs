@@ -10,9 +10,9 @@ use serde_json::{Map, Value};
 use super::reader::{Problems, Section, absolute, word};
 use super::{
     API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, Args, AuthoritySource, BYTES, CA_TTL,
-    Config, DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, KEYS_MAX_AGE, KUBELET_ROOT, Keys, Log, LogFormat,
-    LogLevel, MAX_CONNECTIONS, MAX_ISSUERS, MAX_KEYS_MAX_AGE, MAX_NODE_CONNECTIONS, MAX_SVID_TTL, MEMORY,
-    MIN_KEYS_MAX_AGE, MIN_SVID_TTL, MOUNTER_SOCKET, Problem, SVID_TTL, SVIDS_PER_CA, Source,
+    Config, DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, KEYS_MAX_AGE, KUBELET_ROOT, Keys, Log,
+    LogFormat, LogLevel, MAX_CONNECTIONS, MAX_ISSUERS, MAX_KEYS_MAX_AGE, MAX_NODE_CONNECTIONS, MAX_SVID_TTL,
+    MEMORY, MIN_KEYS_MAX_AGE, MIN_SVID_TTL, MOUNTER_SOCKET, Problem, SVID_TTL, SVIDS_PER_CA, Source,
     TokenConfig, WorkloadApi, format_duration,
 };
 

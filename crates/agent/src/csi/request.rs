@@ -12,7 +12,7 @@ pub use refusal::Refusal;
 
 use std::collections::HashMap;
 
-use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
+use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_proto::csi::{
     NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest, NodeUnpublishVolumeRequest,
 };

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use seamount_mounter::protocol::Fault;
+use seamount_mounter_protocol::Fault;
 use seamount_proto::csi::identity_server::Identity;
 use seamount_proto::csi::node_server::Node;
 use seamount_proto::csi::volume_health::VolumeHealthEntry;

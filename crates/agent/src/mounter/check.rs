@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
-use seamount_mounter::protocol::{Fault, Reply, Request, flag};
+use seamount_mounter_protocol::{Fault, Reply, Request, flag};
 
 use super::{Answer, MounterError, operation};
 use crate::mounter::socket::Received;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag};
+use seamount_mounter_protocol::{Fault, FrameError, Reply, Request, flag};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 

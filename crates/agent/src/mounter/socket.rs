@@ -10,7 +10,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
     socket_with,
 };
-use seamount_mounter::protocol::FRAME;
+use seamount_mounter_protocol::FRAME;
 use seamount_sys::watch::watch;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;

@@ -5,7 +5,7 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
     SocketType, accept_with, bind, listen, sendmsg, socket_with, sockopt,
 };
-use seamount_mounter::protocol::{FRAME, VERSION};
+use seamount_mounter_protocol::{FRAME, VERSION};
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use seamount_mounter::names::{PodUid, VolumeId, VolumeName};
+use seamount_mounter_protocol::names::{PodUid, VolumeId, VolumeName};
 
 use super::*;
 

@@ -1,7 +1,7 @@
 //! In what a call differs from what a volume is published with.
 
 use seamount_identity::authority::Workload;
-use seamount_mounter::names::Volume;
+use seamount_mounter_protocol::names::Volume;
 
 use super::{Entry, Facts};
 use crate::csi::request::PublishRequest;

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use seamount_mounter::protocol::flag;
+use seamount_mounter_protocol::flag;
 
 use super::health::{Identity, Status};
 use super::{Entry, Slot, VolumeError, Volumes, conflict_id};

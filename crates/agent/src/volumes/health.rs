@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use seamount_mounter::protocol::flag;
+use seamount_mounter_protocol::flag;
 
 /// How long a new volume may be without identity before that counts as a fault.
 pub const GRACE: Duration = Duration::from_secs(30);

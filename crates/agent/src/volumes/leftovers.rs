@@ -1,7 +1,7 @@
 //! Leftovers: seen in each list of the node's volumes, told, and taken away by the kubelet's unpublish alone. On
 //! a node nothing but a missing `vol_data.json` or pod directory shows that a volume is an orphan.
 
-use seamount_mounter::protocol::flag;
+use seamount_mounter_protocol::flag;
 
 use crate::metrics::Metrics;
 use crate::mounter::Found;

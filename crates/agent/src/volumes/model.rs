@@ -19,7 +19,7 @@ use rustix::net::{
 use seamount_identity::TrustDomain;
 use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType};
 use seamount_identity::workload_api::Observer;
-use seamount_mounter::protocol::{Reply, Request};
+use seamount_mounter_protocol::{Reply, Request};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use seamount_mounter::protocol::flag;
+use seamount_mounter_protocol::flag;
 use seamount_proto::node;
 
 use super::health::{self, Identity, OnDisk, Severity, Status};

@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use futures_util::StreamExt as _;
 use seamount_identity::authority::Workload;
 use seamount_identity::{BundleSet, PrivateKey, SpiffeId, X509Bundle, X509Svid};
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Fault, flag, keep};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Fault, flag, keep};
 
 use super::health::Identity;
 use super::leftovers;

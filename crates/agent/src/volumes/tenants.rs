@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry as Slot;
 use std::sync::{Arc, PoisonError};
 
 use seamount_identity::workload_api::{Limits, Node, Tenant};
-use seamount_mounter::names::PodUid;
+use seamount_mounter_protocol::names::PodUid;
 
 use super::{VolumeError, Volumes};
 use crate::sync::{Mutex, MutexGuard};

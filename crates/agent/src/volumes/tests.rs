@@ -14,7 +14,7 @@ use seamount_identity::authority::{
     Authority, AuthorityError, BoxFuture, Embedded, EmbeddedConfig, IdTemplate, KeyType, new_key_and_csr,
 };
 use seamount_identity::{TrustDomain, workload_api};
-use seamount_mounter::protocol::{Fault, Reply, Request};
+use seamount_mounter_protocol::{Fault, Reply, Request};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use seamount_agent::mounter::Socket;
-use seamount_mounter::protocol::{Reply, Request};
+use seamount_mounter_protocol::{Reply, Request};
 use tokio::sync::Notify;
 
 use super::history::Mischief;

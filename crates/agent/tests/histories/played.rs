@@ -11,8 +11,8 @@ use rustix::net::{
     sockopt,
 };
 use seamount_agent::mounter::Socket;
-use seamount_mounter::names::{PodUid, Volume, VolumeName};
-use seamount_mounter::protocol::{Fault, Reply, Request, flag, keep};
+use seamount_mounter_protocol::names::{PodUid, Volume, VolumeName};
+use seamount_mounter_protocol::{Fault, Reply, Request, flag, keep};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;

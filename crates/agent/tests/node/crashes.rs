@@ -242,7 +242,7 @@ fn a_mounter_of_another_version_is_named_and_pods_go_on() {
     use rustix::net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, recv, send, socket_with,
     };
-    use seamount_mounter::protocol::{FRAME, Reply, Request, VERSION};
+    use seamount_mounter_protocol::{FRAME, Reply, Request, VERSION};
 
     on_node("a_mounter_of_another_version_is_named_and_pods_go_on", async |node| {
         let before = published(node).await;

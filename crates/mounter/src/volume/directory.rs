@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{self, ResolveFlags};
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Reply, flag};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Reply, flag};
 use seamount_sys::mounter::set_attributes;
 
 use crate::failure::{Doing, Outcome, fail};

@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{self, AtFlags};
 use rustix::net::SocketType;
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Reply, flag};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Reply, flag};
 
 use crate::failure::{Doing, Outcome, fail};
 use crate::node::Node;

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{self, AtFlags, FileType, OFlags, ResolveFlags};
-use seamount_mounter::names::{PodUid, Volume, VolumeId, VolumeName};
-use seamount_mounter::protocol::{Reply, flag};
+use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
+use seamount_mounter_protocol::{Reply, flag};
 
 use crate::failure::{Doing, Outcome, fail};
 use crate::node::{Found, Node, attach};

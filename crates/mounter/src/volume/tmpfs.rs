@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use rustix::fs::{self, AtFlags, FileType, Gid, OFlags, ResolveFlags, Uid};
 use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Reply, flag};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Reply, flag};
 use seamount_sys::mounter::set_attributes;
 
 use crate::failure::{Doing, Outcome, fail};

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
-use seamount_mounter::names::Volume;
+use seamount_mounter_protocol::names::Volume;
 
 use crate::failure::{Doing, Outcome, fail};
 use crate::log::done;

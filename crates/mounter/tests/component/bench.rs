@@ -16,8 +16,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
     socket_with,
 };
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{FRAME, Fault, Reply, Request};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{FRAME, Fault, Reply, Request};
 use seamount_testkit::disk::FileSystem;
 use seamount_testkit::{eventually, is_root, namespace, skip};
 use tempfile::TempDir;

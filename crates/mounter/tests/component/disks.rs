@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 
-use seamount_mounter::protocol::{Request, flag, keep};
+use seamount_mounter_protocol::{Request, flag, keep};
 use seamount_testkit::eventually;
 
 use crate::bench::{Bench, DEADLINE, bench, dial, names, on_disks};

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::mount::{UnmountFlags, mount_bind};
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Fault, Request};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Fault, Request};
 
 use crate::bench::{Agent, Bench, POD, bench, mount_points, names};
 

@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use rustix::net::sockopt::socket_cookie;
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{FRAME, Fault, Request, keep};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{FRAME, Fault, Request, keep};
 
 use crate::bench::{POD, bench};
 

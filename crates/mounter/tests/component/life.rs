@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{MountFlags, mount};
-use seamount_mounter::protocol::{Fault, Request, flag, keep};
+use seamount_mounter_protocol::{Fault, Request, flag, keep};
 use seamount_testkit::eventually;
 
 use crate::bench::{AGENT, DEADLINE, POD, as_agent, as_user, bench, dial, mode, mounts_on};

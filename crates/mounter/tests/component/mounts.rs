@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, renameat, statat, symlinkat, unlinkat};
 use rustix::mount::mount_bind;
-use seamount_mounter::protocol::{Fault, Request, flag};
+use seamount_mounter_protocol::{Fault, Request, flag};
 
 use crate::bench::{AGENT, as_agent, bench, dial, mode, mounts_on, names};
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
-use seamount_mounter::protocol::{Fault, Request, flag};
+use seamount_mounter_protocol::{Fault, Request, flag};
 use seamount_testkit::eventually;
 
 use crate::bench::{Bench, DEADLINE, POD, bench, dial, mode, mounts_on, names};

@@ -3,7 +3,7 @@
 use std::fs;
 
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
-use seamount_mounter::protocol::{Fault, Request};
+use seamount_mounter_protocol::{Fault, Request};
 
 use crate::bench::{bench, names};
 

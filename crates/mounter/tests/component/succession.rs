@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use seamount_mounter::protocol::{Fault, Request, flag};
+use seamount_mounter_protocol::{Fault, Request, flag};
 use seamount_testkit::eventually;
 
 use crate::bench::{Agent, Bench, DEADLINE, as_agent, bench, dial, mode};

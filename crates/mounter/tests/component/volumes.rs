@@ -7,8 +7,8 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 
 use rustix::mount::{MountFlags, mount, mount_bind};
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Fault, flag};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Fault, flag};
 
 use crate::bench::{bench, dial, mode, mounts_on, names};
 

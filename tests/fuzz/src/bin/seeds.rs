@@ -12,8 +12,8 @@ use seamount_fuzz::csi_requests::good;
 use seamount_fuzz::tokens;
 use seamount_identity::authority::Workload;
 use seamount_identity::authority::{KeyType, new_key_and_csr};
-use seamount_mounter::names::Volume;
-use seamount_mounter::protocol::{Fault, Reply, Request};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Fault, Reply, Request};
 use seamount_proto::csi::{
     NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest, NodeUnpublishVolumeRequest,
 };

@@ -2,7 +2,7 @@
 
 use aws_lc_rs::digest;
 use seamount_identity::authority::Workload;
-use seamount_mounter::names::Volume;
+use seamount_mounter_protocol::names::Volume;
 use seamount_proto::csi::NodePublishVolumeRequest;
 use seamount_proto::csi::volume_capability::access_mode::Mode;
 use seamount_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};

@@ -10,14 +10,21 @@
 mod allow;
 mod container;
 mod env;
+mod ground;
+pub mod issuer;
+pub mod kubelet;
 mod manifest;
 mod output;
 mod pods;
 mod process;
+pub mod processes;
 mod root;
 mod rootless;
 mod supervisor;
+mod uuid;
 mod volumes;
+
+pub use uuid::{uuid, uuid_of};
 
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -37,6 +44,8 @@ use rootless::Mode;
 pub const STAGE: &str = "play-stage";
 /// The driver whose volumes are played.
 const DRIVER: &str = "csi.spiffe.io";
+/// The audience of the pods' tokens, as in an installation.
+const AUDIENCE: &str = "seamount.dev";
 /// The name of the played node.
 const NODE: &str = "play";
 
@@ -60,7 +69,7 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "1h")]
     svid_ttl: String,
     /// Stop after this time: 90s, 10m.
-    #[arg(long, value_name = "TIME", value_parser = crate::api::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = seamount_api::parse_duration)]
     timeout: Option<Duration>,
     /// Where seamount-mounter and seamount-agent are (default: beside this program).
     #[arg(long, value_name = "DIR")]

@@ -1,39 +1,32 @@
 //! PID 1 of a play: a tmpfs over `/run`, the mounter and the agent on it, the played kubelet, the pods.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::BufRead as _;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::issuer::TokenIssuer;
+use crate::kubelet::Kubelet;
+use crate::processes::{Process, Spawn};
 use anyhow::{Context as _, anyhow};
-use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, move_mount};
 use rustix::process::Signal;
-use seamount_testkit::issuer::TokenIssuer;
-use seamount_testkit::kubelet::Kubelet;
-use seamount_testkit::processes::{Process, Spawn};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use super::ground::Ground;
 use super::manifest::{self, Place, Plan, Source};
 use super::output::Output;
 use super::pods::{Play, Verdict};
 use super::process::Stop;
-use super::root::{clone_tree, filesystem};
 use super::rootless::Mode;
-use super::{DRIVER, NODE, Request};
+use super::{AUDIENCE, DRIVER, NODE, Request};
 
-/// The tmpfs: everything that a play makes is below it.
-const RUN: &str = "/run";
 /// The uid and gid of the agent.
 const AGENT: u32 = 64203;
-/// The audience of the pods' tokens and their issuer, as in an installation.
-pub const AUDIENCE: &str = "seamount.dev";
+/// The issuer of the pods' tokens, as in an installation.
 const ISSUER: &str = "https://kubernetes.default.svc";
 /// The mounter's socket for the agent.
 const SOCKET: &str = "mounter.sock";
@@ -52,8 +45,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     input.read_line(&mut line).context("read the request")?;
     let request: Request = serde_json::from_str(&line).context("read the request")?;
     drop(line);
-    let uid = || random_uuid().unwrap_or_default();
-    let place = Place { driver: DRIVER, node: NODE, uid: &uid };
+    let place = Place { driver: DRIVER, node: NODE, uid: &super::uuid };
     let plan = manifest::load(&request.files, &place).map_err(|e| anyhow!("{} errors", e.len()))?;
     let ground = Ground::prepare(&request)?;
     let (stop, stops) = watch::channel(Stop::No);
@@ -67,77 +59,6 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(play(&request, plan, ground, stops))
-}
-
-fn random_uuid() -> std::io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned())
-}
-
-/// Where things are on the tmpfs.
-pub struct Ground {
-    /// The kubelet's root directory.
-    pub kubelet: PathBuf,
-    /// The programs.
-    pub bin: PathBuf,
-    /// An empty directory that each container makes its root at, in a mount namespace of its own.
-    pub new_root: PathBuf,
-    /// The root file systems by image.
-    pub rootfs: BTreeMap<String, PathBuf>,
-    /// Short ways to the volumes.
-    pub sockets: PathBuf,
-    /// The file of the name servers, if the tmpfs hides it.
-    pub resolver: Option<(String, Vec<u8>)>,
-    work: PathBuf,
-}
-
-impl Ground {
-    fn prepare(request: &Request) -> anyhow::Result<Self> {
-        let run = Path::new(RUN);
-        // Before the tmpfs covers them, should they be below /run.
-        let open = |path: &Path| clone_tree(CWD, path).with_context(|| format!("open {}", path.display()));
-        let bin = open(&request.bin)?;
-        let images = request
-            .rootfs
-            .iter()
-            .map(|(image, path)| Ok((image.clone(), open(path)?)))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let resolver = std::fs::canonicalize("/etc/resolv.conf")
-            .ok()
-            .filter(|path| path.starts_with(RUN))
-            .and_then(|path| Some((path.to_str()?.to_owned(), std::fs::read(path).ok()?)));
-        let tmpfs = filesystem("tmpfs", &[("mode", "755")]).context("make a tmpfs")?;
-        let attach = |mount: &OwnedFd, path: &Path| {
-            move_mount(mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-                .with_context(|| format!("mount on {}", path.display()))
-        };
-        attach(&tmpfs, run)?;
-        let proc = filesystem("proc", &[]).context(
-            "mount /proc (the kernel allows it only where the caller's own /proc has nothing mounted over parts of \
-             it, which many container engines do: run on the machine itself, or as root)",
-        )?;
-        attach(&proc, Path::new("/proc"))?;
-        let directory = |name: &str| -> anyhow::Result<PathBuf> {
-            let path = run.join(name);
-            std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
-            Ok(path)
-        };
-        let mut ground = Self {
-            kubelet: directory("kubelet")?,
-            bin: directory("bin")?,
-            new_root: directory("root")?,
-            rootfs: BTreeMap::new(),
-            sockets: directory("volumes")?,
-            work: directory("seamount")?,
-            resolver,
-        };
-        attach(&bin, &ground.bin)?;
-        for (i, (image, tree)) in images.into_iter().enumerate() {
-            let path = directory(&format!("rootfs/{i}"))?;
-            attach(&tree, &path)?;
-            ground.rootfs.insert(image, path);
-        }
-        Ok(ground)
-    }
 }
 
 /// How mounter and agent are started, also for another time.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, test_kill_process};
-use seamount_testkit::processes::{ProcessError, Spawn};
+use seamount_play::processes::{ProcessError, Spawn};
 use seamount_testkit::{eventually, is_root, namespace, skip};
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -21,6 +21,8 @@
 //! A reply repeats operation, id, pod, name and volume id of its request, because a mounter that was stopped
 //! answers late, and listeners bound by relative name all look alike; [`Reply::answers`] compares them.
 
+pub mod names;
+
 use std::fmt;
 
 use crate::names::Volume;

@@ -5,18 +5,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use seamount_testkit::issuer::TokenIssuer;
-use seamount_testkit::kubelet::{Kubelet, KubeletError, PodVolume};
+use crate::issuer::TokenIssuer;
+use crate::kubelet::{Kubelet, KubeletError, PodVolume};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
+use super::AUDIENCE;
 use super::container::{Mount, Spec};
+use super::ground::Ground;
 use super::manifest::{Container, Pod, Restart, Source};
 use super::output::Output;
 use super::process::{End, Running, Stop, start};
 use super::rootless::Mode;
-use super::supervisor::{AUDIENCE, Ground};
 use super::volumes;
 
 /// How often a failed container of a pod with `restartPolicy: OnFailure` is started again.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{
     Container, Data, File, ManifestError, Mount, Objects, Place, Pod, Restart, Source, Volume, field,
 };
-use crate::play::{allow, env};
+use crate::{allow, env};
 
 struct Reader<'a> {
     name: String,

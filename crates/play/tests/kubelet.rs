@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use seamount_play::kubelet::{Event, Kubelet, KubeletError, PodVolume, volume_handle};
 use seamount_proto::csi;
 use seamount_proto::csi::node_server::{Node, NodeServer};
 use seamount_proto::registration as proto;
 use seamount_proto::registration::registration_server::{Registration, RegistrationServer};
-use seamount_testkit::kubelet::{Event, Kubelet, KubeletError, PodVolume, volume_handle};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;

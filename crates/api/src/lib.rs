@@ -1,0 +1,5 @@
+//! The values that several parts of Seamount read and write alike. No I/O.
+
+mod duration;
+
+pub use duration::{DurationError, format_duration, parse_duration};
