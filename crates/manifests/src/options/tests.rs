@@ -53,7 +53,7 @@ fn all_problems_are_reported_at_once() {
 
 #[test]
 fn each_bad_value_is_refused_by_its_option() {
-    let cases: [(&str, Options); 18] = [
+    let cases: [(&str, Options); 20] = [
         ("namespace", Options { namespace: String::new(), ..valid() }),
         ("driver-name", Options { driver_name: "csi..io".into(), ..valid() }),
         ("driver-name", Options { driver_name: "a/b".into(), ..valid() }),
