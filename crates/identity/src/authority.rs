@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     bundle::{BundleError, BundleSet},
+    certificate::CertificateError,
     id::TrustDomain,
     keys::KeyPair,
     svid::{PrivateKey, SvidError},
@@ -85,6 +86,12 @@ pub enum AuthorityError {
     /// The authority cannot be reached. Ask again.
     #[error("the authority is not available: {0}")]
     Unavailable(String),
+}
+
+impl From<CertificateError> for AuthorityError {
+    fn from(error: CertificateError) -> Self {
+        Self::Invalid(error.into())
+    }
 }
 
 impl AuthorityError {

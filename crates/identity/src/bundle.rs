@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
 
 use rustls_pki_types::CertificateDer;
 
-use crate::{certificate, id::TrustDomain, svid::SvidError};
+use crate::{
+    certificate::{self, CertificateError, Roots},
+    id::TrustDomain,
+};
 
 /// Most certificates in one bundle; more is an attack or an accident.
 pub const MAX_AUTHORITIES: usize = 256;
@@ -23,7 +26,7 @@ pub enum BundleError {
         /// Counted from 0.
         position: usize,
         /// What is wrong with it.
-        reason: SvidError,
+        reason: CertificateError,
     },
     /// Not readable as certificates.
     #[error("the bundle of {trust_domain} cannot be read: {reason}")]
@@ -98,6 +101,11 @@ impl X509Bundle {
     /// Whose bundle this is.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// What a chain has to lead to.
+    pub(crate) fn roots(&self) -> Roots<'_> {
+        Roots { trust_domain: &self.trust_domain, authorities: &self.authorities }
     }
 
     /// The CA certificates.

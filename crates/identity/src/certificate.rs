@@ -1,6 +1,9 @@
 //! The X509-SVID standard's rules for certificates, on x509-parser's view of them. Times are passed in.
 
+mod error;
 mod memo;
+
+pub use error::{CertificateError, MAX_CHAIN};
 
 use std::time::{Duration, SystemTime};
 
@@ -12,15 +15,20 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
-use crate::{
-    bundle::X509Bundle,
-    id::{SpiffeId, TrustDomain},
-    svid::{MAX_CHAIN, SvidError},
-};
+use crate::id::{SpiffeId, TrustDomain};
+
+/// What a chain has to lead to.
+#[derive(Clone, Copy)]
+pub(crate) struct Roots<'a> {
+    /// Theirs, and so the leaf's.
+    pub trust_domain: &'a TrustDomain,
+    /// Self-signed certificates that [`check_root`] has passed.
+    pub authorities: &'a [CertificateDer<'static>],
+}
 
 /// Reads one certificate that fills `der` completely.
-pub(crate) fn parse(der: &[u8], position: usize) -> Result<X509Certificate<'_>, SvidError> {
-    let malformed = |reason: String| SvidError::Malformed { position, reason };
+pub(crate) fn parse(der: &[u8], position: usize) -> Result<X509Certificate<'_>, CertificateError> {
+    let malformed = |reason: String| CertificateError::Malformed { position, reason };
     // The parser takes other tags for a sequence's, and these bytes are outside the signature.
     if der.first() != Some(&0x30) {
         return Err(malformed("it is no DER sequence".to_owned()));
@@ -37,14 +45,15 @@ pub(crate) fn parse(der: &[u8], position: usize) -> Result<X509Certificate<'_>, 
 }
 
 /// Cuts certificates that follow one another. Each is read once, so that garbage is refused here.
-pub(crate) fn split(mut der: &[u8], most: usize) -> Result<Vec<CertificateDer<'static>>, SvidError> {
+pub(crate) fn split(mut der: &[u8], most: usize) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let mut found = Vec::new();
     while !der.is_empty() {
         if found.len() == most {
-            return Err(SvidError::TooMany);
+            return Err(CertificateError::TooMany);
         }
-        let (rest, certificate) = X509Certificate::from_der(der)
-            .map_err(|error| SvidError::Malformed { position: found.len(), reason: error.to_string() })?;
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|error| {
+            CertificateError::Malformed { position: found.len(), reason: error.to_string() }
+        })?;
         found.push(CertificateDer::from(certificate.as_raw().to_vec()));
         der = rest;
     }
@@ -53,29 +62,29 @@ pub(crate) fn split(mut der: &[u8], most: usize) -> Result<Vec<CertificateDer<'s
 
 /// The rules for a leaf: X509-SVID §2 (ID, SAN), §4.1 (basic constraints), §4.3 (key usage), §4.4 (extended key
 /// usage), §5.2 (what a validator must reject). basicConstraints may be absent, which says the same as cA false.
-pub(crate) fn check_leaf(leaf: &X509Certificate<'_>) -> Result<SpiffeId, SvidError> {
+pub(crate) fn check_leaf(leaf: &X509Certificate<'_>) -> Result<SpiffeId, CertificateError> {
     check_extensions(leaf)?;
     let found = is_ca(leaf)?;
     if found {
-        return Err(SvidError::BasicConstraints { found, expected: false });
+        return Err(CertificateError::BasicConstraints { found, expected: false });
     }
-    let usage = key_usage(leaf)?.ok_or(SvidError::KeyUsage("the extension is missing"))?;
+    let usage = key_usage(leaf)?.ok_or(CertificateError::KeyUsage("the extension is missing"))?;
     if !usage.critical {
-        return Err(SvidError::KeyUsage("the extension is not critical"));
+        return Err(CertificateError::KeyUsage("the extension is not critical"));
     }
     if usage.bits.key_cert_sign() || usage.bits.crl_sign() {
-        return Err(SvidError::KeyUsage("a leaf must not have keyCertSign or cRLSign"));
+        return Err(CertificateError::KeyUsage("a leaf must not have keyCertSign or cRLSign"));
     }
     if !usage.bits.digital_signature() {
-        return Err(SvidError::KeyUsage("a leaf must have digitalSignature"));
+        return Err(CertificateError::KeyUsage("a leaf must have digitalSignature"));
     }
     check_extended_usage(leaf)?;
-    let (id, critical) = uri_san(leaf)?.ok_or(SvidError::UriCount { count: 0 })?;
+    let (id, critical) = uri_san(leaf)?.ok_or(CertificateError::UriCount { count: 0 })?;
     if critical != (leaf.subject().iter().next().is_none()) {
-        return Err(SvidError::SanCriticality { critical });
+        return Err(CertificateError::SanCriticality { critical });
     }
     if id.is_trust_domain() {
-        return Err(SvidError::RootPath(id));
+        return Err(CertificateError::RootPath(id));
     }
     Ok(id)
 }
@@ -85,46 +94,49 @@ pub(crate) fn check_leaf(leaf: &X509Certificate<'_>) -> Result<SpiffeId, SvidErr
 pub(crate) fn check_signing(
     signer: &X509Certificate<'_>,
     trust_domain: &TrustDomain,
-) -> Result<(), SvidError> {
+) -> Result<(), CertificateError> {
     check_root(signer, trust_domain)?;
-    let usage = key_usage(signer)?.ok_or(SvidError::KeyUsage("the extension is missing"))?;
+    let usage = key_usage(signer)?.ok_or(CertificateError::KeyUsage("the extension is missing"))?;
     if !usage.critical {
-        return Err(SvidError::KeyUsage("the extension is not critical"));
+        return Err(CertificateError::KeyUsage("the extension is not critical"));
     }
     // Bits 5 and 6 are keyCertSign and cRLSign (RFC 5280 §4.2.1.3).
     if usage.bits.flags & !0b110_0000 != 0 {
-        return Err(SvidError::KeyUsage("a signing certificate has only keyCertSign and cRLSign"));
+        return Err(CertificateError::KeyUsage("a signing certificate has only keyCertSign and cRLSign"));
     }
     Ok(())
 }
 
 /// The rules for a trust anchor. They are those of [`check_signing`] as far as a root that was made by other
 /// tools can be expected to keep them: key usage may be missing or hold more than keyCertSign.
-pub(crate) fn check_root(root: &X509Certificate<'_>, trust_domain: &TrustDomain) -> Result<(), SvidError> {
+pub(crate) fn check_root(
+    root: &X509Certificate<'_>,
+    trust_domain: &TrustDomain,
+) -> Result<(), CertificateError> {
     check_extensions(root)?;
     let found = is_ca(root)?;
     if !found {
-        return Err(SvidError::BasicConstraints { found, expected: true });
+        return Err(CertificateError::BasicConstraints { found, expected: true });
     }
     if key_usage(root)?.is_some_and(|usage| !usage.bits.key_cert_sign()) {
-        return Err(SvidError::KeyUsage("a signing certificate must have keyCertSign"));
+        return Err(CertificateError::KeyUsage("a signing certificate must have keyCertSign"));
     }
     if let Some((id, _)) = uri_san(root)? {
         if !id.is_trust_domain() {
-            return Err(SvidError::SigningPath(id));
+            return Err(CertificateError::SigningPath(id));
         }
         if id.trust_domain() != trust_domain {
             let (expected, found) = (trust_domain.clone(), id.trust_domain().clone());
-            return Err(SvidError::OtherTrustDomain { expected, found });
+            return Err(CertificateError::OtherTrustDomain { expected, found });
         }
     }
     Ok(())
 }
 
 /// RFC 5280 §4.2: no extension twice, no unknown critical one, none that cannot be read.
-fn check_extensions(certificate: &X509Certificate<'_>) -> Result<(), SvidError> {
+fn check_extensions(certificate: &X509Certificate<'_>) -> Result<(), CertificateError> {
     let fail = |extension: &X509Extension<'_>, problem| {
-        Err(SvidError::Extension { oid: extension.oid.to_id_string(), problem })
+        Err(CertificateError::Extension { oid: extension.oid.to_id_string(), problem })
     };
     let extensions = certificate.extensions();
     for (index, extension) in extensions.iter().enumerate() {
@@ -148,8 +160,8 @@ fn check_extensions(certificate: &X509Certificate<'_>) -> Result<(), SvidError> 
 }
 
 /// basicConstraints' cA.
-fn is_ca(certificate: &X509Certificate<'_>) -> Result<bool, SvidError> {
-    let constraints = certificate.basic_constraints().map_err(|_| SvidError::Extension {
+fn is_ca(certificate: &X509Certificate<'_>) -> Result<bool, CertificateError> {
+    let constraints = certificate.basic_constraints().map_err(|_| CertificateError::Extension {
         oid: oid_registry::OID_X509_EXT_BASIC_CONSTRAINTS.to_id_string(),
         problem: "cannot be read",
     })?;
@@ -170,22 +182,23 @@ struct Usage<'a> {
     critical: bool,
 }
 
-fn key_usage<'a>(certificate: &'a X509Certificate<'_>) -> Result<Option<Usage<'a>>, SvidError> {
-    let usage = certificate.key_usage().map_err(|_| SvidError::KeyUsage("the extension cannot be read"))?;
+fn key_usage<'a>(certificate: &'a X509Certificate<'_>) -> Result<Option<Usage<'a>>, CertificateError> {
+    let usage =
+        certificate.key_usage().map_err(|_| CertificateError::KeyUsage("the extension cannot be read"))?;
     Ok(usage.map(|usage| Usage { bits: usage.value, critical: usage.critical }))
 }
 
-fn check_extended_usage(leaf: &X509Certificate<'_>) -> Result<(), SvidError> {
+fn check_extended_usage(leaf: &X509Certificate<'_>) -> Result<(), CertificateError> {
     match leaf.extended_key_usage() {
         Ok(None) => Ok(()),
         Ok(Some(usage)) if usage.value.server_auth && usage.value.client_auth => Ok(()),
-        _ => Err(SvidError::ExtendedKeyUsage),
+        _ => Err(CertificateError::ExtendedKeyUsage),
     }
 }
 
 /// The one URI SAN with the extension's criticality; `None` when there is no URI at all.
-fn uri_san(certificate: &X509Certificate<'_>) -> Result<Option<(SpiffeId, bool)>, SvidError> {
-    let san = certificate.subject_alternative_name().map_err(|_| SvidError::Extension {
+fn uri_san(certificate: &X509Certificate<'_>) -> Result<Option<(SpiffeId, bool)>, CertificateError> {
+    let san = certificate.subject_alternative_name().map_err(|_| CertificateError::Extension {
         oid: oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME.to_id_string(),
         problem: "cannot be read",
     })?;
@@ -197,7 +210,7 @@ fn uri_san(certificate: &X509Certificate<'_>) -> Result<Option<(SpiffeId, bool)>
     match (uris.next(), uris.count()) {
         (None, _) => Ok(None),
         (Some(uri), 0) => Ok(Some((uri.parse()?, san.critical))),
-        (Some(_), more) => Err(SvidError::UriCount { count: more + 1 }),
+        (Some(_), more) => Err(CertificateError::UriCount { count: more + 1 }),
     }
 }
 
@@ -241,7 +254,7 @@ fn check_validity(
     certificate: &X509Certificate<'_>,
     position: usize,
     now: SystemTime,
-) -> Result<(), SvidError> {
+) -> Result<(), CertificateError> {
     let (not_before, not_after) = validity(certificate);
     let problem = if now < not_before {
         "it is not valid yet; check the clocks"
@@ -250,7 +263,7 @@ fn check_validity(
     } else {
         return Ok(());
     };
-    Err(SvidError::Validity { position, problem })
+    Err(CertificateError::Validity { position, problem })
 }
 
 /// Whether `issuer`'s key made `certificate`'s signature. SHA-1 is refused, which the parser's library still
@@ -278,16 +291,16 @@ pub(crate) fn is_signed_by(
 /// Reads a chain, leaf first.
 pub(crate) fn parse_chain<'a>(
     chain: &'a [CertificateDer<'_>],
-) -> Result<Vec<X509Certificate<'a>>, SvidError> {
+) -> Result<Vec<X509Certificate<'a>>, CertificateError> {
     if chain.len() > MAX_CHAIN {
-        return Err(SvidError::TooMany);
+        return Err(CertificateError::TooMany);
     }
     chain.iter().enumerate().map(|(position, der)| parse(der, position)).collect()
 }
 
 /// The rules for a leaf and for those that sign it: whose it is.
-pub(crate) fn check_chain(chain: &[X509Certificate<'_>]) -> Result<SpiffeId, SvidError> {
-    let (leaf, signers) = chain.split_first().ok_or(SvidError::Empty)?;
+pub(crate) fn check_chain(chain: &[X509Certificate<'_>]) -> Result<SpiffeId, CertificateError> {
+    let (leaf, signers) = chain.split_first().ok_or(CertificateError::Empty)?;
     let id = check_leaf(leaf)?;
     signers.iter().try_for_each(|signer| check_signing(signer, id.trust_domain()))?;
     Ok(id)
@@ -296,12 +309,12 @@ pub(crate) fn check_chain(chain: &[X509Certificate<'_>]) -> Result<SpiffeId, Svi
 /// See [`crate::svid::verify_chain`].
 pub(crate) fn verify_chain(
     chain: &[CertificateDer<'_>],
-    bundle: &X509Bundle,
+    roots: Roots<'_>,
     now: SystemTime,
-) -> Result<SpiffeId, SvidError> {
+) -> Result<SpiffeId, CertificateError> {
     let parsed = parse_chain(chain)?;
     let id = check_chain(&parsed)?;
-    verify(&parsed, &id, bundle, now)?;
+    verify(&parsed, &id, roots, now)?;
     Ok(id)
 }
 
@@ -309,35 +322,39 @@ pub(crate) fn verify_chain(
 pub(crate) fn verify(
     parsed: &[X509Certificate<'_>],
     id: &SpiffeId,
-    bundle: &X509Bundle,
+    roots: Roots<'_>,
     now: SystemTime,
-) -> Result<(), SvidError> {
-    if id.trust_domain() != bundle.trust_domain() {
-        let (expected, found) = (bundle.trust_domain().clone(), id.trust_domain().clone());
-        return Err(SvidError::OtherTrustDomain { expected, found });
+) -> Result<(), CertificateError> {
+    if id.trust_domain() != roots.trust_domain {
+        let (expected, found) = (roots.trust_domain.clone(), id.trust_domain().clone());
+        return Err(CertificateError::OtherTrustDomain { expected, found });
     }
     for (position, certificate) in parsed.iter().enumerate() {
         check_validity(certificate, position, now)?;
         // Between this one and the leaf stand `position - 1` signing certificates (RFC 5280 §4.2.1.9).
         if position > 0 && path_length(certificate).is_some_and(|most| position - 1 > most as usize) {
             let reason = "the signer's pathLenConstraint allows no such chain";
-            return Err(SvidError::Untrusted { position: position - 1, signer: "the next one", reason });
+            return Err(CertificateError::Untrusted {
+                position: position - 1,
+                signer: "the next one",
+                reason,
+            });
         }
     }
     for (position, (certificate, issuer)) in parsed.iter().zip(parsed.iter().skip(1)).enumerate() {
-        is_signed_by(certificate, issuer).map_err(|reason| SvidError::Untrusted {
+        is_signed_by(certificate, issuer).map_err(|reason| CertificateError::Untrusted {
             position,
             signer: "the next one",
             reason,
         })?;
     }
-    let last = parsed.last().ok_or(SvidError::Empty)?;
+    let last = parsed.last().ok_or(CertificateError::Empty)?;
     let position = parsed.len() - 1;
-    if position > 0 && bundle.authorities().iter().any(|root| root.as_ref() == last.as_raw()) {
+    if position > 0 && roots.authorities.iter().any(|root| root.as_ref() == last.as_raw()) {
         return Ok(());
     }
     let mut reason = "no authority of that name is in it";
-    for (index, root) in bundle.authorities().iter().enumerate() {
+    for (index, root) in roots.authorities.iter().enumerate() {
         let root = parse(root, index)?;
         if root.subject().as_raw() != last.issuer().as_raw() {
             continue;
@@ -358,5 +375,5 @@ pub(crate) fn verify(
             Err(why) => reason = why,
         }
     }
-    Err(SvidError::Untrusted { position, signer: "the bundle", reason })
+    Err(CertificateError::Untrusted { position, signer: "the bundle", reason })
 }

@@ -21,5 +21,6 @@ pub mod without_authority;
 pub mod workload_api;
 
 pub use bundle::{BundleError, BundleSet, X509Bundle};
+pub use certificate::CertificateError;
 pub use id::{IdError, SpiffeId, TrustDomain};
 pub use svid::{PrivateKey, SvidError, X509Svid};

@@ -11,100 +11,19 @@ use zeroize::Zeroizing;
 
 use crate::{
     bundle::X509Bundle,
-    certificate,
-    id::{IdError, SpiffeId, TrustDomain},
+    certificate::{self, CertificateError},
+    id::SpiffeId,
     keys::KeyPair,
 };
 
-/// Most certificates in a chain (the leaf and its intermediates). Real ones have two or three.
-pub const MAX_CHAIN: usize = 16;
+pub use crate::certificate::MAX_CHAIN;
 
-/// Why certificates or a key are not an X.509-SVID, or not a trusted one.
+/// Why certificates and a key are not an X.509-SVID, or not a trusted one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SvidError {
-    /// Not DER of a certificate.
-    #[error("certificate {position} of the chain cannot be read: {reason}")]
-    Malformed {
-        /// 0 is the leaf.
-        position: usize,
-        /// What the parser says.
-        reason: String,
-    },
-    /// No certificate at all.
-    #[error("the chain holds no certificate")]
-    Empty,
-    /// More than [`MAX_CHAIN`].
-    #[error("the chain holds more than {MAX_CHAIN} certificates")]
-    TooMany,
-    /// X509-SVID §2 and §5.2: exactly one URI SAN.
-    #[error("the certificate has {count} URI SANs; an X.509-SVID has exactly one")]
-    UriCount {
-        /// How many there are.
-        count: usize,
-    },
-    /// X509-SVID §2: the URI is not a SPIFFE ID.
-    #[error("the certificate's URI SAN is not a SPIFFE ID: {0}")]
-    Id(#[from] IdError),
-    /// X509-SVID §5.2: a leaf names a workload.
-    #[error("the leaf's SPIFFE ID {0} has no path: it names a trust domain, not a workload")]
-    RootPath(SpiffeId),
-    /// X509-SVID §3.2: a signing certificate's ID has no path.
-    #[error("the signing certificate's SPIFFE ID {0} has a path; only a leaf may have one")]
-    SigningPath(SpiffeId),
-    /// The signing certificate belongs to somebody else.
-    #[error("the signing certificate is of trust domain {found}, the leaf of {expected}")]
-    OtherTrustDomain {
-        /// The leaf's.
-        expected: TrustDomain,
-        /// The signer's.
-        found: TrustDomain,
-    },
-    /// X509-SVID §2 (RFC 5280 §4.2.1.6): critical if and only if the subject is empty.
-    #[error("the SAN extension must be critical exactly when the subject is empty (critical: {critical})")]
-    SanCriticality {
-        /// What the certificate says.
-        critical: bool,
-    },
-    /// X509-SVID §4.1: a leaf with cA, or a signing certificate without.
-    #[error("basicConstraints cA is {found}, must be {expected}")]
-    BasicConstraints {
-        /// What the certificate says.
-        found: bool,
-        /// What its place in the chain demands.
-        expected: bool,
-    },
-    /// X509-SVID §4.3: key usage missing, not critical, or with wrong bits.
-    #[error("key usage: {0}")]
-    KeyUsage(&'static str),
-    /// X509-SVID §4.4: extended key usage without serverAuth or clientAuth.
-    #[error("extended key usage must hold both serverAuth and clientAuth when it is present")]
-    ExtendedKeyUsage,
-    /// RFC 5280 §4.2: a critical extension that we do not know, or one that comes twice.
-    #[error("extension {oid}: {problem}")]
-    Extension {
-        /// Its object identifier.
-        oid: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// Outside its validity.
-    #[error("certificate {position} of the chain is not valid now: {problem}")]
-    Validity {
-        /// 0 is the leaf.
-        position: usize,
-        /// Expired or not yet valid.
-        problem: &'static str,
-    },
-    /// X509-SVID §5.1: no path from the leaf to the bundle.
-    #[error("certificate {position} of the chain is not signed by {signer}: {reason}")]
-    Untrusted {
-        /// 0 is the leaf.
-        position: usize,
-        /// Who should have signed it.
-        signer: &'static str,
-        /// Why not.
-        reason: &'static str,
-    },
+    /// The certificates.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// The key is not a PKCS#8 key of a kind that we know.
     #[error("the private key is not PKCS#8 DER of an ECDSA P-256, ECDSA P-384 or RSA key")]
     Key,
@@ -181,7 +100,7 @@ impl X509Svid {
     ) -> Result<Self, SvidError> {
         let parsed = certificate::parse_chain(&chain)?;
         let parts = Parts::of(&parsed, &key)?;
-        certificate::verify(&parsed, &parts.id, bundle, now)?;
+        certificate::verify(&parsed, &parts.id, bundle.roots(), now)?;
         Ok(Self::of_parts(parts, chain, key))
     }
 
@@ -198,7 +117,7 @@ impl X509Svid {
     /// Checks the whole path at `now`: every certificate's validity, every signature up to a certificate of
     /// `bundle`, names, path lengths (X509-SVID §5.1, RFC 5280 §6).
     pub fn verify(&self, bundle: &X509Bundle, now: SystemTime) -> Result<(), SvidError> {
-        verify_chain(&self.chain, bundle, now).map(|_| ())
+        verify_chain(&self.chain, bundle, now).map(drop).map_err(SvidError::from)
     }
 
     /// Who this is.
@@ -262,7 +181,7 @@ struct Parts {
 impl Parts {
     fn of(chain: &[X509Certificate<'_>], key: &PrivateKey) -> Result<Self, SvidError> {
         let id = certificate::check_chain(chain)?;
-        let leaf = chain.first().ok_or(SvidError::Empty)?;
+        let leaf = chain.first().ok_or(CertificateError::Empty)?;
         if !certificate::has_key(leaf, key.public_key()) {
             return Err(SvidError::KeyMismatch(id));
         }
@@ -277,8 +196,8 @@ pub fn verify_chain(
     chain: &[CertificateDer<'_>],
     bundle: &X509Bundle,
     now: SystemTime,
-) -> Result<SpiffeId, SvidError> {
-    certificate::verify_chain(chain, bundle, now)
+) -> Result<SpiffeId, CertificateError> {
+    certificate::verify_chain(chain, bundle.roots(), now)
 }
 
 #[cfg(test)]

@@ -393,22 +393,28 @@ fn what_is_not_valid_for_its_key_and_bundle_is_not_taken() {
 
     let (right, wrong) = (key(), key());
     assert!(matches!(take(made(&right), wrong, &bundle, now), Err(SvidError::KeyMismatch(_))));
-    let untrusted = Err(SvidError::Untrusted {
+    let untrusted = Err(SvidError::Certificate(CertificateError::Untrusted {
         position: 1,
         signer: "the bundle",
         reason: "no authority of that name is in it",
-    });
+    }));
     assert_eq!(take(made(&right), right, &self::bundle(&others), now), untrusted);
     let right = key();
     let late = now + Duration::from_secs(2 * HOUR);
-    assert!(matches!(take(made(&right), right, &bundle, late), Err(SvidError::Validity { position: 0, .. })));
+    assert!(matches!(
+        take(made(&right), right, &bundle, late),
+        Err(SvidError::Certificate(CertificateError::Validity { position: 0, .. }))
+    ));
     let right = key();
     let mut chain = made(&right);
     let mut leaf = chain[0].to_vec();
     // The last byte belongs to the signature.
     *leaf.last_mut().unwrap() ^= 1;
     chain[0] = leaf.into();
-    assert!(matches!(take(chain, right, &bundle, now), Err(SvidError::Untrusted { position: 0, .. })));
+    assert!(matches!(
+        take(chain, right, &bundle, now),
+        Err(SvidError::Certificate(CertificateError::Untrusted { position: 0, .. }))
+    ));
     let right = key();
     assert_eq!(take(made(&right), right, &bundle, now), Ok(()));
     assert_eq!(format!("{:?}", key()), "NewKey(…)");

@@ -77,33 +77,33 @@ impl Made {
         X509Svid::new(self.chain.clone(), self.key.clone())
     }
 
-    fn verify_at(&self, now: SystemTime) -> Result<SpiffeId, SvidError> {
+    fn verify_at(&self, now: SystemTime) -> Result<SpiffeId, CertificateError> {
         let bundle = X509Bundle::new(domain(), [self.root.clone()]).unwrap();
         verify_chain(&self.chain, &bundle, now)
     }
 
-    fn verify(&self) -> Result<SpiffeId, SvidError> {
+    fn verify(&self) -> Result<SpiffeId, CertificateError> {
         self.verify_at(SystemTime::now())
     }
 }
 
 /// What both constructor and verification say about a leaf that is wrong in one thing.
-fn bad_leaf(change: impl FnOnce(&mut CertificateParams)) -> SvidError {
+fn bad_leaf(change: impl FnOnce(&mut CertificateParams)) -> CertificateError {
     let mut params = leaf();
     change(&mut params);
     let made = make(ca("root"), vec![], params);
-    let error = made.svid().unwrap_err();
-    assert_eq!(made.verify().unwrap_err(), error);
+    let error = made.verify().unwrap_err();
+    assert_eq!(made.svid().unwrap_err(), SvidError::Certificate(error.clone()));
     error
 }
 
 /// What both say about an intermediate that is wrong in one thing.
-fn bad_signer(change: impl FnOnce(&mut CertificateParams)) -> SvidError {
+fn bad_signer(change: impl FnOnce(&mut CertificateParams)) -> CertificateError {
     let mut params = ca("intermediate");
     change(&mut params);
     let made = make(ca("root"), vec![params], leaf());
-    let error = made.svid().unwrap_err();
-    assert_eq!(made.verify().unwrap_err(), error);
+    let error = made.verify().unwrap_err();
+    assert_eq!(made.svid().unwrap_err(), SvidError::Certificate(error.clone()));
     error
 }
 
@@ -148,11 +148,11 @@ fn nothing_prints_a_key() {
 #[test]
 fn x509_svid_2_exactly_one_uri_san() {
     let error = bad_leaf(|leaf| leaf.subject_alt_names.clear());
-    assert_eq!(error, SvidError::UriCount { count: 0 });
+    assert_eq!(error, CertificateError::UriCount { count: 0 });
     let error = bad_leaf(|leaf| leaf.subject_alt_names.push(uri("https://example.org")));
-    assert_eq!(error, SvidError::UriCount { count: 2 });
+    assert_eq!(error, CertificateError::UriCount { count: 2 });
     let error = bad_leaf(|leaf| leaf.subject_alt_names.push(uri("spiffe://example.org/c")));
-    assert_eq!(error, SvidError::UriCount { count: 2 });
+    assert_eq!(error, CertificateError::UriCount { count: 2 });
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn x509_svid_2_uri_is_a_spiffe_id() {
     for bad in ["https://example.org/a", "spiffe://example.org/a/", "spiffe://example.org/%41", "spiffe:///a"]
     {
         let error = bad_leaf(|leaf| leaf.subject_alt_names = vec![uri(bad)]);
-        assert!(matches!(error, SvidError::Id(_)), "{bad}: {error}");
+        assert!(matches!(error, CertificateError::Id(_)), "{bad}: {error}");
     }
 }
 
@@ -183,26 +183,26 @@ fn x509_svid_2_san_is_critical_exactly_when_the_subject_is_empty() {
             leaf.custom_extensions.push(extension(SAN, critical, &san_der("spiffe://example.org/a")));
         }
     };
-    assert_eq!(bad_leaf(by_hand(false)), SvidError::SanCriticality { critical: false });
+    assert_eq!(bad_leaf(by_hand(false)), CertificateError::SanCriticality { critical: false });
     let error = bad_leaf(|leaf| {
         leaf.distinguished_name = named("cart");
         by_hand(true)(leaf);
     });
-    assert_eq!(error, SvidError::SanCriticality { critical: true });
+    assert_eq!(error, CertificateError::SanCriticality { critical: true });
 }
 
 #[test]
 fn x509_svid_3_1_leaf_has_a_path() {
     let error = bad_leaf(|leaf| leaf.subject_alt_names = vec![uri("spiffe://example.org")]);
-    assert!(matches!(error, SvidError::RootPath(_)));
+    assert!(matches!(error, CertificateError::RootPath(_)));
 }
 
 #[test]
 fn x509_svid_3_2_signing_certificate_has_no_path_and_the_same_trust_domain() {
     let error = bad_signer(|signer| signer.subject_alt_names = vec![uri("spiffe://example.org/ca")]);
-    assert!(matches!(error, SvidError::SigningPath(_)));
+    assert!(matches!(error, CertificateError::SigningPath(_)));
     let error = bad_signer(|signer| signer.subject_alt_names = vec![uri("spiffe://other.org")]);
-    assert!(matches!(error, SvidError::OtherTrustDomain { .. }));
+    assert!(matches!(error, CertificateError::OtherTrustDomain { .. }));
     let mut params = ca("intermediate");
     params.subject_alt_names.clear();
     assert!(make(ca("root"), vec![params], leaf()).verify().is_ok(), "an ID is recommended, not demanded");
@@ -211,9 +211,9 @@ fn x509_svid_3_2_signing_certificate_has_no_path_and_the_same_trust_domain() {
 #[test]
 fn x509_svid_4_1_basic_constraints() {
     let error = bad_leaf(|leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
-    assert_eq!(error, SvidError::BasicConstraints { found: true, expected: false });
+    assert_eq!(error, CertificateError::BasicConstraints { found: true, expected: false });
     let error = bad_signer(|signer| signer.is_ca = IsCa::ExplicitNoCa);
-    assert_eq!(error, SvidError::BasicConstraints { found: false, expected: true });
+    assert_eq!(error, CertificateError::BasicConstraints { found: false, expected: true });
     let mut params = leaf();
     params.is_ca = IsCa::NoCa;
     assert!(make(ca("root"), vec![], params).verify().is_ok(), "absent says the same as false");
@@ -222,17 +222,17 @@ fn x509_svid_4_1_basic_constraints() {
 #[test]
 fn x509_svid_4_3_key_usage_of_a_leaf() {
     let error = bad_leaf(|leaf| leaf.key_usages.clear());
-    assert_eq!(error, SvidError::KeyUsage("the extension is missing"));
+    assert_eq!(error, CertificateError::KeyUsage("the extension is missing"));
     let error = bad_leaf(|leaf| {
         leaf.key_usages.clear();
         leaf.custom_extensions.push(extension(KEY_USAGE, false, &[3, 2, 7, 0x80]));
     });
-    assert_eq!(error, SvidError::KeyUsage("the extension is not critical"));
+    assert_eq!(error, CertificateError::KeyUsage("the extension is not critical"));
     let error = bad_leaf(|leaf| leaf.key_usages = vec![KeyUsagePurpose::KeyEncipherment]);
-    assert_eq!(error, SvidError::KeyUsage("a leaf must have digitalSignature"));
+    assert_eq!(error, CertificateError::KeyUsage("a leaf must have digitalSignature"));
     for forbidden in [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign] {
         let error = bad_leaf(|leaf| leaf.key_usages.push(forbidden));
-        assert_eq!(error, SvidError::KeyUsage("a leaf must not have keyCertSign or cRLSign"));
+        assert_eq!(error, CertificateError::KeyUsage("a leaf must not have keyCertSign or cRLSign"));
     }
     let mut params = leaf();
     params.key_usages.extend([KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyAgreement]);
@@ -242,24 +242,24 @@ fn x509_svid_4_3_key_usage_of_a_leaf() {
 #[test]
 fn x509_svid_4_3_key_usage_of_a_signing_certificate() {
     let error = bad_signer(|signer| signer.key_usages.clear());
-    assert_eq!(error, SvidError::KeyUsage("the extension is missing"));
+    assert_eq!(error, CertificateError::KeyUsage("the extension is missing"));
     let error = bad_signer(|signer| signer.key_usages = vec![KeyUsagePurpose::CrlSign]);
-    assert_eq!(error, SvidError::KeyUsage("a signing certificate must have keyCertSign"));
+    assert_eq!(error, CertificateError::KeyUsage("a signing certificate must have keyCertSign"));
     let error = bad_signer(|signer| signer.key_usages.push(KeyUsagePurpose::DigitalSignature));
-    assert_eq!(error, SvidError::KeyUsage("a signing certificate has only keyCertSign and cRLSign"));
+    assert_eq!(error, CertificateError::KeyUsage("a signing certificate has only keyCertSign and cRLSign"));
     let error = bad_signer(|signer| {
         signer.key_usages.clear();
         signer.custom_extensions.push(extension(KEY_USAGE, false, &[3, 2, 2, 0x04]));
     });
-    assert_eq!(error, SvidError::KeyUsage("the extension is not critical"));
+    assert_eq!(error, CertificateError::KeyUsage("the extension is not critical"));
 }
 
 #[test]
 fn x509_svid_4_4_extended_key_usage() {
     let error = bad_leaf(|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
-    assert_eq!(error, SvidError::ExtendedKeyUsage);
+    assert_eq!(error, CertificateError::ExtendedKeyUsage);
     let error = bad_leaf(|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
-    assert_eq!(error, SvidError::ExtendedKeyUsage);
+    assert_eq!(error, CertificateError::ExtendedKeyUsage);
     let mut params = leaf();
     params.extended_key_usages.clear();
     assert!(make(ca("root"), vec![], params).verify().is_ok(), "may be absent");
@@ -269,9 +269,9 @@ fn x509_svid_4_4_extended_key_usage() {
 fn rfc_5280_4_2_extensions() {
     let unknown = |critical| extension(&[1, 3, 6, 1, 4, 1, 99999, 1], critical, &[5, 0]);
     let error = bad_leaf(|leaf| leaf.custom_extensions.push(unknown(true)));
-    assert!(matches!(error, SvidError::Extension { problem: "is critical and not known here", .. }));
+    assert!(matches!(error, CertificateError::Extension { problem: "is critical and not known here", .. }));
     let error = bad_leaf(|leaf| leaf.custom_extensions.extend([unknown(false), unknown(false)]));
-    assert!(matches!(error, SvidError::Extension { problem: "occurs twice", .. }));
+    assert!(matches!(error, CertificateError::Extension { problem: "occurs twice", .. }));
     let mut params = leaf();
     params.custom_extensions.push(unknown(false));
     assert!(make(ca("root"), vec![], params).verify().is_ok());
@@ -288,7 +288,9 @@ fn x509_svid_5_1_signature_of_each_certificate() {
         // The last byte belongs to the signature.
         *der.last_mut().unwrap() ^= 1;
         made.chain[position] = der.into();
-        assert!(matches!(made.verify(), Err(SvidError::Untrusted { position: at, .. }) if at == position));
+        assert!(
+            matches!(made.verify(), Err(CertificateError::Untrusted { position: at, .. }) if at == position)
+        );
     }
 }
 
@@ -296,10 +298,13 @@ fn x509_svid_5_1_signature_of_each_certificate() {
 fn x509_svid_5_1_another_authority_with_the_same_name() {
     let mut made = make(ca("root"), vec![ca("one")], leaf());
     made.root = make(ca("root"), vec![], leaf()).root;
-    assert!(matches!(made.verify(), Err(SvidError::Untrusted { position: 1, signer: "the bundle", .. })));
+    assert!(matches!(
+        made.verify(),
+        Err(CertificateError::Untrusted { position: 1, signer: "the bundle", .. })
+    ));
     made.root = make(ca("other"), vec![], leaf()).root;
     let reason = "no authority of that name is in it";
-    assert_eq!(made.verify(), Err(SvidError::Untrusted { position: 1, signer: "the bundle", reason }));
+    assert_eq!(made.verify(), Err(CertificateError::Untrusted { position: 1, signer: "the bundle", reason }));
 }
 
 #[test]
@@ -309,7 +314,7 @@ fn x509_svid_5_1_bundle_of_the_leafs_trust_domain() {
     let made = make(params, vec![], leaf());
     let bundle = X509Bundle::new("other.org".parse().unwrap(), [made.root.clone()]).unwrap();
     let error = verify_chain(&made.chain, &bundle, SystemTime::now()).unwrap_err();
-    assert!(matches!(error, SvidError::OtherTrustDomain { .. }));
+    assert!(matches!(error, CertificateError::OtherTrustDomain { .. }));
 }
 
 #[test]
@@ -321,11 +326,11 @@ fn rfc_5280_6_order_and_missing_intermediate() {
         verify_chain(&chain, &bundle, SystemTime::now())
     };
     assert!(with(&[0, 1, 2]).is_ok());
-    assert!(matches!(with(&[0, 2, 1]), Err(SvidError::Untrusted { .. })));
-    assert!(matches!(with(&[0, 2]), Err(SvidError::Untrusted { .. })));
-    assert!(matches!(with(&[0]), Err(SvidError::Untrusted { .. })));
-    assert!(matches!(with(&[1, 2]), Err(SvidError::BasicConstraints { .. })), "a CA is no leaf");
-    assert_eq!(with(&[]), Err(SvidError::Empty));
+    assert!(matches!(with(&[0, 2, 1]), Err(CertificateError::Untrusted { .. })));
+    assert!(matches!(with(&[0, 2]), Err(CertificateError::Untrusted { .. })));
+    assert!(matches!(with(&[0]), Err(CertificateError::Untrusted { .. })));
+    assert!(matches!(with(&[1, 2]), Err(CertificateError::BasicConstraints { .. })), "a CA is no leaf");
+    assert_eq!(with(&[]), Err(CertificateError::Empty));
 }
 
 #[test]
@@ -337,23 +342,23 @@ fn rfc_5280_4_2_1_9_path_length() {
     };
     assert!(make(limited("root", 1), vec![limited("one", 0)], leaf()).verify().is_ok());
     let made = make(limited("root", 0), vec![ca("one")], leaf());
-    assert!(matches!(made.verify(), Err(SvidError::Untrusted { signer: "the bundle", .. })));
+    assert!(matches!(made.verify(), Err(CertificateError::Untrusted { signer: "the bundle", .. })));
     let made = make(ca("root"), vec![limited("one", 0), ca("two")], leaf());
-    assert!(matches!(made.verify(), Err(SvidError::Untrusted { .. })));
+    assert!(matches!(made.verify(), Err(CertificateError::Untrusted { .. })));
 }
 
 #[test]
 fn rfc_5280_4_1_2_5_validity_of_each_certificate() {
     let now = SystemTime::now();
     let made = make(ca("root"), vec![ca("one")], leaf());
-    assert!(matches!(made.verify_at(now + 2 * DAY), Err(SvidError::Validity { position: 0, .. })));
-    assert!(matches!(made.verify_at(now - 2 * DAY), Err(SvidError::Validity { position: 0, .. })));
+    assert!(matches!(made.verify_at(now + 2 * DAY), Err(CertificateError::Validity { position: 0, .. })));
+    assert!(matches!(made.verify_at(now - 2 * DAY), Err(CertificateError::Validity { position: 0, .. })));
     let mut short = ca("one");
     short.not_after = (now - DAY / 2).into();
     let made = make(ca("root"), vec![short.clone()], leaf());
-    assert!(matches!(made.verify(), Err(SvidError::Validity { position: 1, .. })));
+    assert!(matches!(made.verify(), Err(CertificateError::Validity { position: 1, .. })));
     short.distinguished_name = named("root");
-    assert!(matches!(make(short, vec![], leaf()).verify(), Err(SvidError::Untrusted { .. })));
+    assert!(matches!(make(short, vec![], leaf()).verify(), Err(CertificateError::Untrusted { .. })));
 }
 
 #[test]
@@ -369,14 +374,29 @@ fn the_key_is_the_leafs() {
 fn chains_are_bounded_and_complete() {
     let made = make(ca("root"), vec![], leaf());
     let many = vec![made.chain[0].clone(); MAX_CHAIN + 1];
-    assert!(matches!(X509Svid::new(many, made.key.clone()), Err(SvidError::TooMany)));
-    assert!(matches!(X509Svid::new(vec![], made.key.clone()), Err(SvidError::Empty)));
-    assert!(matches!(X509Svid::parse(&[], made.key.clone()), Err(SvidError::Empty)));
+    assert!(matches!(
+        X509Svid::new(many, made.key.clone()),
+        Err(SvidError::Certificate(CertificateError::TooMany))
+    ));
+    assert!(matches!(
+        X509Svid::new(vec![], made.key.clone()),
+        Err(SvidError::Certificate(CertificateError::Empty))
+    ));
+    assert!(matches!(
+        X509Svid::parse(&[], made.key.clone()),
+        Err(SvidError::Certificate(CertificateError::Empty))
+    ));
     let mut der = made.chain[0].to_vec();
     der.push(0);
-    assert!(matches!(X509Svid::parse(&der, made.key.clone()), Err(SvidError::Malformed { .. })));
+    assert!(matches!(
+        X509Svid::parse(&der, made.key.clone()),
+        Err(SvidError::Certificate(CertificateError::Malformed { .. }))
+    ));
     let joined = vec![CertificateDer::from(der)];
-    assert!(matches!(X509Svid::new(joined, made.key), Err(SvidError::Malformed { .. })));
+    assert!(matches!(
+        X509Svid::new(joined, made.key),
+        Err(SvidError::Certificate(CertificateError::Malformed { .. }))
+    ));
 }
 
 proptest! {
