@@ -69,7 +69,7 @@ impl Measured {
     /// The kubelet does not give up; what cannot be removed here is found by its descriptors.
     pub async fn remove_leftovers(&self, node: &Node) {
         for volume in &self.leftovers {
-            let _ = tokio::time::timeout(LONG, node.kubelet.tear_down(volume)).await;
+            let _ = tokio::time::timeout(CALL, node.kubelet.tear_down(volume)).await;
         }
     }
 }
@@ -137,7 +137,7 @@ async fn come_and_go(node: &Node, number: usize, measured: &mut Measured) {
     let (took, outcome) = timed(CALL, node.kubelet.publish(&volume, Some(&tokens))).await;
     measured.publishes.add(took);
     match outcome {
-        Ok(()) if number % ASKS == 0 => {
+        Ok(()) if number.is_multiple_of(ASKS) => {
             measured.new.0 += 1;
             match new_fetch(&node.kubelet.target_path(&volume)).await {
                 Ok(()) => measured.new.1 += 1,

@@ -17,7 +17,7 @@ use crate::node::Node;
 const AT_ONCE: usize = 4;
 /// How long the kubelet waits for one of its volumes.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the kubelet goes on with new ones.
+/// How long the kubelet goes on with new ones, and how long all of them may take to go.
 const ALL: Duration = Duration::from_secs(30);
 
 /// The pod.
@@ -104,8 +104,9 @@ impl Hostile {
 
     /// Removes the pod's volumes; what could not be removed, and why.
     pub async fn removed(&self, node: &Node) -> Vec<String> {
+        let end = tokio::time::Instant::now() + ALL;
         let removals = self.tried.iter().map(async |volume| {
-            let outcome = tokio::time::timeout(crate::LONG, node.kubelet.tear_down(volume)).await;
+            let outcome = tokio::time::timeout_at(end, node.kubelet.tear_down(volume)).await;
             let why = match outcome {
                 Ok(Ok(())) => return None,
                 Ok(Err(error)) => error.to_string(),

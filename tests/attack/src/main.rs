@@ -9,7 +9,7 @@ mod node;
 mod script;
 mod verdict;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -115,25 +115,35 @@ fn run(args: &Args) -> anyhow::Result<bool> {
 }
 
 /// One attack on a node of its own.
-async fn one(args: &Args, attack: &Attack, logs: &std::path::Path) -> anyhow::Result<Outcome> {
+async fn one(args: &Args, attack: &Attack, logs: &Path) -> anyhow::Result<Outcome> {
     let node = Node::started(attack, args.programs.as_deref(), logs).await?;
-    let standing = honest::Standing::published(&node).await.context("before the attack")?;
-    honest::warm_up(&node).await.context("before the attack")?;
+    let outcome = attacked(&node, attack, Duration::from_secs(args.seconds)).await;
+    // A process that has ended is the reason for whatever else went wrong.
+    let ended = node.stop()?;
+    match outcome {
+        Ok(outcome) => Ok(Outcome { ended, ..outcome }),
+        Err(error) if ended.is_empty() => Err(error),
+        Err(error) => Err(error.context(ended.join("; "))),
+    }
+}
+
+async fn attacked(node: &Node, attack: &Attack, lasting: Duration) -> anyhow::Result<Outcome> {
+    let standing = honest::Standing::published(node).await.context("before the attack")?;
+    honest::warm_up(node).await.context("before the attack")?;
     let before = node.usage()?;
     let memory = node.watch_memory()?;
 
-    let mut hostile = Hostile::published(&node, attack).await?;
-    hostile.start(&node, attack)?;
+    let mut hostile = Hostile::published(node, attack).await?;
+    hostile.start(node, attack)?;
     let processor = node.processor()?;
     let begun = Instant::now();
-    let measured = honest::measure(&node, &standing, Duration::from_secs(args.seconds), &hostile).await;
+    let measured = honest::measure(node, &standing, lasting, &hostile).await;
     let processor = node.processor()?.saturating_sub(processor).as_secs_f64() / begun.elapsed().as_secs_f64();
     let got = hostile.stop()?;
 
-    let left = hostile.removed(&node).await;
-    measured.remove_leftovers(&node).await;
+    let left = hostile.removed(node).await;
+    measured.remove_leftovers(node).await;
     let after = node.settled(&before).await?;
     let peak = memory.peak();
-    let ended = node.stop()?;
-    Ok(Outcome { measured, got, before, peak, after, processor, left, ended })
+    Ok(Outcome { measured, got, before, peak, after, processor, left, ended: Vec::new() })
 }

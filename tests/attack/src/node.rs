@@ -17,6 +17,8 @@ use crate::attacks::Attack;
 
 /// Between two looks at the agent's memory.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long descriptors may take to be closed, and a process to stop.
+const END: Duration = Duration::from_secs(30);
 /// How long memory may take to come back: the agent's allocator gives pages back after ten seconds.
 const GIVEN_BACK: Duration = Duration::from_secs(15);
 /// Memory that is near the start.
@@ -82,7 +84,7 @@ impl Node {
             let now = self.usage()?;
             let few = now.descriptors.iter().zip(before.descriptors).all(|(now, before)| *now <= before);
             let small = now.memory <= before.memory + NEAR;
-            if (few && small) || begun.elapsed() > if few { GIVEN_BACK } else { LONG } {
+            if (few && small) || begun.elapsed() > if few { GIVEN_BACK } else { END } {
                 return Ok(now);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -120,7 +122,7 @@ impl Node {
         for (name, mut process) in [("agent", self.agent), ("mounter", self.mounter)] {
             if let Some(status) = process.ended()? {
                 faults.push(format!("the {name} has ended by itself: {status}"));
-            } else if let Err(error) = process.stop(LONG) {
+            } else if let Err(error) = process.stop(END) {
                 faults.push(error.to_string());
             }
         }
