@@ -40,7 +40,7 @@ fn is_path(text: &str) -> bool {
         s != "."
             && s != ".."
             && s.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b))
-            && s != ""
+            && !s.is_empty()
     };
     text.is_empty() || text.starts_with('/') && text[1..].split('/').all(good)
 }

@@ -82,7 +82,7 @@ fn frames(all: &mut Seeds) {
             add(all, "mounter_protocol", kind, &bytes);
         }
         for step in 1..32u32 {
-            let bytes: Vec<u8> = (0..size).map(|i| (i as u32 * (step * 2 + 1) >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..size).map(|i| ((i as u32 * (step * 2 + 1)) >> 3) as u8).collect();
             add(all, "mounter_session", step as u8, &bytes);
         }
     }
