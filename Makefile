@@ -63,7 +63,7 @@ selinux: ## mounter, agent and pods under an enforcing SELinux policy, in a qemu
 	@$(XTASK) selinux
 
 bench: ## measure speed and size into bench/ (root); some rows with ROWS=N1,N3
-	@tests/setup.sh build
+	@tests/setup.sh build disk
 	@$(XTASK) bench $(if $(ROWS),--rows $(ROWS))
 
 images: ## static binaries and OCI archives in target/images

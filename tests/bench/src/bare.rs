@@ -19,6 +19,7 @@ const LINKS: [&str; 2] = ["agent.sock", "socket"];
 
 /// A kubelet's root with directories of volumes, and a directory for records.
 pub struct Bare {
+    root: fs::File,
     pods: OwnedFd,
     state: OwnedFd,
     names: Vec<String>,
@@ -26,7 +27,7 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// With `count` volumes below `root`, a tmpfs as the drivers have one.
+    /// With `count` volumes below `root`, on the same kind of file system as the driver's.
     pub fn new(root: &Path, count: usize) -> anyhow::Result<Self> {
         let (pods, state) = (root.join("pods"), root.join("state"));
         let mut names = Vec::new();
@@ -41,7 +42,13 @@ impl Bare {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::openat(CWD, path, flags, Mode::empty())
         };
-        Ok(Self { pods: open(&pods)?, state: open(&state)?, names, held: Vec::new() })
+        let root = fs::File::open(root)?;
+        Ok(Self { root, pods: open(&pods)?, state: open(&state)?, names, held: Vec::new() })
+    }
+
+    /// Waits until all that was written is on the disk.
+    pub fn sync(&self) -> rustix::io::Result<()> {
+        rustix::fs::syncfs(&self.root)
     }
 
     fn place(&self, name: &str) -> rustix::io::Result<OwnedFd> {

@@ -28,7 +28,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// The rows N1 to N10, against the real mounter and agent (root).
+    /// The rows N0 to N11, against the real mounter and agent (root).
     Rows(rows::Args),
     /// Publishes and unpublishes volumes through CSI sockets, side by side.
     Csi(csi::Args),

@@ -1,4 +1,4 @@
-//! A node to measure: the real mounter and agent on a kubelet's root of their own, a tmpfs.
+//! A node to measure: the real mounter and agent on a kubelet's root of their own, a tmpfs or a disk.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,6 +11,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use seamount_proto::csi::node_client::NodeClient;
 use seamount_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
+use seamount_testkit::disk::FileSystem;
 use seamount_testkit::issuer::TokenIssuer;
 use seamount_testkit::kubelet::{Event, Kubelet, PodVolume};
 use seamount_testkit::processes::{Process, Spawn};
@@ -33,6 +34,8 @@ const LONG: Duration = Duration::from_secs(60);
 pub struct Config {
     /// `svidTtl` and `caTtl` with a root in memory; else an hour, and a root from a directory as on a cluster.
     pub lifetimes: Option<(&'static str, &'static str)>,
+    /// What the kubelet's root is on.
+    pub on: FileSystem,
 }
 
 /// A volume with everything that is sent for it, made before the clock runs.
@@ -74,9 +77,7 @@ impl Node {
                 .with_context(|| format!("{} is missing: run `make bench`", program.display()))?;
         }
         let root = dir.path().join("k");
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", &root, "tmpfs", flags, Some(c"mode=750"))
-            .context("cannot mount a tmpfs: measuring takes root")?;
+        config.on.mount(&root).context("cannot mount the kubelet's root: measuring takes root")?;
         let issuer = TokenIssuer::new(ISSUER);
         fs::write(dir.path().join("etc/jwks.json"), issuer.jwks_json())?;
         let http = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
@@ -249,6 +250,11 @@ impl Node {
     pub async fn hold(&self, volumes: &[Volume]) -> anyhow::Result<()> {
         publish_all(&self.clients(4).await?, volumes).await?;
         self.settle().await
+    }
+
+    /// Waits until all that was written is on the disk: what never got there costs nothing to remove.
+    pub fn sync(&self) -> anyhow::Result<()> {
+        Ok(rustix::fs::syncfs(fs::File::open(self.kubelet.root())?)?)
     }
 
     /// Waits until neither process has anything to do.

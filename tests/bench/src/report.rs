@@ -52,6 +52,18 @@ impl Row {
         }
     }
 
+    /// The same row on this disk: without limits, which are for memory, and under a name of its own.
+    #[must_use]
+    pub fn on(self, disk: &str) -> Self {
+        let (id, what) = (format!("{}.{disk}", self.id), format!("{}; on {disk}", self.what));
+        Self { id, what, limits: None, ..self }
+    }
+
+    /// The number before the disk.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// The value of one run.
     pub fn run(&mut self, value: f64) {
         self.runs.push(value);
@@ -194,7 +206,7 @@ fn to_markdown(file: &File) -> String {
 
 /// N2 before N10, and N2 before N2b.
 fn order(id: &str) -> (u32, String) {
-    let digits: String = id.chars().filter(char::is_ascii_digit).collect();
+    let digits = id.chars().skip(1).take_while(char::is_ascii_digit).collect::<String>();
     (digits.parse().unwrap_or_default(), id.to_owned())
 }
 
@@ -252,6 +264,6 @@ mod tests {
         assert!(both["N1"]["must"].is_null() && both["machine"]["cores"].as_u64() > Some(0));
         write(dir.path(), "b", &[once(Row::beside("N2", "two", "ms"), 1.0)]).unwrap();
         assert!(!read().contains("N10") && read().contains("N2"));
-        assert!(order("N2") < order("N10") && order("N2") < order("N2b"));
+        assert!(order("N2") < order("N10") && order("N2") < order("N2b") && order("N2.ext4") < order("N10"));
     }
 }

@@ -1,5 +1,6 @@
 //! The rows of the table, in groups that share a node.
 
+mod disk;
 mod fetch;
 mod first;
 mod issue;
@@ -45,15 +46,16 @@ type Measure = fn(&Context) -> anyhow::Result<Vec<Row>>;
 const REST: Duration = Duration::from_secs(15);
 
 /// Groups: the numbers of their rows, and how they are measured. What waits comes before what computes.
-const GROUPS: [(&[u32], Measure); 8] = [
+const GROUPS: [(&[u32], Measure); 9] = [
     (&[0], |_| machine::measure()),
-    (&[1, 2, 3], publish::measure),
+    (&[1, 2, 3, 11], publish::measure),
     (&[4], first::measure),
     (&[9], fetch::measure),
     (&[8], start::measure),
     (&[5, 10], memory::measure),
     (&[6], update::measure),
     (&[7], issue::measure),
+    (&disk::ROWS, disk::measure),
 ];
 
 /// Runs the subcommand.
@@ -90,10 +92,10 @@ impl MapText for [u32] {
     }
 }
 
-/// The number of a row: N0 to N10.
+/// The number of a row: N0 to N11.
 fn number(row: &str) -> anyhow::Result<u32> {
     let number = row.trim().strip_prefix(['N', 'n']).and_then(|n| n.parse().ok());
-    number.filter(|n| *n <= 10).with_context(|| format!("{row:?} is no row: write N0 to N10"))
+    number.filter(|n| *n <= 11).with_context(|| format!("{row:?} is no row: write N0 to N11"))
 }
 
 /// Runs a measurement whose client has one thread, as most of what is played here has.
@@ -106,11 +108,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_in_one_group() {
-        let mut all: Vec<u32> = GROUPS.iter().flat_map(|(numbers, _)| numbers.iter().copied()).collect();
+    fn every_row_is_in_one_group_and_some_are_on_a_disk_too() {
+        let groups = GROUPS.iter().filter(|(numbers, _)| *numbers != disk::ROWS);
+        let mut all: Vec<u32> = groups.flat_map(|(numbers, _)| numbers.iter().copied()).collect();
         all.sort_unstable();
-        assert_eq!(all, (0..=10).collect::<Vec<_>>());
+        assert_eq!(all, (0..=11).collect::<Vec<_>>());
         assert_eq!(number("n10").unwrap(), 10);
-        assert!(number("N11").is_err() && number("7").is_err());
+        assert!(number("N12").is_err() && number("7").is_err());
     }
 }

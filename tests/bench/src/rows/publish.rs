@@ -1,11 +1,14 @@
-//! N1, N2, N3: publish and unpublish.
+//! N1, N2, N3, N11: publish and unpublish.
 //!
 //! Two nodes stand side by side, one with 10 volumes and one with 2,000. One call after the other goes to the bare
 //! loop, to the small node and to the large one, so that all three see the same machine.
 
+use std::cell::Cell;
 use std::time::Instant;
 
 use rustix::thread::{CpuSet, sched_getcpu};
+
+use seamount_testkit::disk::FileSystem;
 
 use crate::bare::Bare;
 use crate::node::{Config, Node, Volume, publish_all, unpublish_all};
@@ -43,22 +46,30 @@ struct Crowd {
 }
 
 pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
+    measure_on(context, FileSystem::Tmpfs, RUNS)
+}
+
+/// On this file system: the two nodes, and the loop.
+pub fn measure_on(context: &Context, on: FileSystem, runs: usize) -> anyhow::Result<Vec<Row>> {
     on_one_thread(async {
         let root = tempfile::tempdir()?;
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", root.path(), "tmpfs", flags, Some(c"mode=750"))?;
+        on.mount(root.path())?;
+        let config = Config { on, ..Config::default() };
         let mut bare = Bare::new(root.path(), BATCH)?;
-        let small = Node::started(&context.programs, Config::default()).await?;
+        let small = Node::started(&context.programs, config).await?;
         small.hold(&small.volumes("held", 10)?).await?;
-        let large = Node::started(&context.programs, Config::default()).await?;
+        let large = Node::started(&context.programs, config).await?;
         large.hold(&large.volumes("held", 2000)?).await?;
         let volumes = (small.volumes("new", BATCH)?, large.volumes("new", BATCH)?);
         let crowd = large.volumes("crowd", FIRST + CROWD)?;
+        let others = large.volumes("other", CROWD)?;
 
         let mut rows = rows();
-        for run in 0..=RUNS {
+        for run in 0..=runs {
             let seen = one_at_a_time(&mut bare, (&small, &volumes.0), (&large, &volumes.1)).await?;
             let Crowd { first, all: [publish, unpublish] } = sixteen_at_once(&large, &crowd).await?;
+            let beside =
+                [beside(&large, 1, &crowd, &others).await?, beside(&large, 16, &crowd, &others).await?];
             // The first is for caches and allocators.
             if run == 0 {
                 continue;
@@ -85,6 +96,9 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
                 bu.p50(),
                 ratio(tu, tbu),
                 first[1].p99(),
+                beside[0].p50(),
+                beside[0].p99(),
+                beside[1].p99(),
             ];
             rows.iter_mut().zip(values).for_each(|(row, value)| row.run(value));
         }
@@ -129,6 +143,9 @@ fn rows() -> Vec<Row> {
         Row::beside("N3e", "the same system calls in a bare loop, p50", "ms"),
         Row::beside("N3f", "as N3, with all processes on one processor", "×"),
         Row::beside("N3g", "unpublish p99, c=16, of the first 64 after a rest", "ms"),
+        Row::beside("N11", "publish p50, c=1, while 384 others are unpublished, c=1", "ms"),
+        Row::beside("N11b", "publish p99, c=1, while 384 others are unpublished, c=1", "ms"),
+        Row::beside("N11c", "publish p99, c=1, while 384 others are unpublished, c=16", "ms"),
     ]
 }
 
@@ -141,6 +158,11 @@ async fn one_at_a_time(
     let (in_small, in_large) = (small.0.clients(1).await?, large.0.clients(1).await?);
     for batch in 0..BATCHES {
         for (what, publish) in [(0, true), (1, false)] {
+            if !publish {
+                bare.sync()?;
+                small.0.sync()?;
+                large.0.sync()?;
+            }
             for i in 0..BATCH {
                 let begun = Instant::now();
                 if publish { bare.publish(i) } else { bare.unpublish(BATCH - 1 - i) }?;
@@ -219,10 +241,37 @@ async fn sixteen_at_once(node: &Node, volumes: &[Volume]) -> anyhow::Result<Crow
     for _ in 0..CROWDS {
         run.first[0].extend(publish_all(&clients, first).await?);
         run.all[0].extend(publish_all(&clients, rest).await?);
+        node.sync()?;
         node.settle().await?;
         run.first[1].extend(unpublish_all(&clients, first).await?);
         run.all[1].extend(unpublish_all(&clients, rest).await?);
         node.settle().await?;
     }
     Ok(run)
+}
+
+/// Publishes one volume after the other for as long as so many calls at once unpublish all of the crowd.
+async fn beside(node: &Node, count: usize, crowd: &[Volume], others: &[Volume]) -> anyhow::Result<Samples> {
+    let (many, one) = (node.clients(count).await?, node.clients(1).await?);
+    publish_all(&node.clients(16).await?, crowd).await?;
+    node.sync()?;
+    node.settle().await?;
+    let done = Cell::new(false);
+    let removing = async {
+        unpublish_all(&many, crowd).await?;
+        done.set(true);
+        anyhow::Ok(())
+    };
+    let publishing = async {
+        let mut samples = Samples::default();
+        for volume in others.iter().take_while(|_| !done.get()) {
+            samples.extend(publish_all(&one, std::slice::from_ref(volume)).await?);
+        }
+        anyhow::Ok(samples)
+    };
+    let ((), samples) = tokio::try_join!(removing, publishing)?;
+    // Those that never came are as if they had gone.
+    unpublish_all(&node.clients(16).await?, others).await?;
+    node.settle().await?;
+    Ok(samples)
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use bytes::Bytes;
+use seamount_testkit::disk::FileSystem;
 
 use crate::client::{self, Bare};
 use crate::node::{Config, Node, Volume};
@@ -17,6 +18,12 @@ const VOLUMES: usize = 500;
 const LONG: Duration = Duration::from_secs(60);
 
 pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
+    measure_on(context, FileSystem::Tmpfs, RUNS)
+}
+
+/// On this file system.
+pub fn measure_on(context: &Context, on: FileSystem, runs: usize) -> anyhow::Result<Vec<Row>> {
+    let config = Config { on, ..Config::default() };
     on_one_thread(async {
         let mut register = Row::at_most(
             "N8",
@@ -25,8 +32,8 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
             50.0,
             Some(20.0),
         );
-        for _ in 0..RUNS {
-            let mut node = Node::new(&context.programs, Config::default())?;
+        for _ in 0..runs {
+            let mut node = Node::new(&context.programs, config)?;
             let begun = Instant::now();
             node.start_mounter()?;
             node.start_agent()?;
@@ -47,11 +54,11 @@ pub fn measure(context: &Context) -> anyhow::Result<Vec<Row>> {
             300.0,
             Some(100.0),
         );
-        let mut node = Node::started(&context.programs, Config::default()).await?;
+        let mut node = Node::started(&context.programs, config).await?;
         let volumes = node.volumes("held", VOLUMES)?;
         node.hold(&volumes).await?;
         let before = all_serve(&volumes)?;
-        for _ in 0..RUNS {
+        for _ in 0..runs {
             for (row, with_mounter) in [(&mut agent, false), (&mut both, true)] {
                 node.kill(with_mounter)?;
                 let begun = Instant::now();

@@ -61,7 +61,7 @@ impl Drop for Reaped {
 }
 
 fn run(context: &Context) -> anyhow::Result<[f64; 6]> {
-    let config = Config { lifetimes: Some(("20s", "120s")) };
+    let config = Config { lifetimes: Some(("20s", "120s")), ..Config::default() };
     let (node, sockets) = on_one_thread(async {
         let node = Node::started(&context.programs, config).await?;
         let volumes = node.volumes("pod", VOLUMES)?;
