@@ -208,12 +208,16 @@ pub fn close_stranger(stream: OwnedFd) {
     }
 }
 
+/// Stack of a thread that closes, in bytes. The first allocation of a thread takes 60 KB of it in an unoptimised build.
+const CLOSE_STACK: usize = 256 << 10;
+
 /// Drops this on a thread of its own, which may wait as long as it must. Without a thread it is kept for
 /// ever.
 pub fn close_apart(what: impl Send + 'static) {
     let what = ManuallyDrop::new(what);
     let close = move || drop(ManuallyDrop::into_inner(what));
-    if let Err(error) = std::thread::Builder::new().name("close".to_owned()).stack_size(64 << 10).spawn(close)
+    if let Err(error) =
+        std::thread::Builder::new().name("close".to_owned()).stack_size(CLOSE_STACK).spawn(close)
     {
         tracing::warn!(%error, "a client's socket stays open: no thread could be made to close it on");
     }
