@@ -24,6 +24,7 @@ mod world;
 mod mounter {
     pub mod config;
     pub mod failure;
+    pub mod foreign;
     pub mod node;
     pub mod path;
     pub mod server;
@@ -32,7 +33,7 @@ mod mounter {
     pub mod volume;
 }
 // Its modules know each other by these names.
-use mounter::{config, failure, node, path, server, socket, succession, volume};
+use mounter::{config, failure, foreign, node, path, server, socket, succession, volume};
 
 /// In the place of the mounter's log: makes the text and keeps quiet.
 mod log {

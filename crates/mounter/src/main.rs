@@ -3,6 +3,7 @@
 
 mod config;
 mod failure;
+mod foreign;
 mod log;
 mod node;
 mod path;

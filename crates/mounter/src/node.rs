@@ -12,6 +12,7 @@ use seamount_mounter::protocol::{Fault, FrameError, Reply, Request, flag, keep};
 
 use crate::config::Config;
 use crate::failure::{Doing, Failure, Outcome, fail};
+use crate::foreign::Foreign;
 use crate::log::{done, event};
 use crate::path::{self, DIRECTORY, Place, Target};
 use crate::socket;
@@ -25,7 +26,7 @@ const STATE: &str = "mode=0700,size=64m";
 const STATE_INODES: u64 = 65_536;
 
 /// The descriptor that goes along with a reply.
-pub type Attached = Option<Rc<OwnedFd>>;
+pub type Attached = Option<Rc<Foreign>>;
 
 /// Directory and name of a socket.
 pub type At<'a> = (&'a OwnedFd, &'a str);
@@ -33,7 +34,7 @@ pub type At<'a> = (&'a OwnedFd, &'a str);
 pub type Make<'a> = &'a dyn Fn(&Node) -> Outcome<OwnedFd>;
 
 /// Sends a kept listener along.
-pub fn attach(fd: &Rc<OwnedFd>, reply: &mut Reply) -> Attached {
+pub fn attach(fd: &Rc<Foreign>, reply: &mut Reply) -> Attached {
     reply.cookie = sockopt::socket_cookie(fd).unwrap_or_default();
     Some(Rc::clone(fd))
 }
@@ -70,7 +71,7 @@ impl Node {
         let plugin = make_directory(&make_directory(&at, "plugins", 0o750)?, &config.driver, 0o750)?;
         let source = config.source_directory.as_deref().map(open_parent).transpose()?;
         let seat = Seat::take(&plugin, &config)?;
-        Ok(Self {
+        let mut node = Self {
             pods,
             registry: Rc::new(registry),
             listed: Vec::new(),
@@ -82,11 +83,16 @@ impl Node {
             limit: descriptors.saturating_sub(RESERVED),
             source,
             plugin: Rc::new(plugin),
-        })
+        };
+        // What comes from the one before may come from its agent.
+        let mut kept = std::mem::take(&mut node.seat.kept);
+        kept.retain(|slot, fd| node.is_of(slot, fd));
+        node.seat.kept = kept;
+        Ok(node)
     }
 
     /// The answer to one frame. Total: whatever comes in, one reply goes out, and a failure changes nothing.
-    pub fn handle(&mut self, frame: &[u8], fd: Option<OwnedFd>) -> (Reply, Attached) {
+    pub fn handle(&mut self, frame: &[u8], fd: Option<Foreign>) -> (Reply, Attached) {
         let (id, request) = match Request::decode(frame) {
             Ok(decoded) => decoded,
             Err((id, e @ FrameError::Version(_))) => {
@@ -106,7 +112,7 @@ impl Node {
         (Reply { fault: Some(fault), text, ..Reply::to(id, &request) }, None)
     }
 
-    fn carry_out(&mut self, request: &Request, fd: Option<OwnedFd>, reply: &mut Reply) -> Outcome<Attached> {
+    fn carry_out(&mut self, request: &Request, fd: Option<Foreign>, reply: &mut Reply) -> Outcome<Attached> {
         if fd.is_some() != matches!(request, Request::Store { .. }) {
             return fail!(Malformed, "a descriptor comes with Store, and only there");
         }
@@ -157,18 +163,23 @@ impl Node {
             return Ok(attach(kept, reply));
         }
         self.room(&slot)?;
-        let fd = Rc::new(make(self)?);
+        let fd = Rc::new(Foreign::from(make(self)?));
         done("listening", reply.volume.as_ref());
         let attached = attach(&fd, reply);
         self.seat.kept.insert(slot, fd);
         Ok(attached)
     }
 
-    fn node_listener(&mut self, number: u32, reply: &mut Reply) -> Outcome<Attached> {
-        let (dir, name) = match number {
+    /// Directory and name of one of the node's two sockets.
+    fn node_socket(&self, number: u32) -> (Rc<OwnedFd>, String) {
+        match number {
             keep::CSI => (Rc::clone(&self.plugin), "csi.sock".to_owned()),
             _ => (Rc::clone(&self.registry), format!("{}-reg.sock", self.config.driver)),
-        };
+        }
+    }
+
+    fn node_listener(&mut self, number: u32, reply: &mut Reply) -> Outcome<Attached> {
+        let (dir, name) = self.node_socket(number);
         self.listener(number.to_string(), (&dir, &name), reply, &|node| {
             if !node.seat.kept.contains_key(&number.to_string()) && socket::is_alive(&dir, &name)? {
                 return fail!(Busy, "another process serves {name}: use another --driver");
@@ -191,20 +202,36 @@ impl Node {
         if !owned || !tmpfs::is_one(&held.fd, STATE_INODES) {
             return fail!(NotOurs, "a mount that is not ours is on the state directory: unmount it");
         }
-        Ok(Some(Rc::new(self.hand_out(&held)?)))
+        Ok(Some(Rc::new(self.hand_out(&held)?.into())))
     }
 
-    fn keep(&mut self, v: &Option<Volume>, slot: u32, cookie: u64, fd: Option<OwnedFd>) -> Outcome<Attached> {
+    fn keep(&mut self, v: &Option<Volume>, slot: u32, cookie: u64, fd: Option<Foreign>) -> Outcome<Attached> {
         let Some(fd) = fd else { return Ok(None) };
         v.as_ref().map_or(Ok(()), |volume| self.ours(volume).map(drop))?;
         let slot = v.as_ref().map_or(slot.to_string(), Volume::to_string);
         socket::check(&fd, cookie)?;
+        if !self.is_of(&slot, &fd) {
+            return fail!(NotOurs, "the listener is not the one that has the socket's name");
+        }
         if self.seat.kept.contains_key(&slot) {
             return fail!(Busy, "a listener is kept already");
         }
         self.room(&slot)?;
         self.seat.kept.insert(slot, Rc::new(fd));
         Ok(None)
+    }
+
+    /// Whether the listener is the one whose socket is where this slot's has to be. An agent that was stolen may have given us
+    /// one that a pod listens on as well.
+    fn is_of(&self, slot: &str, fd: &Foreign) -> bool {
+        let Some((pod, name)) = slot.split_once('/') else {
+            let (dir, name) = self.node_socket(slot.parse().unwrap_or_default());
+            return socket::leads_to(&dir, &name, fd);
+        };
+        let (Ok(pod), Ok(name)) = (pod.parse(), name.parse()) else { return false };
+        let target = Place::open(&self.pods, &pod, &name).ok().flatten().map(|place| place.target());
+        let directory = target.and_then(|target| target.ok().flatten()).filter(Target::is_directory);
+        directory.is_some_and(|at| socket::leads_to(&at.fd, self.config.socket_name(), fd))
     }
 }
 

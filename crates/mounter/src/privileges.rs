@@ -9,6 +9,7 @@ use seccompiler::{BackendError, SeccompAction, SeccompCmpArgLen, SeccompCmpOp};
 use seccompiler::{BpfProgram, SeccompCondition, SeccompFilter, SeccompRule};
 
 use crate::failure::{Doing, Outcome};
+use crate::foreign;
 
 /// Mounts; ownership where mounts cannot be idmapped; looking into the agent's directories of such a tmpfs.
 const USED: CapabilitySet =
@@ -37,7 +38,7 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Keeps three capabilities and the system calls above, for good.
+/// Keeps three capabilities and the system calls above, for good: in this thread and in those that it starts in between.
 pub fn drop_the_rest() -> Outcome<()> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
@@ -53,8 +54,9 @@ pub fn drop_the_rest() -> Outcome<()> {
     let sets = CapabilitySets { effective: USED, permitted: USED, inheritable: CapabilitySet::empty() };
     thread::set_capabilities(None, sets).doing("drop capabilities")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("forbid core dumps")?;
+    foreign::start()?;
     // Sets no_new_privs first.
-    let apply = |filter: BpfProgram| seccompiler::apply_filter(&filter).map_err(io::Error::other);
+    let apply = |filter: BpfProgram| seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other);
     filter().map_err(io::Error::other).and_then(apply).doing("install the seccomp filter")
 }
 

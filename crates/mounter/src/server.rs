@@ -13,7 +13,8 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, RecvAncillaryMessage, SendAncillaryMessage, SocketFlags};
 use seamount_mounter::protocol::{FRAME, Fault, Reply};
 
-use crate::failure::{Doing, Outcome};
+use crate::failure::{Doing, Outcome, fail};
+use crate::foreign::{self, Foreign};
 use crate::log::event;
 use crate::node::{Attached, Node};
 use crate::succession::LOCK;
@@ -28,11 +29,19 @@ const LAST_REQUESTS: usize = 10_000;
 /// Serves one agent at a time, until a successor has taken over.
 pub fn serve(node: &mut Node) -> Outcome<()> {
     let (uid, own) = (node.config.agent_uid, rustix::process::geteuid().as_raw());
-    let mut agent: Option<OwnedFd> = None;
+    let mut agent: Option<Foreign> = None;
     loop {
+        if foreign::waiting() > foreign::MOST {
+            return fail!(
+                Exhausted,
+                "descriptors that others made cannot be closed; it starts anew, which drops them"
+            );
+        }
         let [agents, successors] = &node.seat.doors;
-        let mut ready =
-            [agent.as_ref().unwrap_or(agents), agents, successors].map(|fd| PollFd::new(fd, PollFlags::IN));
+        let mut ready = {
+            let old = agent.as_ref().map_or(agents.as_fd(), AsFd::as_fd);
+            [old, agents.as_fd(), successors.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+        };
         let polled = poll(&mut ready, None);
         polled.or_else(|e| if e == Errno::INTR { Ok(0) } else { Err(e) }).doing("wait for the agent")?;
         let [old, new, next] = ready.map(|fd| !fd.revents().is_empty());
@@ -57,7 +66,7 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
 }
 
 /// Lets the agent finish what it does, and leave; then everything goes to the successor.
-pub fn hand_over(to: &OwnedFd, agent: Option<OwnedFd>, node: &mut Node) -> Result<(), Errno> {
+pub fn hand_over(to: &Foreign, agent: Option<Foreign>, node: &mut Node) -> Result<(), Errno> {
     if let Some(agent) = agent {
         let _ = send(&agent, &Reply::refusal(0, Fault::Superseded, String::new()).encode(), &None);
         let _ = set_socket_timeout(&agent, Timeout::Recv, Some(LEAVE));
@@ -76,10 +85,10 @@ pub fn ready(fd: impl AsFd, how: PollFlags) -> bool {
 }
 
 /// Takes a connection of the agent; refuses everybody else, and a second one.
-fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<OwnedFd> {
-    let connection = net::accept_with(listener, SocketFlags::CLOEXEC).ok()?;
+fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<Foreign> {
+    let connection = Foreign::from(net::accept_with(listener, SocketFlags::CLOEXEC).ok()?);
     let _ = set_socket_timeout(&connection, Timeout::Send, Some(PATIENCE));
-    let peer = seamount_sys::mounter::peer_uid(&connection);
+    let peer = seamount_sys::peer::peer_uid(&connection);
     let (fault, refusal) = if peer != uid {
         (Fault::System, format!("this socket is for uid {uid} (--agent-uid); you are {peer}"))
     } else if busy {
@@ -94,9 +103,10 @@ fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<OwnedFd> {
 }
 
 /// One message: its bytes as far as they fit, whether something did not, its descriptors.
-pub fn receive(connection: &OwnedFd) -> Result<(Vec<u8>, net::ReturnFlags, Vec<OwnedFd>), Errno> {
+pub fn receive(connection: &Foreign) -> Result<(Vec<u8>, net::ReturnFlags, Vec<Foreign>), Errno> {
     let mut frame = [0; FRAME + 1];
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    // As many as a message can carry (SCM_MAX_FD): those that have no room the kernel closes here, and that may wait.
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(253))];
     let mut control = net::RecvAncillaryBuffer::new(&mut space);
     let into = &mut [IoSliceMut::new(&mut frame)];
     let received = net::recvmsg(connection, into, &mut control, net::RecvFlags::CMSG_CLOEXEC)?;
@@ -106,16 +116,15 @@ pub fn receive(connection: &OwnedFd) -> Result<(Vec<u8>, net::ReturnFlags, Vec<O
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
-    Ok((bytes, received.flags, rights.flatten().collect()))
+    Ok((bytes, received.flags, rights.flatten().map(Foreign::from).collect()))
 }
 
 /// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends it.
-pub fn exchange(connection: &OwnedFd, node: &mut Node) -> Result<(), Errno> {
+pub fn exchange(connection: &Foreign, node: &mut Node) -> Result<(), Errno> {
     let (frame, flags, mut fds) = receive(connection)?;
     let refuse = |fault, text: &str| (Reply::refusal(0, fault, text.to_owned()), None);
-    // Room for one descriptor is, by alignment, room for two: both checks are needed.
     let (reply, attached) = if flags.contains(net::ReturnFlags::CTRUNC) {
-        refuse(Fault::Exhausted, "a descriptor was lost: too many in one frame, or no room for it")
+        refuse(Fault::Exhausted, "a descriptor was lost: the mounter is out of them")
     } else if flags.contains(net::ReturnFlags::TRUNC) || fds.len() > 1 {
         refuse(Fault::Malformed, "a frame too long, or with more than one descriptor")
     } else {
@@ -125,7 +134,7 @@ pub fn exchange(connection: &OwnedFd, node: &mut Node) -> Result<(), Errno> {
 }
 
 /// One message, with a descriptor or without.
-pub fn send(connection: &OwnedFd, frame: &[u8], attached: &Attached) -> Result<(), Errno> {
+pub fn send(connection: &Foreign, frame: &[u8], attached: &Attached) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = net::SendAncillaryBuffer::new(&mut space);
     let fds = attached.as_ref().map(|fd| [fd.as_fd()]);

@@ -1,20 +1,37 @@
 //! Listening sockets in directories.
 //!
-//! A socket is bound under a temporary name and renamed when it listens, so nobody ever meets one that does not. The
-//! temporary name is the time it was made, and its inode gets the same time: by getsockname(2) and one stat a listener
-//! is told from every other, also by a mounter that did not make it.
+//! A socket is bound under a temporary name and renamed when it listens, so nobody ever meets one that does not. Its inode's
+//! time of modification is the listener's SO_COOKIE: the kernel gives that number once and root alone sets that time, so a
+//! listener is told from every other, also by a mounter that did not make it. (What getsockname(2) says, any process chooses for
+//! a listener of its own.)
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::LazyLock;
 use std::time::SystemTime;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use seamount_sys::mounter as sys;
+use seamount_sys::peer::peer_uid;
 
 use crate::failure::{Doing, Outcome, fail};
+use crate::foreign::Foreign;
 use crate::server::PATIENCE;
 
 const BACKLOG: i32 = 1024;
+/// Cookies begin anew with each boot, and a socket's name stays on the disk.
+static BOOT: LazyLock<u64> = LazyLock::new(|| {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    u64::from_str_radix(id.get(..7).unwrap_or_default(), 16).unwrap_or_default()
+});
+
+/// The time of modification that stands for a listener: 31 bits of the cookie in the seconds, which every file system keeps; the
+/// rest of it and the boot in the nanoseconds.
+fn mark(listener: impl AsFd) -> Result<(i64, i64), Errno> {
+    let cookie = sockopt::socket_cookie(listener)?;
+    Ok(((cookie & 0x7fff_ffff) as i64, ((cookie >> 31) ^ *BOOT) as i64 & 0xfff_ffff))
+}
 
 /// The time in a name under which a socket is bound before it gets its own; none in other names.
 pub fn made_at(name: &[u8]) -> Option<(i64, i64)> {
@@ -29,13 +46,18 @@ pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<O
     let temporary = format!(".{}.{:09}.sock", now.as_secs(), now.subsec_nanos());
     let bound = (|| {
         let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        if kind == SocketType::STREAM {
+            // Else what clients send along is closed by who reads, and that may take as long as they like.
+            sys::refuse_descriptors(&socket);
+        }
         // The mode before the name is there; never by path.
         fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
         // By relative name: a path below the kubelet's root is longer than sun_path.
         rustix::process::fchdir(dir)?;
         net::bind(&socket, &SocketAddrUnix::new(temporary.as_str())?)?;
         let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        let made = Timespec { tv_sec: now.as_secs() as i64, tv_nsec: now.subsec_nanos().into() };
+        let (tv_sec, tv_nsec) = mark(&socket)?;
+        let made = Timespec { tv_sec, tv_nsec };
         let times = Timestamps { last_access: keep, last_modification: made };
         fs::utimensat(dir, temporary.as_str(), &times, AtFlags::SYMLINK_NOFOLLOW)?;
         net::listen(&socket, BACKLOG)?;
@@ -51,24 +73,22 @@ pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<O
 }
 
 /// Whether `name` in `dir` is the socket of this listener.
-pub fn leads_to(dir: &OwnedFd, name: &str, listener: &OwnedFd) -> bool {
+pub fn leads_to(dir: &OwnedFd, name: &str, listener: impl AsFd) -> bool {
     let Ok(stat) = fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { return false };
-    let bound = net::getsockname(listener).ok().and_then(|a| SocketAddrUnix::try_from(a).ok());
-    let bound = bound.and_then(|a| made_at(a.path_bytes()?));
     // Some file systems (ext4 with small inodes) keep whole seconds only.
     let at = (stat.st_mtime, stat.st_mtime_nsec as i64);
-    let same = bound.is_some_and(|(sec, nsec)| at == (sec, nsec) || at == (sec, 0));
+    let same = mark(listener).is_ok_and(|(sec, nsec)| at == (sec, nsec) || at == (sec, 0));
     FileType::from_raw_mode(stat.st_mode) == FileType::Socket && same
 }
 
 /// Connects to `name` in `dir`; a full queue is waited for, but not for ever.
-pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType) -> Result<OwnedFd, Errno> {
+pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType) -> Result<Foreign, Errno> {
     let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
     rustix::process::fchdir(dir)?;
     let connected = SocketAddrUnix::new(name).and_then(|name| net::connect(&socket, &name));
     let _ = rustix::process::chdir("/");
-    connected.map(|()| socket)
+    connected.map(|()| socket.into())
 }
 
 /// Whether somebody accepts connections as `name` in `dir`.
@@ -81,15 +101,20 @@ pub fn is_alive(dir: &OwnedFd, name: &str) -> Outcome<bool> {
     }
 }
 
-/// Refuses anything but a listening Unix stream socket with this cookie.
-pub fn check(fd: &OwnedFd, cookie: u64) -> Outcome<()> {
+/// Refuses anything but a listening Unix stream socket with this cookie that a mounter made: the peer of a listener
+/// (SO_PEERCRED) is the process that called listen(2).
+pub fn check(fd: impl AsFd, cookie: u64) -> Outcome<()> {
+    let fd = fd.as_fd();
     let listens = sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
         && sockopt::socket_type(fd) == Ok(SocketType::STREAM)
         && sockopt::socket_acceptconn(fd) == Ok(true);
-    if listens && sockopt::socket_cookie(fd) == Ok(cookie) {
-        return Ok(());
+    if !listens || sockopt::socket_cookie(fd) != Ok(cookie) {
+        return fail!(Malformed, "the descriptor is not the listening Unix stream socket with that cookie");
     }
-    fail!(Malformed, "the descriptor is not the listening Unix stream socket with that cookie")
+    match peer_uid(fd) {
+        uid if uid == rustix::process::geteuid().as_raw() => Ok(()),
+        uid => fail!(NotOurs, "the listener was made by uid {uid}, not by a mounter"),
+    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_cookie};
 
 use crate::config::Config;
 use crate::failure::{Doing, Outcome};
+use crate::foreign::Foreign;
 use crate::log::{done, event};
 use crate::node::open_parent;
 use crate::server::{PATIENCE, ready, receive};
@@ -34,11 +35,11 @@ pub const LOCK: &str = "lock";
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The listeners that are kept: a volume's as `<pod UID>/<volume name>`, the others by their number in `protocol::keep`.
-pub type Kept = BTreeMap<String, Rc<OwnedFd>>;
+pub type Kept = BTreeMap<String, Rc<Foreign>>;
 
 /// The place of the one mounter.
 pub struct Seat {
-    pub lock: Rc<OwnedFd>,
+    pub lock: Rc<Foreign>,
     pub kept: Kept,
     /// Where the agent connects, and where a successor does.
     pub doors: [OwnedFd; 2],
@@ -60,7 +61,7 @@ impl Seat {
         let (lock, kept) = loop {
             match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::AGAIN) => {}
-                taken => break (taken.doing("take the lock").map(|()| file)?, Kept::new()),
+                taken => break (taken.doing("take the lock").map(|()| file.into())?, Kept::new()),
             }
             waits.call_once(|| done("waiting: another mounter holds the lock", None));
             let holder = fs::fstat(&file).doing("look at the lock")?;
@@ -84,7 +85,7 @@ impl Seat {
 }
 
 /// Takes everything from the one that holds the lock.
-pub fn inherit(plugin: &OwnedFd) -> Result<(OwnedFd, Kept), Errno> {
+pub fn inherit(plugin: &OwnedFd) -> Result<(Foreign, Kept), Errno> {
     let predecessor = socket::connect(plugin, SOCKET, SocketType::SEQPACKET)?;
     // It waits for its agent to leave first.
     set_socket_timeout(&predecessor, Timeout::Recv, Some(PATIENCE * 2))?;

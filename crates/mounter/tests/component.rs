@@ -11,6 +11,8 @@
 mod bench;
 #[path = "component/escape.rs"]
 mod escape;
+#[path = "component/foreign.rs"]
+mod foreign;
 #[path = "component/frames.rs"]
 mod frames;
 #[path = "component/life.rs"]
