@@ -29,6 +29,7 @@ use crate::metrics::Outcome;
 use crate::mounter::MounterError;
 use crate::record::Registration;
 use crate::state::StateError;
+use crate::token::DatedToken;
 use crate::volumes::health::Severity;
 use crate::volumes::{Look, VolumeError, Volumes};
 
@@ -85,7 +86,7 @@ impl Service {
             .inspect_err(|e| self.refused(e))?;
         let workload =
             request::bind(&request, &claims, &settings.node_name).inspect_err(|e| self.refused(e))?;
-        Ok(self.volumes.publish(&request, workload, (token, claims.expires)).await?)
+        Ok(self.volumes.publish(&request, workload, DatedToken::new(token, &claims)).await?)
     }
 
     fn refused(&self, refusal: &Refusal) {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Token;
-use super::check::{Claims, TokenError, check};
+use super::check::{Claims, TokenError, check, claimed};
 use super::fetch::{self, FetchError};
 use super::keys::KeySet;
 use crate::config::{ApiServer, Keys, TokenConfig};
@@ -92,6 +92,20 @@ impl TokenVerifier {
     /// What the token proves, at `now`. Reads the keys first where there are none, where their file has changed, or
     /// where the token's key is unknown and the last reading is [`UNKNOWN_KEY_PAUSE`] ago.
     pub async fn verify(&self, token: &Token, now: SystemTime) -> Result<Claims, TokenError> {
+        self.verify_at(token, Some(now)).await
+    }
+
+    /// What a stored token proves: it is genuine, though it may have expired since.
+    pub async fn recall(&self, token: &Token) -> Result<Claims, TokenError> {
+        self.verify_at(token, None).await
+    }
+
+    /// What a token says of itself, for as long as there are no keys to prove it with.
+    pub fn claimed(&self, token: &Token) -> Result<Claims, TokenError> {
+        claimed(token, &self.issuer, &self.audience)
+    }
+
+    async fn verify_at(&self, token: &Token, now: Option<SystemTime>) -> Result<Claims, TokenError> {
         if let Origin::File(path) = &self.origin {
             self.reread(path).await;
         }
@@ -114,7 +128,12 @@ impl TokenVerifier {
         }
     }
 
-    fn check(&self, token: &Token, keys: Option<&KeySet>, now: SystemTime) -> Result<Claims, TokenError> {
+    fn check(
+        &self,
+        token: &Token,
+        keys: Option<&KeySet>,
+        now: Option<SystemTime>,
+    ) -> Result<Claims, TokenError> {
         let keys = keys.ok_or_else(|| TokenError::KeysUnavailable(String::new()))?;
         check(token, keys, &self.issuer, &self.audience, now)
     }
