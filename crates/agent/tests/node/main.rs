@@ -17,4 +17,5 @@ mod forgeries;
 mod harness;
 mod identity;
 mod lifecycle;
+mod stolen;
 mod stopped;
