@@ -11,15 +11,19 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use seamount_identity::SpiffeId;
+use seamount_identity::authority::{BoxFuture, IdTemplate, Workload};
+use seamount_mounter_protocol::names::Volume;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Args, Config, ConfigError, TokenConfig};
-use crate::csi::request::Rules;
+use crate::csi::request::{Refusal, Rules, bind_stored};
 use crate::http::{Condition, Shown, Standing};
 use crate::logging::{LogHandle, Recent};
 use crate::metrics::Metrics;
-use crate::token::TokenVerifier;
+use crate::token::{Claims, DatedToken, Token, TokenError, TokenVerifier};
+use crate::volumes::proof::{Proof, Prover, Unproved};
 
 /// How often the configuration file is looked at. A ConfigMap is swapped by a symbolic link, which no inotify watch on
 /// the file sees.
@@ -278,6 +282,39 @@ impl Live {
                 seen = now;
             }
         }
+    }
+}
+
+impl Prover for Live {
+    fn prove<'a>(&'a self, volume: &'a Volume, token: &'a Token) -> BoxFuture<'a, Result<Proof, Unproved>> {
+        Box::pin(async move {
+            let Some(settings) = self.settings() else {
+                let why = "the agent has no valid configuration: see its log and /readyz".to_owned();
+                return Err(Unproved::Later { why, claimed: None });
+            };
+            let Some(verifier) = &settings.verifier else {
+                let why = "the identity source is `directory` now; restart the pod".to_owned();
+                return Err(Unproved::Later { why, claimed: None });
+            };
+            let bound = |claims: &Claims| {
+                let workload = bind_stored(volume, claims, &settings.node_name)?;
+                Ok(Proof { workload, token: DatedToken::new(token.clone(), claims) })
+            };
+            match verifier.recall(token).await {
+                Ok(claims) => bound(&claims).map_err(|e: Refusal| Unproved::Never(e.to_string())),
+                Err(TokenError::KeysUnavailable(why)) => {
+                    let claimed = verifier.claimed(token).ok().and_then(|claims| bound(&claims).ok());
+                    Err(Unproved::Later { why, claimed })
+                }
+                Err(e) => Err(Unproved::Never(e.to_string())),
+            }
+        })
+    }
+
+    fn id(&self, workload: &Workload) -> Option<SpiffeId> {
+        let settings = self.settings()?;
+        let authority = settings.config.authority()?;
+        IdTemplate::parse(&authority.id_template, &authority.trust_domain).ok()?.render(workload).ok()
     }
 }
 

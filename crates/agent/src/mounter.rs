@@ -387,7 +387,8 @@ impl Client {
                 match ask(&up, &store, Some(Arc::clone(&kept)), deadline, limit).await {
                     Ok(None) => continue,
                     Ok(Some(_)) => {}
-                    Err(e) if e.is(Fault::Busy) => {}
+                    // It has one, or the socket's name leads to another: then that one is made or found.
+                    Err(e) if e.is(Fault::Busy) || e.is(Fault::NotOurs) => {}
                     Err(e) => return Err(e),
                 }
             }
@@ -463,7 +464,8 @@ impl Client {
         }
     }
 
-    /// Gives a listener to the mounter to keep. False where it keeps one for that place already.
+    /// Gives a listener to the mounter to keep. False where it keeps one for that place already, or where the name that the place
+    /// has leads to another one.
     pub async fn store(
         &self,
         volume: Option<Volume>,
@@ -474,7 +476,7 @@ impl Client {
         debug_assert!(slot == keep::VOLUME || volume.is_none());
         match self.call_within(Request::Store { volume, slot, cookie }, Some(fd), self.patience).await {
             Ok(_) => Ok(true),
-            Err(e) if e.is(Fault::Busy) => Ok(false),
+            Err(e) if e.is(Fault::Busy) || e.is(Fault::NotOurs) => Ok(false),
             Err(e) => Err(e),
         }
     }

@@ -12,11 +12,9 @@ pub use codec::{KIND_NODE, KIND_VOLUME, MAX_RECORD, OLDEST, RecordError, VERSION
 use std::fmt;
 use std::time::SystemTime;
 
-use seamount_identity::authority::Workload;
 use seamount_mounter_protocol::names::Volume;
 use zeroize::Zeroizing;
 
-use crate::csi::request::Parameters;
 use crate::token::Token;
 use codec::{Reader, Writer};
 
@@ -32,23 +30,22 @@ pub enum VolumeSource {
     Directory,
 }
 
-/// All that the agent knows of one volume. It holds a token and a key: both are wiped on drop and hidden in `Debug`.
+/// What outlives the agent of one volume. It holds a token and a key: both are wiped on drop and hidden in `Debug`.
+///
+/// An agent may have a predecessor that was hostile, so nothing in a record is believed: the pod's identity is what the token
+/// proves, and the SVID is compared with that. A field whose truth could not be proved would be of no use here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// Raised with each write of this volume's record.
     pub generation: u64,
     /// Which volume.
     pub volume: Volume,
-    /// Who the pod is. With [`VolumeSource::Directory`] as the request says it, else proved by the token.
-    pub workload: Workload,
     /// Which source.
     pub source: VolumeSource,
     /// `SO_COOKIE` of the volume's listener; 0 = none.
     pub cookie: u64,
-    /// What a republish must repeat.
-    pub parameters: Parameters,
-    /// The last good token and when it expires.
-    pub token: Option<(Token, SystemTime)>,
+    /// The last good token: the proof of what the pod is.
+    pub token: Option<Token>,
     /// The identity, once there is one.
     pub svid: Option<StoredSvid>,
 }
@@ -117,20 +114,14 @@ impl Record {
         for text in [self.volume.pod.as_str(), self.volume.name.as_str(), self.volume.id.as_str()] {
             w.bytes(text.as_bytes());
         }
-        let Workload { namespace, service_account, pod_name, pod_uid, node } = &self.workload;
-        for text in [namespace, service_account, pod_name, pod_uid, node] {
-            w.bytes(text.as_bytes());
-        }
         w.u8(match self.source {
             VolumeSource::Authority => 1,
             VolumeSource::Directory => 2,
         });
         w.u64(self.cookie);
-        w.raw(&self.parameters.0);
         w.flag(self.token.is_some());
-        if let Some((token, expires)) = &self.token {
+        if let Some(token) = &self.token {
             w.bytes(token.expose().as_bytes());
-            w.time(*expires);
         }
         w.flag(self.svid.is_some());
         if let Some(svid) = &self.svid {
@@ -147,42 +138,25 @@ impl Record {
 
     /// Enough bytes, so that the buffer never moves and leaves a copy of a secret behind.
     fn capacity(&self) -> usize {
-        let facts = [
-            self.volume.pod.as_str(),
-            self.volume.name.as_str(),
-            self.volume.id.as_str(),
-            &self.workload.namespace,
-            &self.workload.service_account,
-            &self.workload.pod_name,
-            &self.workload.pod_uid,
-            &self.workload.node,
-        ];
-        let facts: usize = facts.iter().map(|f| f.len() + 4).sum();
-        let token = self.token.as_ref().map_or(0, |(t, _)| t.expose().len());
+        let names = [self.volume.pod.as_str(), self.volume.name.as_str(), self.volume.id.as_str()];
+        let names: usize = names.iter().map(|name| name.len() + 4).sum();
+        let token = self.token.as_ref().map_or(0, |t| t.expose().len());
         let svid =
             self.svid.as_ref().map_or(0, |s| s.spiffe_id.len() + s.key.len() + s.chain.len() + s.roots.len());
-        facts + token + svid + 256
+        names + token + svid + 256
     }
 
     /// Reads what [`Record::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let (generation, mut r) = Reader::open(bytes, KIND_VOLUME)?;
         let volume = Volume { pod: r.parsed()?, name: r.parsed()?, id: r.parsed()? };
-        let workload = Workload {
-            namespace: r.string()?,
-            service_account: r.string()?,
-            pod_name: r.string()?,
-            pod_uid: r.string()?,
-            node: r.string()?,
-        };
         let source = match r.u8()? {
             1 => VolumeSource::Authority,
             2 => VolumeSource::Directory,
             _ => return Err(RecordError::Corrupt("unknown source")),
         };
         let cookie = r.u64()?;
-        let parameters = Parameters(r.array()?);
-        let token = if r.flag()? { Some((Token::new(r.string()?), r.time()?)) } else { None };
+        let token = if r.flag()? { Some(Token::new(r.string()?)) } else { None };
         let svid = if r.flag()? {
             Some(StoredSvid {
                 spiffe_id: r.string()?,
@@ -197,7 +171,7 @@ impl Record {
             None
         };
         r.end()?;
-        Ok(Self { generation, volume, workload, source, cookie, parameters, token, svid })
+        Ok(Self { generation, volume, source, cookie, token, svid })
     }
 }
 

@@ -42,6 +42,7 @@ use crate::record::{NodeRecord, Registration};
 use crate::registration;
 use crate::source::{self, Source};
 use crate::state::{StateDir, StateError};
+use crate::volumes::proof::Prover;
 use crate::volumes::{Tenants, Terms, VolumeError, Volumes};
 use door::Door;
 use offers::Offers;
@@ -147,7 +148,8 @@ async fn live_on(
     tokio::spawn(Arc::clone(&live).follow(args, node_name));
 
     let (source_sender, source) = watch::channel(Source::Missing("the agent has just started".into()));
-    let volumes = Volumes::new(mounter.clone(), source, terms, Arc::clone(&shown.metrics));
+    let prover = Arc::clone(&live) as Arc<dyn Prover>;
+    let volumes = Volumes::new(mounter.clone(), source, prover, terms, Arc::clone(&shown.metrics));
     // An authority takes longer to make than all volumes to bring back, and they do not wait for it.
     volumes.aside(source::supervise(live.configs(), source_sender, cancel.clone()));
     tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
@@ -522,11 +524,12 @@ impl House {
         let Some(state) = &self.state else { return Ok(()) };
         let recorded = match state.get_node() {
             Ok(recorded) => recorded,
-            Err(e @ StateError::Record { .. }) => {
+            Err(e @ StateError::Descriptors { .. }) => return Err(e.into()),
+            // Damaged, or something else of that name: not worth a start that fails.
+            Err(e) => {
                 tracing::warn!(error = %e, "the node's record cannot be used");
                 None
             }
-            Err(e) => return Err(e.into()),
         };
         let Some(NodeRecord { generation, registration_cookie, registration, .. }) = recorded else {
             return Ok(());
@@ -547,7 +550,7 @@ impl House {
         if !self.restored {
             return;
         }
-        self.generation += 1;
+        self.generation = self.generation.wrapping_add(1);
         let cookie = |door: Option<&Door>| door.map_or(0, Door::cookie);
         let registration = self.registered.borrow().clone();
         let record = NodeRecord {

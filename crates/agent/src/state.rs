@@ -4,13 +4,14 @@
 //! reboot is meant to empty it. Removal unlinks; nothing is overwritten first, because the pages of a `noswap` tmpfs go
 //! back to the kernel, which clears them before anybody else sees them.
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeName};
 use zeroize::Zeroizing;
@@ -19,8 +20,12 @@ use crate::record::{MAX_RECORD, NodeRecord, Record, RecordError};
 
 /// Name of the node's record. No volume's: those have a dot.
 const NODE: &str = "node";
-/// Beginning of the names of records that are being written.
+/// Beginning of the names of records that are being written, and of what was put aside to make room for one.
 const TEMPORARY: &str = ".new-";
+/// Names that are looked at. The mounter gives the tmpfs 65,536 inodes.
+const MAX_NAMES: usize = 70_000;
+/// Files that cannot be used and are told one by one; an agent that was hostile may have left thousands.
+const TOLD: usize = 16;
 
 /// Why state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +59,12 @@ pub enum StateError {
         name: String,
         /// What is wrong with it.
         source: RecordError,
+    },
+    /// A directory, a FIFO, a socket.
+    #[error("state {name}: is no file: it cannot be used; the next record takes its place")]
+    NotAFile {
+        /// The name.
+        name: String,
     },
     /// Under another name than the volume in it.
     #[error("state {name}: holds the record of {holds}: it cannot be used")]
@@ -126,6 +137,8 @@ static MARK: LazyLock<String> =
 impl StateDir {
     /// `directory`: what the mounter answers to `State`.
     pub fn new(directory: OwnedFd) -> Self {
+        // An agent before this one may have taken its own right to write away.
+        let _ = rustix::fs::fchmod(&directory, Mode::RWXU);
         Self { directory }
     }
 
@@ -136,37 +149,78 @@ impl StateDir {
 
     /// The record of a volume, whatever its id.
     pub fn get(&self, pod: &PodUid, name: &VolumeName) -> Result<Option<Record>, StateError> {
-        let name = file_name(pod, name);
-        match self.read(&name)? {
-            None => Ok(None),
-            Some(bytes) => decode(&name, &bytes).map(Some),
-        }
+        self.record(&file_name(pod, name))
     }
 
     /// All volumes' records in the order of their names. What an earlier process left half written is removed.
     pub fn list(&self) -> Result<Vec<Found>, StateError> {
-        let mut found: Vec<Found> = Vec::new();
-        for name in self.names()? {
-            if name.starts_with(TEMPORARY) {
-                if !name.starts_with(MARK.as_str()) {
-                    self.unlink(&name)?;
+        let found = |name: String| {
+            let record = self.record(&name).transpose()?;
+            Some(Found { name, record })
+        };
+        Ok(self.records()?.into_iter().filter_map(found).collect())
+    }
+
+    /// The volumes that have a record and are not among these, at most so many. What cannot be used is told and passed over.
+    pub fn others(&self, known: &[Volume], most: usize) -> Result<Vec<Volume>, StateError> {
+        let known: HashSet<String> = known.iter().map(|v| file_name(&v.pod, &v.name)).collect();
+        let mut left: Vec<_> = self.records()?.into_iter().filter(|name| !known.contains(name)).collect();
+        if left.len() > most {
+            tracing::warn!(
+                records = left.len(),
+                "so many records have no volume that only some are looked after now"
+            );
+            left.truncate(most);
+        }
+        let (mut volumes, mut unusable) = (Vec::new(), 0);
+        for name in left {
+            match self.record(&name) {
+                Ok(record) => volumes.extend(record.map(|record| record.volume)),
+                Err(e) => {
+                    unusable += 1;
+                    if unusable <= TOLD {
+                        tracing::error!(error = %e, "a record cannot be used; its volume waits for a republish");
+                    }
                 }
-            } else if name != NODE {
-                let record = match self.read(&name) {
-                    Ok(Some(bytes)) => decode(&name, &bytes),
-                    Ok(None) => continue,
-                    Err(why) => Err(why),
-                };
-                found.push(Found { name, record });
             }
         }
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(found)
+        if unusable > TOLD {
+            tracing::error!(records = unusable, "records cannot be used; the first ones were named");
+        }
+        Ok(volumes)
+    }
+
+    /// The names of all records in order. What an earlier process left half written is removed, as far as that can be: one name
+    /// that stays must not keep the others from being read.
+    fn records(&self) -> Result<Vec<String>, StateError> {
+        let (mut records, mut stay) = (Vec::new(), 0);
+        for name in self.names()? {
+            if !name.starts_with(TEMPORARY) {
+                if name != NODE {
+                    records.push(name);
+                }
+            } else if !name.starts_with(MARK.as_str()) && self.unlink(&name).is_err() {
+                let directory = rustix::fs::unlinkat(&self.directory, &name, AtFlags::REMOVEDIR);
+                stay += usize::from(directory.is_err());
+            }
+        }
+        if stay > 0 {
+            tracing::warn!(
+                names = stay,
+                "what is in the state directory under temporary names cannot be removed"
+            );
+        }
+        records.sort();
+        Ok(records)
+    }
+
+    fn record(&self, name: &str) -> Result<Option<Record>, StateError> {
+        self.read(name)?.map(|bytes| decode(name, &bytes)).transpose()
     }
 
     /// Forgets a volume. Idempotent.
     pub fn remove(&self, volume: &Volume) -> Result<(), StateError> {
-        self.unlink(&file_name(&volume.pod, &volume.name))
+        self.clear(&file_name(&volume.pod, &volume.name))
     }
 
     /// Size and use of the file system.
@@ -207,8 +261,16 @@ impl StateDir {
             .map_err(|e| StateError::of(name, "create", e))
             .and_then(|file| write_all(&file, bytes).map_err(|e| StateError::of(name, "write", e)))
             .and_then(|()| {
-                rustix::fs::renameat(&self.directory, &temporary, &self.directory, name)
-                    .map_err(|e| StateError::of(name, "rename", e))
+                let rename = || rustix::fs::renameat(&self.directory, &temporary, &self.directory, name);
+                match rename() {
+                    // A directory of that name, which no agent of ours makes.
+                    Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
+                        self.clear(name)?;
+                        rename()
+                    }
+                    renamed => renamed,
+                }
+                .map_err(|e| StateError::of(name, "rename", e))
             });
         if written.is_err() {
             // The first error is the one to tell.
@@ -225,8 +287,11 @@ impl StateDir {
             Err(Errno::NOENT) => return Ok(None),
             Err(e) => return Err(fail("open", e)),
         };
-        let length =
-            u64::try_from(rustix::fs::fstat(&file).map_err(|e| fail("stat", e))?.st_size).unwrap_or(0);
+        let stat = rustix::fs::fstat(&file).map_err(|e| fail("stat", e))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(StateError::NotAFile { name: name.to_owned() });
+        }
+        let length = u64::try_from(stat.st_size).unwrap_or(0);
         let size = usize::try_from(length).unwrap_or(usize::MAX);
         if size > MAX_RECORD {
             return Err(StateError::TooLong { name: name.to_owned(), length });
@@ -252,7 +317,7 @@ impl StateDir {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let again = rustix::fs::openat(self.directory.as_fd(), ".", flags, Mode::empty()).map_err(fail)?;
         let mut names = Vec::new();
-        for entry in rustix::fs::Dir::new(again).map_err(fail)? {
+        for entry in rustix::fs::Dir::new(again).map_err(fail)?.take(MAX_NAMES) {
             // A name that is not UTF-8 is none of ours.
             if let Ok(name) = entry.map_err(fail)?.file_name().to_str()
                 && name != "."
@@ -262,6 +327,26 @@ impl StateDir {
             }
         }
         Ok(names)
+    }
+
+    /// Removes what has this name, whatever it is. A directory is put aside first: what is in it cannot be told, and need not be
+    /// gone for a record to take its place.
+    fn clear(&self, name: &str) -> Result<(), StateError> {
+        match self.unlink(name) {
+            Err(_) if self.is_directory(name) => {
+                let aside = format!("{}{}", *MARK, WRITTEN.fetch_add(1, Ordering::Relaxed));
+                rustix::fs::renameat(&self.directory, name, &self.directory, &aside)
+                    .map_err(|e| StateError::of(name, "put aside", e))?;
+                let _ = rustix::fs::unlinkat(&self.directory, &aside, AtFlags::REMOVEDIR);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    fn is_directory(&self, name: &str) -> bool {
+        rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
     }
 
     fn unlink(&self, name: &str) -> Result<(), StateError> {

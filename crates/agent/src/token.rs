@@ -12,6 +12,7 @@ pub use keys::{KeySet, KeySetError, MAX_JWKS};
 pub use verifier::{Clock, KEYS_REFRESH, KEYS_STALE, TokenVerifier, UNKNOWN_KEY_PAUSE};
 
 use std::fmt;
+use std::time::SystemTime;
 
 use zeroize::Zeroizing;
 
@@ -34,6 +35,30 @@ impl Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(…)")
+    }
+}
+
+/// A token with the times that its claims give it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatedToken {
+    /// The token.
+    pub token: Token,
+    /// When it was issued.
+    pub issued: SystemTime,
+    /// When it expires.
+    pub expires: SystemTime,
+}
+
+impl DatedToken {
+    /// The token that has these claims.
+    pub fn new(token: Token, claims: &Claims) -> Self {
+        Self { token, issued: claims.issued, expires: claims.expires }
+    }
+
+    /// Whether it was issued after the other one. The kubelet repeats a token until it has a newer one, and what arrives
+    /// late must not take a newer one's place.
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        (self.issued, self.expires) > (other.issued, other.expires)
     }
 }
 

@@ -8,6 +8,7 @@ mod conflict;
 mod elsewhere;
 pub mod health;
 mod leftovers;
+pub mod proof;
 mod report;
 mod restore;
 mod rotate;
@@ -38,9 +39,10 @@ use crate::mounter::{Client, Listener, MounterError};
 use crate::source::Source;
 use crate::state::{StateDir, StateError};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard};
-use crate::token::Token;
+use crate::token::DatedToken;
 use conflict::{conflict, conflict_id};
 use health::{Condition, Identity, OnDisk, Status};
+use proof::{Adopted, Awaits, Prover, Recalled};
 use rush::Rush;
 use serving::Serving;
 pub use serving::Terms;
@@ -104,15 +106,34 @@ fn key(volume: &Volume) -> Key {
     (volume.pod.clone(), volume.name.clone())
 }
 
-/// What a volume's identity rests on, as the last publish or the record said.
+/// What a volume's identity rests on.
+#[derive(Clone)]
 pub(crate) struct Facts {
-    parameters: Parameters,
     workload: Workload,
-    /// With its end.
-    token: (Token, SystemTime),
+    token: DatedToken,
+    basis: Basis,
+}
+
+impl Facts {
+    /// Whether the token was verified by this agent.
+    fn proved(&self) -> bool {
+        self.basis != Basis::Claimed
+    }
+}
+
+/// Where the facts come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Basis {
+    /// A publish with a verified token, and what another one must repeat.
+    Published(Parameters),
+    /// A record whose token was verified again.
+    Proved,
+    /// A record whose token cannot be verified yet: good enough to serve what the authority has signed, not to ask for more.
+    Claimed,
 }
 
 /// An SVID with its schedule.
+#[derive(Clone)]
 pub(crate) struct Held {
     svid: Arc<X509Svid>,
     rotate_at: SystemTime,
@@ -129,6 +150,8 @@ struct Slot {
     generation: u64,
     facts: Option<Facts>,
     held: Option<Held>,
+    /// What the record says, until that is decided (module `proof`).
+    recalled: Option<Recalled>,
     serving: Option<Serving>,
     /// What a republish of a `directory` volume must repeat, since this agent has seen it.
     directory: Option<Parameters>,
@@ -158,6 +181,8 @@ struct View {
     expired: bool,
     /// Whether there are bundles that the streams have not been shown.
     refresh: bool,
+    /// What the decision over the record waits for; none: there is nothing to decide.
+    unproved: Option<Awaits>,
     /// Whether the source directory was recreated below a pod, which holds the dead one until it is restarted; the
     /// mounter sees only the new one that it has bound since.
     stale: bool,
@@ -191,6 +216,7 @@ impl Entry {
             signing: false,
             expired: false,
             refresh: false,
+            unproved: None,
             stale: false,
             pod: Arc::clone(&none),
             namespace: none,
@@ -236,6 +262,9 @@ pub struct Volumes {
     /// broke has a number that no later one has, so a number that is stored late is equal to nobody's.
     complete: AtomicU64,
     source: watch::Receiver<Source>,
+    prover: Arc<dyn Prover>,
+    /// There is a record to decide over.
+    unproved: Notify,
     terms: Terms,
     /// Volumes that are due before the next look at all of them.
     due: Mutex<Vec<Arc<Entry>>>,
@@ -256,6 +285,7 @@ impl Volumes {
     pub fn new(
         mounter: Client,
         source: watch::Receiver<Source>,
+        prover: Arc<dyn Prover>,
         terms: Terms,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
@@ -271,6 +301,8 @@ impl Volumes {
             unpublished: Mutex::default(),
             complete: AtomicU64::new(0),
             source,
+            prover,
+            unproved: Notify::new(),
             terms,
             due: Mutex::default(),
             wake: Notify::new(),
@@ -361,7 +393,7 @@ impl Volumes {
         &self,
         request: &PublishRequest,
         workload: Workload,
-        token: (Token, SystemTime),
+        token: DatedToken,
     ) -> Result<(), VolumeError> {
         let _call = self.rush.call();
         let volume = &request.volume;
@@ -381,7 +413,7 @@ impl Volumes {
         slot: &mut Slot,
         request: &PublishRequest,
         workload: Workload,
-        token: (Token, SystemTime),
+        token: DatedToken,
     ) -> Result<(), VolumeError> {
         let volume = &request.volume;
         if let Some(field) = conflict(entry, slot.facts.as_ref(), request, &workload) {
@@ -405,26 +437,45 @@ impl Volumes {
         };
         self.ours_again(entry, slot);
         let same_socket = slot.serving.as_ref().is_some_and(|s| s.cookie() == listener.cookie && s.alive());
-        let same_token = slot.facts.as_ref().is_some_and(|f| f.token == token);
-        if same_socket && same_token {
+        let known = slot.facts.as_ref().filter(|facts| facts.proved());
+        let same_pod = known.filter(|facts| facts.workload == workload);
+        // What arrives late does not take a newer one's place.
+        let token = same_pod
+            .map(|facts| &facts.token)
+            .filter(|held| held.is_newer_than(&token))
+            .cloned()
+            .unwrap_or(token);
+        let basis = Basis::Published(request.parameters);
+        let same = same_pod.is_some_and(|facts| facts.token == token && facts.basis == basis);
+        if same_socket && same {
             return Ok(());
         }
-        let first = slot.facts.is_none();
-        let before = slot.facts.replace(Facts { parameters: request.parameters, workload, token });
+        let new = slot.facts.is_none() && slot.recalled.is_none();
+        let first = same_pod.is_none();
+        let before = (slot.facts.clone(), slot.held.clone(), slot.recalled.clone());
+        if known.is_some() && first {
+            // A record of another pod: what was made for that one is not this one's.
+            slot.held = None;
+        }
+        if let Some(recalled) = &mut slot.recalled {
+            recalled.token = token.token.clone();
+        }
+        slot.facts = Some(Facts { workload, token, basis });
+        let adopted = slot.recalled.is_some().then(|| self.adopt(entry, slot));
         if let Err(e) = self.store(&state, volume, slot, listener.cookie) {
             // Else the kubelet's next attempt, with the same token, would be taken for one that is recorded.
-            slot.facts = before;
+            (slot.facts, slot.held, slot.recalled) = before;
             return Err(e);
         }
         if !same_socket && let Err(e) = self.serve(entry, slot, listener).await {
-            if first {
+            if new {
                 // As if nothing had been; the next attempt is a first one again.
                 slot.facts = None;
                 state.remove(volume)?;
             }
             return Err(e);
         }
-        self.published(entry, slot, first);
+        self.published(entry, slot, first, adopted);
         Ok(())
     }
 
@@ -441,9 +492,11 @@ impl Volumes {
     }
 
     /// Brings the view up to date after a publish, and the identity under way.
-    fn published(&self, entry: &Arc<Entry>, slot: &Slot, first: bool) {
+    fn published(&self, entry: &Arc<Entry>, slot: &Slot, first: bool, adopted: Option<Adopted>) {
         let Some(facts) = &slot.facts else { return };
-        {
+        if let Some(adopted) = &adopted {
+            self.tell(entry, slot, adopted);
+        } else {
             let mut view = entry.view();
             view.pod = facts.workload.pod_name.as_str().into();
             view.namespace = facts.workload.namespace.as_str().into();
@@ -511,11 +564,13 @@ impl Volumes {
         let span = entry.span();
         slot.facts = None;
         slot.held = None;
+        slot.recalled = None;
         {
             let mut view = entry.view();
             view.status =
                 Status { identity: Identity::Unknown, failure: None, serving: false, rotate_at: None };
             view.due = None;
+            view.unproved = None;
         }
         let serving = slot.serving.take().inspect(Serving::finish);
         // Record and connections go while the mounter works; the answer waits for all of it. A record that a crash leaves

@@ -55,8 +55,8 @@ pub enum Request {
     /// [`flag::EXISTING`] where the listener was kept, else it was bound now. [`flag::FOREIGN`] and no descriptor
     /// where a mount is there: nothing was changed.
     PublishIdentity(Volume),
-    /// A tmpfs; idempotent. Reply: directory descriptor of a detached clone, writable by the agent's uid;
-    /// [`flag::IDMAP`] where its files are root's already, else [`Request::Settle`] is due.
+    /// A tmpfs; idempotent. Reply: directory descriptor of a detached clone, writable by the agent's uid.
+    /// [`Request::Settle`] is due for what is written there.
     PublishTmpfs {
         /// Which volume.
         volume: Volume,
@@ -65,7 +65,8 @@ pub enum Request {
         /// Size limit in bytes.
         size: u64,
     },
-    /// Gives the files below the tmpfs volume's directory `version` to root and the volume's group.
+    /// Gives the files below the tmpfs volume's directory `version` to root and the volume's group. Refuses files
+    /// with a mode above 0777.
     Settle {
         /// Which volume.
         volume: Volume,
@@ -118,7 +119,7 @@ pub mod keep {
 pub mod flag {
     /// The descriptor was kept, not made now.
     pub const EXISTING: u32 = 1;
-    /// Idmapped tmpfs works on this kernel (Hello), or is in force (PublishTmpfs).
+    /// Idmapped tmpfs works on this kernel.
     pub const IDMAP: u32 = 1 << 1;
     /// `noswap` works on this kernel.
     pub const NOSWAP: u32 = 1 << 2;

@@ -1,17 +1,16 @@
 //! From a frame to what carries it out, and to the reply.
 
-use std::os::fd::OwnedFd;
-
 use seamount_mounter_protocol::{Fault, FrameError, Reply, Request, flag, keep};
 
 use crate::failure::{Failure, Outcome, fail};
+use crate::foreign::Foreign;
 use crate::log::event;
 use crate::node::Node;
 use crate::wire::Attached;
 
 impl Node {
     /// The answer to one frame. Total: whatever comes in, one reply goes out, and a failure changes nothing.
-    pub fn handle(&mut self, frame: &[u8], fd: Option<OwnedFd>) -> (Reply, Attached) {
+    pub fn handle(&mut self, frame: &[u8], fd: Option<Foreign>) -> (Reply, Attached) {
         let (id, request) = match Request::decode(frame) {
             Ok(decoded) => decoded,
             Err((id, e @ FrameError::Version(_))) => {
@@ -34,7 +33,7 @@ impl Node {
         (Reply { fault: Some(fault), text, ..Reply::to(id, &request) }, None)
     }
 
-    fn carry_out(&mut self, request: &Request, fd: Option<OwnedFd>, reply: &mut Reply) -> Outcome<Attached> {
+    fn carry_out(&mut self, request: &Request, fd: Option<Foreign>, reply: &mut Reply) -> Outcome<Attached> {
         if fd.is_some() != matches!(request, Request::Store { .. }) {
             return fail!(Malformed, "a descriptor comes with Store, and only there");
         }

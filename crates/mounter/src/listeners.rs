@@ -8,17 +8,15 @@ use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Reply, keep};
 
 use crate::failure::{Outcome, fail};
+use crate::foreign::Foreign;
 use crate::node::{Node, REGISTRY};
-use crate::path;
+use crate::path::{self, Place, Target};
 use crate::socket;
 use crate::wire::Attached;
 
 impl Node {
     pub fn node_listener(&mut self, number: u32, reply: &mut Reply) -> Outcome<Attached> {
-        let (dir, name) = match number {
-            keep::CSI => (self.plugin()?, "csi.sock".to_owned()),
-            _ => self.registration()?,
-        };
+        let (dir, name) = self.node_socket(number)?;
         if number == keep::CSI {
             reply.numbers = self.state_id(&dir);
         }
@@ -29,6 +27,14 @@ impl Node {
             }
             socket::bind(&dir, &name, SocketType::STREAM, 0o600)
         })
+    }
+
+    /// Directory and name of one of the node's two sockets.
+    pub fn node_socket(&self, number: u32) -> Outcome<(OwnedFd, String)> {
+        match number {
+            keep::CSI => Ok((self.plugin()?, "csi.sock".to_owned())),
+            _ => self.registration(),
+        }
     }
 
     /// Directory and name of the registration socket.
@@ -52,7 +58,7 @@ impl Node {
         v: &Option<Volume>,
         slot: u32,
         cookie: u64,
-        fd: Option<OwnedFd>,
+        fd: Option<Foreign>,
     ) -> Outcome<Attached> {
         let Some(fd) = fd else { return Ok(None) };
         let slot = match v {
@@ -63,11 +69,27 @@ impl Node {
             None => slot.to_string(),
         };
         socket::check(&fd, cookie)?;
+        if !self.is_of(&slot, &fd) {
+            return fail!(NotOurs, "the listener is not the one that has the socket's name");
+        }
         if self.seat.kept.contains_key(&slot) {
             return fail!(Busy, "a listener is kept already");
         }
         self.room(&slot)?;
         self.seat.kept.insert(slot, Rc::new(fd));
         Ok(None)
+    }
+
+    /// Whether the listener is the one whose socket is where this slot's has to be. An agent that was stolen may have given us
+    /// one that a pod listens on as well.
+    pub fn is_of(&self, slot: &str, fd: &Foreign) -> bool {
+        let Some((pod, name)) = slot.split_once('/') else {
+            let at = self.node_socket(slot.parse().unwrap_or_default());
+            return at.is_ok_and(|(dir, name)| socket::leads_to(&dir, &name, fd));
+        };
+        let (Ok(pod), Ok(name)) = (pod.parse(), name.parse()) else { return false };
+        let target = Place::open(&self.pods, &pod, &name).ok().flatten().map(|place| place.target());
+        let directory = target.and_then(|target| target.ok().flatten()).filter(Target::is_directory);
+        directory.is_some_and(|at| socket::leads_to(&at.fd, self.config.socket_name(), fd))
     }
 }

@@ -5,6 +5,7 @@ mod closer;
 mod config;
 mod dispatch;
 mod failure;
+mod foreign;
 mod listeners;
 mod log;
 mod node;
@@ -59,9 +60,10 @@ fn run(config: Config) -> Outcome<()> {
     });
     let noswap = probe(true).is_ok();
     let descriptors = privileges::raise_descriptor_limit();
-    // Before the filter, which lets no thread be made.
-    let closer = Closer::start(descriptors.saturating_sub(RESERVED), privileges::drop_the_rest)?;
-    privileges::drop_the_rest()?;
+    let closer = privileges::drop_the_rest(|| {
+        foreign::start()?;
+        Closer::start(descriptors.saturating_sub(RESERVED))
+    })?;
     let mut node = Node::open(config, swap, noswap, descriptors, closer)?;
     event("info", "ready", &[("volumes", &node.limit), ("idmap", &node.swap.is_some()), ("noswap", &noswap)]);
     server::serve(&mut node)?;

@@ -13,6 +13,7 @@ use seamount_mounter_protocol::{Fault, Reply, flag};
 use crate::closer::Closer;
 use crate::config::Config;
 use crate::failure::{Doing, Outcome, fail};
+use crate::foreign::Foreign;
 use crate::log::{done, event};
 use crate::path::{self, DIRECTORY, Place};
 use crate::socket;
@@ -33,7 +34,7 @@ pub type At<'a> = (&'a OwnedFd, &'a str);
 pub type Make<'a> = &'a dyn Fn(&Node) -> Outcome<OwnedFd>;
 
 /// Sends a kept listener along.
-pub fn attach(fd: &Rc<OwnedFd>, reply: &mut Reply) -> Attached {
+pub fn attach(fd: &Rc<Foreign>, reply: &mut Reply) -> Attached {
     reply.cookie = sockopt::socket_cookie(fd).unwrap_or_default();
     Some(Rc::clone(fd))
 }
@@ -76,7 +77,7 @@ impl Node {
         path::make_directory(&at, REGISTRY, 0o750)?;
         let source = config.source_directory.as_deref().map(path::open_parent).transpose()?;
         let seat = Seat::take(&at, &config)?;
-        Ok(Self {
+        let mut node = Self {
             root: at,
             pods,
             listed: Vec::new(),
@@ -89,7 +90,12 @@ impl Node {
             descriptors,
             closer,
             source,
-        })
+        };
+        // What comes from the one before may come from its agent.
+        let mut kept = std::mem::take(&mut node.seat.kept);
+        kept.retain(|slot, fd| node.is_of(slot, fd));
+        node.seat.kept = kept;
+        Ok(node)
     }
 
     /// Puts back what was removed by hand. Fails where another mounter was let in by that; the rest is told.
@@ -131,7 +137,7 @@ impl Node {
             return Ok(attach(kept, reply));
         }
         self.room(&slot)?;
-        let fd = Rc::new(make(self)?);
+        let fd = Rc::new(Foreign::from(make(self)?));
         done("listening", reply.volume.as_ref());
         let attached = attach(&fd, reply);
         self.seat.kept.insert(slot, fd);

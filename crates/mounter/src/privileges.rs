@@ -37,8 +37,9 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Keeps three capabilities and the system calls above, for good.
-pub fn drop_the_rest() -> Outcome<()> {
+/// Keeps three capabilities and the system calls above, for good: in this thread and in those that `threads` starts, which is
+/// called in between, because the filter lets no thread be made.
+pub fn drop_the_rest<T>(threads: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         // Numbers that the kernel does not know are an error.
@@ -53,9 +54,11 @@ pub fn drop_the_rest() -> Outcome<()> {
     let sets = CapabilitySets { effective: USED, permitted: USED, inheritable: CapabilitySet::empty() };
     thread::set_capabilities(None, sets).doing("drop capabilities")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("forbid core dumps")?;
+    let started = threads()?;
     // Sets no_new_privs first.
-    let apply = |filter: BpfProgram| seccompiler::apply_filter(&filter).map_err(io::Error::other);
-    filter().map_err(io::Error::other).and_then(apply).doing("install the seccomp filter")
+    let apply = |filter: BpfProgram| seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other);
+    filter().map_err(io::Error::other).and_then(apply).doing("install the seccomp filter")?;
+    Ok(started)
 }
 
 fn filter() -> Result<BpfProgram, BackendError> {

@@ -1,6 +1,6 @@
 //! The agent's connection: frames in, frames out, one descriptor at most with each.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, SocketFlags};
 use seamount_mounter_protocol::{Fault, Reply};
 
-use crate::failure::{Doing, Outcome};
+use crate::failure::{Doing, Outcome, fail};
+use crate::foreign::{self, Foreign};
 use crate::log::event;
 use crate::node::Node;
 use crate::succession::LOCK;
@@ -26,16 +27,24 @@ const LAST_REQUESTS: usize = 10_000;
 /// Serves one agent at a time, until a successor has taken over.
 pub fn serve(node: &mut Node) -> Outcome<()> {
     let (uid, own) = (node.config.agent_uid, rustix::process::geteuid().as_raw());
-    let mut agent: Option<OwnedFd> = None;
+    let mut agent: Option<Foreign> = None;
     let mut tended = Instant::now();
     loop {
         if tended.elapsed() >= TEND {
             node.tend()?;
             tended = Instant::now();
         }
+        if foreign::waiting() > foreign::MOST {
+            return fail!(
+                Exhausted,
+                "descriptors that others made cannot be closed; it starts anew, which drops them"
+            );
+        }
         let [agents, successors] = &node.seat.doors;
-        let mut ready =
-            [agent.as_ref().unwrap_or(agents), agents, successors].map(|fd| PollFd::new(fd, PollFlags::IN));
+        let mut ready = {
+            let old = agent.as_ref().map_or(agents.as_fd(), AsFd::as_fd);
+            [old, agents.as_fd(), successors.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+        };
         let polled = poll(&mut ready, Timespec::try_from(TEND).ok().as_ref());
         if let Err(e) = polled
             && e != Errno::INTR
@@ -70,7 +79,7 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
 }
 
 /// Lets the agent finish what it does, and leave; then everything goes to the successor.
-pub fn hand_over(to: &OwnedFd, agent: Option<OwnedFd>, node: &mut Node) -> Result<(), Errno> {
+pub fn hand_over(to: &Foreign, agent: Option<Foreign>, node: &mut Node) -> Result<(), Errno> {
     if let Some(agent) = agent {
         let _ = send(&agent, &Reply::refusal(0, Fault::Superseded, String::new()).encode(), &None);
         let _ = set_socket_timeout(&agent, Timeout::Recv, Some(LEAVE));
@@ -88,10 +97,10 @@ pub fn hand_over(to: &OwnedFd, agent: Option<OwnedFd>, node: &mut Node) -> Resul
 }
 
 /// Takes a connection of the agent; refuses everybody else, and a second one.
-fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<OwnedFd> {
-    let connection = net::accept_with(listener, SocketFlags::CLOEXEC).ok()?;
+fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<Foreign> {
+    let connection = Foreign::from(net::accept_with(listener, SocketFlags::CLOEXEC).ok()?);
     let _ = set_socket_timeout(&connection, Timeout::Send, Some(PATIENCE));
-    let peer = seamount_sys::mounter::peer_uid(&connection);
+    let peer = seamount_sys::peer::peer_uid(&connection);
     let (fault, refusal) = if peer != uid {
         (Fault::System, format!("this socket is for uid {uid} (--agent-uid); you are {peer}"))
     } else if busy {
@@ -106,12 +115,11 @@ fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<OwnedFd> {
 }
 
 /// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends it.
-pub fn exchange(connection: &OwnedFd, node: &mut Node) -> Result<(), Errno> {
+pub fn exchange(connection: &Foreign, node: &mut Node) -> Result<(), Errno> {
     let (frame, flags, mut fds) = receive(connection)?;
     let refuse = |fault, text: &str| (Reply::refusal(0, fault, text.to_owned()), None);
-    // Room for one descriptor is, by alignment, room for two: both checks are needed.
     let (reply, attached) = if flags.contains(net::ReturnFlags::CTRUNC) {
-        refuse(Fault::Exhausted, "a descriptor was lost: too many in one frame, or no room for it")
+        refuse(Fault::Exhausted, "a descriptor was lost: the mounter is out of them")
     } else if flags.contains(net::ReturnFlags::TRUNC) || fds.len() > 1 {
         refuse(Fault::Malformed, "a frame too long, or with more than one descriptor")
     } else {

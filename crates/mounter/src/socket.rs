@@ -1,20 +1,37 @@
 //! Listening sockets in directories.
 //!
-//! A socket is bound under a temporary name and renamed when it listens, so nobody ever meets one that does not. The
-//! temporary name is the time it was made, and its inode gets the same time: by getsockname(2) and one stat a listener
-//! is told from every other, also by a mounter that did not make it.
+//! A socket is bound under a temporary name and renamed when it listens, so nobody ever meets one that does not. Its inode's
+//! time of modification is the listener's SO_COOKIE: the kernel gives that number once and root alone sets that time, so a
+//! listener is told from every other, also by a mounter that did not make it. (What getsockname(2) says, any process chooses for
+//! a listener of its own.)
 
-use std::os::fd::OwnedFd;
-use std::time::{Duration, SystemTime};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::LazyLock;
+use std::time::SystemTime;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use seamount_sys::mounter as sys;
+use seamount_sys::peer::peer_uid;
 
 use crate::failure::{Doing, Outcome, fail};
+use crate::foreign::Foreign;
 use crate::wire::PATIENCE;
 
 const BACKLOG: i32 = 1024;
+/// Cookies begin anew with each boot, and a socket's name stays on the disk.
+static BOOT: LazyLock<u64> = LazyLock::new(|| {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    u64::from_str_radix(id.get(..7).unwrap_or_default(), 16).unwrap_or_default()
+});
+
+/// The time of modification that stands for a listener: 31 bits of the cookie in the seconds, which every file system keeps; the
+/// rest of it and the boot in the nanoseconds.
+fn mark(listener: impl AsFd) -> Result<(i64, i64), Errno> {
+    let cookie = sockopt::socket_cookie(listener)?;
+    Ok(((cookie & 0x7fff_ffff) as i64, ((cookie >> 31) ^ *BOOT) as i64 & 0xfff_ffff))
+}
 
 /// The time in a name under which a socket is bound before it gets its own; none in other names.
 pub fn made_at(name: &[u8]) -> Option<(i64, i64)> {
@@ -27,7 +44,7 @@ pub fn made_at(name: &[u8]) -> Option<(i64, i64)> {
 pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<OwnedFd> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let temporary = format!(".{}.{:09}.sock", now.as_secs(), now.subsec_nanos());
-    let bound = listen_as(dir, &temporary, now, kind, mode)
+    let bound = listen_as(dir, &temporary, kind, mode)
         .and_then(|socket| fs::renameat(dir, &temporary, dir, name).map(|()| socket));
     // The working directory would keep a volume's file system busy.
     let _ = rustix::process::chdir("/");
@@ -37,22 +54,21 @@ pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<O
     bound.doing(format_args!("bind the socket {name}"))
 }
 
-/// A socket that listens under its temporary name, whose inode says when it was made. Changes the working directory.
-fn listen_as(
-    dir: &OwnedFd,
-    temporary: &str,
-    now: Duration,
-    kind: SocketType,
-    mode: u32,
-) -> Result<OwnedFd, Errno> {
+/// A socket that listens under its temporary name, whose inode has the mark of it. Changes the working directory.
+fn listen_as(dir: &OwnedFd, temporary: &str, kind: SocketType, mode: u32) -> Result<OwnedFd, Errno> {
     let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    if kind == SocketType::STREAM {
+        // Else what clients send along is closed by the reader, and that may take as long as they like.
+        sys::refuse_descriptors(&socket);
+    }
     // The mode before the name is there; never by path.
     fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
     // By relative name: a path below the kubelet's root is longer than sun_path.
     rustix::process::fchdir(dir)?;
     net::bind(&socket, &SocketAddrUnix::new(temporary)?)?;
     let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    let made = Timespec { tv_sec: now.as_secs() as i64, tv_nsec: now.subsec_nanos().into() };
+    let (tv_sec, tv_nsec) = mark(&socket)?;
+    let made = Timespec { tv_sec, tv_nsec };
     let times = Timestamps { last_access: keep, last_modification: made };
     fs::utimensat(dir, temporary, &times, AtFlags::SYMLINK_NOFOLLOW)?;
     net::listen(&socket, BACKLOG)?;
@@ -60,28 +76,26 @@ fn listen_as(
 }
 
 /// Whether `name` in `dir` is the socket of this listener.
-pub fn leads_to(dir: &OwnedFd, name: &str, listener: &OwnedFd) -> bool {
+pub fn leads_to(dir: &OwnedFd, name: &str, listener: impl AsFd) -> bool {
     let Ok(stat) = fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { return false };
-    let bound = net::getsockname(listener).ok().and_then(|a| SocketAddrUnix::try_from(a).ok());
-    let bound = bound.and_then(|a| made_at(a.path_bytes()?));
     // Some file systems (ext4 with small inodes) keep whole seconds only.
     let at = (stat.st_mtime, stat.st_mtime_nsec as i64);
-    let same = bound.is_some_and(|(sec, nsec)| at == (sec, nsec) || at == (sec, 0));
+    let same = mark(listener).is_ok_and(|(sec, nsec)| at == (sec, nsec) || at == (sec, 0));
     FileType::from_raw_mode(stat.st_mode) == FileType::Socket && same
 }
 
 /// Connects to `name` in `dir`; a full queue is waited for, but not for ever (with `NONBLOCK` not at all).
-pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType, more: SocketFlags) -> Result<OwnedFd, Errno> {
+pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType, more: SocketFlags) -> Result<Foreign, Errno> {
     let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | more, None)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
     rustix::process::fchdir(dir)?;
     let connected = SocketAddrUnix::new(name).and_then(|name| net::connect(&socket, &name));
     let _ = rustix::process::chdir("/");
-    connected.map(|()| socket)
+    connected.map(|()| socket.into())
 }
 
 /// Whether another process has a socket open as `name` in `dir`; another listener than `ours`.
-pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<&OwnedFd>) -> Outcome<bool> {
+pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<&Foreign>) -> Outcome<bool> {
     // Without waiting: whose it is, and whether that process ever accepts, is not known.
     match connect(dir, name, SocketType::STREAM, SocketFlags::NONBLOCK) {
         // The name that it was bound by; the inode of ours has another time where it was touched.
@@ -105,15 +119,20 @@ pub fn show_again(dir: &OwnedFd, name: &str) -> Outcome<()> {
     back.doing(format_args!("show {name} again"))
 }
 
-/// Refuses anything but a listening Unix stream socket with this cookie.
-pub fn check(fd: &OwnedFd, cookie: u64) -> Outcome<()> {
+/// Refuses anything but a listening Unix stream socket with this cookie that a mounter made: the peer of a listener
+/// (SO_PEERCRED) is the process that called listen(2).
+pub fn check(fd: impl AsFd, cookie: u64) -> Outcome<()> {
+    let fd = fd.as_fd();
     let listens = sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
         && sockopt::socket_type(fd) == Ok(SocketType::STREAM)
         && sockopt::socket_acceptconn(fd) == Ok(true);
-    if listens && sockopt::socket_cookie(fd) == Ok(cookie) {
-        return Ok(());
+    if !listens || sockopt::socket_cookie(fd) != Ok(cookie) {
+        return fail!(Malformed, "the descriptor is not the listening Unix stream socket with that cookie");
     }
-    fail!(Malformed, "the descriptor is not the listening Unix stream socket with that cookie")
+    match peer_uid(fd) {
+        uid if uid == rustix::process::geteuid().as_raw() => Ok(()),
+        uid => fail!(NotOurs, "the listener was made by uid {uid}, not by a mounter"),
+    }
 }
 
 #[cfg(test)]

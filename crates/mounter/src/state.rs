@@ -31,7 +31,7 @@ impl Node {
         if !owned || !tmpfs::is_one(&held.fd, STATE_INODES) {
             return fail!(NotOurs, "a mount that is not ours is on the state directory: unmount it");
         }
-        Ok(Some(Rc::new(self.hand_out(&held)?)))
+        Ok(Some(Rc::new(self.hand_out(&held)?.into())))
     }
 
     /// Device and inode of the state tmpfs, so that the agent sees that it has another one; zeros where there is none.

@@ -9,7 +9,7 @@
 //! other: per message a descriptor and its slot in [`Kept`]; the lock comes last.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use rustix::net::{SocketFlags, SocketType};
 
 use crate::config::Config;
 use crate::failure::{Doing, Outcome, fail};
+use crate::foreign::Foreign;
 use crate::log::{done, event};
 use crate::path;
 use crate::socket;
@@ -34,11 +35,11 @@ pub const LOCK: &str = "lock";
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The listeners that are kept: a volume's as `<pod UID>/<volume name>`, the others by their number in `protocol::keep`.
-pub type Kept = BTreeMap<String, Rc<OwnedFd>>;
+pub type Kept = BTreeMap<String, Rc<Foreign>>;
 
 /// The place of the one mounter.
 pub struct Seat {
-    pub lock: Rc<OwnedFd>,
+    pub lock: Rc<Foreign>,
     pub kept: Kept,
     /// Where the agent connects, and where a successor does.
     pub doors: [OwnedFd; 2],
@@ -60,7 +61,7 @@ impl Seat {
             let file = open_lock(&plugin)?;
             // A lock that was removed seems to be free. Its holder is known by its socket, and takes it again.
             if !socket::is_alive(&plugin, SOCKET, None)? && lock(&file)? {
-                break (plugin, file, Kept::new());
+                break (plugin, Foreign::from(file), Kept::new());
             }
             waits.call_once(|| done("waiting: another mounter holds the lock", None));
             let holder = fs::fstat(&file).doing("look at the lock")?;
@@ -111,7 +112,7 @@ impl Seat {
             );
         }
         write_age(&file, Timespec { tv_sec: held.st_mtime, tv_nsec: held.st_mtime_nsec as i64 })?;
-        self.lock = Rc::new(file);
+        self.lock = Rc::new(file.into());
         done("the lock was removed, and is held again", None);
         Ok(())
     }
@@ -139,13 +140,13 @@ fn lock(file: &OwnedFd) -> Outcome<bool> {
     }
 }
 
-fn write_age(lock: &OwnedFd, born: Timespec) -> Outcome<()> {
+fn write_age(lock: impl AsFd, born: Timespec) -> Outcome<()> {
     let age = Timestamps { last_access: born, last_modification: born };
     fs::futimens(lock, &age).doing("write the age on the lock")
 }
 
 /// Takes everything from the one that holds the lock.
-pub fn inherit(plugin: &OwnedFd) -> Result<(OwnedFd, Kept), Errno> {
+pub fn inherit(plugin: &OwnedFd) -> Result<(Foreign, Kept), Errno> {
     let predecessor = socket::connect(plugin, SOCKET, SocketType::SEQPACKET, SocketFlags::empty())?;
     // It waits for its agent to leave first.
     set_socket_timeout(&predecessor, Timeout::Recv, Some(PATIENCE * 2))?;

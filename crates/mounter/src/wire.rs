@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,11 +12,13 @@ use rustix::io::Errno;
 use rustix::net::{self, RecvAncillaryMessage, SendAncillaryMessage};
 use seamount_mounter_protocol::FRAME;
 
+use crate::foreign::Foreign;
+
 /// An agent that does not read its answers for this long is cut off; it blocks everybody.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The descriptor that goes along with a reply.
-pub type Attached = Option<Rc<OwnedFd>>;
+pub type Attached = Option<Rc<Foreign>>;
 
 /// Whether a descriptor can be read from, or written to, at once.
 pub fn ready(fd: impl AsFd, how: PollFlags) -> bool {
@@ -24,9 +26,10 @@ pub fn ready(fd: impl AsFd, how: PollFlags) -> bool {
 }
 
 /// One message: its bytes as far as they fit, whether something did not, its descriptors.
-pub fn receive(connection: &OwnedFd) -> Result<(Vec<u8>, net::ReturnFlags, Vec<OwnedFd>), Errno> {
+pub fn receive(connection: &Foreign) -> Result<(Vec<u8>, net::ReturnFlags, Vec<Foreign>), Errno> {
     let mut frame = [0; FRAME + 1];
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    // As many as a message can carry (SCM_MAX_FD): those that have no room the kernel closes here, and that may wait.
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(253))];
     let mut control = net::RecvAncillaryBuffer::new(&mut space);
     let into = &mut [IoSliceMut::new(&mut frame)];
     let received = net::recvmsg(connection, into, &mut control, net::RecvFlags::CMSG_CLOEXEC)?;
@@ -36,11 +39,11 @@ pub fn receive(connection: &OwnedFd) -> Result<(Vec<u8>, net::ReturnFlags, Vec<O
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
-    Ok((bytes, received.flags, rights.flatten().collect()))
+    Ok((bytes, received.flags, rights.flatten().map(Foreign::from).collect()))
 }
 
 /// One message, with a descriptor or without.
-pub fn send(connection: &OwnedFd, frame: &[u8], attached: &Attached) -> Result<(), Errno> {
+pub fn send(connection: &Foreign, frame: &[u8], attached: &Attached) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = net::SendAncillaryBuffer::new(&mut space);
     let fds = attached.as_ref().map(|fd| [fd.as_fd()]);

@@ -13,6 +13,8 @@ mod bench;
 mod disks;
 #[path = "component/escape.rs"]
 mod escape;
+#[path = "component/foreign.rs"]
+mod foreign;
 #[path = "component/frames.rs"]
 mod frames;
 #[path = "component/life.rs"]

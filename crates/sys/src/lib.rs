@@ -2,6 +2,7 @@
 
 #[cfg(feature = "mounter")]
 pub mod mounter;
+pub mod peer;
 #[cfg(feature = "play")]
 pub mod play;
 #[cfg(feature = "agent")]

@@ -15,15 +15,14 @@ pub fn leave_network() -> io::Result<()> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
-/// The uid of a Unix socket's peer (SO_PEERCRED, unix(7)), or `u32::MAX`, which is no user's. rustix's call takes a pid of
-/// 0 for an error, and every peer in another PID namespace, such as the other container of a pod, has that one.
-pub fn peer_uid(socket: impl AsFd) -> u32 {
-    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
-    let (fd, mut size) = (socket.as_fd().as_raw_fd(), size_of_val(&peer) as libc::socklen_t);
-    let into = (&raw mut peer).cast();
-    // SAFETY: `into` is valid for `size` bytes, and any bytes make a ucred.
-    unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, into, &raw mut size) };
-    peer.uid
+/// Has the kernel refuse descriptors that are sent to this socket, or to one that is accepted from it (SO_PASSRIGHTS, Linux 6.16).
+/// Whether it does.
+pub fn refuse_descriptors(socket: impl AsFd) -> bool {
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let (fd, off, size) = (socket.as_fd().as_raw_fd(), 0, size_of::<libc::c_int>() as libc::socklen_t);
+    let from = (&raw const off).cast();
+    // SAFETY: `from` is valid for `size` bytes.
+    unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, from, size) == 0 }
 }
 
 /// A user namespace that exchanges id 0 with `uid` (and gid 0 with `gid`) and leaves every other id as it is. On an
@@ -94,10 +93,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_peer_of_a_pair_of_our_own_is_us() {
-        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert_eq!(peer_uid(&one), rustix::process::getuid().as_raw());
-        assert_eq!(peer_uid(fs::File::open("/dev/null").unwrap()), u32::MAX);
+    fn descriptors_are_refused_where_the_kernel_can() {
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        if !refuse_descriptors(&other) {
+            // Before Linux 6.16.
+            return;
+        }
+        let fds = [one.as_fd()];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds));
+        let bytes = [io::IoSlice::new(b"x")];
+        let sent = rustix::net::sendmsg(&one, &bytes, &mut control, rustix::net::SendFlags::empty());
+        assert_eq!(sent, Err(rustix::io::Errno::PERM));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use seamount_mounter_protocol::{FRAME, Fault, Reply, Request, flag};
 
 use crate::closer::Closer;
 use crate::config::Config;
+use crate::foreign::Foreign;
 use crate::input::{self, Patches};
 use crate::node::{Node, RESERVED};
 use crate::succession::{self, Kept};
@@ -133,7 +134,7 @@ struct Session<'a> {
     idmap: bool,
     node: Option<Node>,
     agent: OwnedFd,
-    mounter: OwnedFd,
+    mounter: Foreign,
     next: u64,
 }
 
@@ -141,7 +142,7 @@ impl<'a> Session<'a> {
     fn new(host: &'a Host, idmap: bool) -> Self {
         let (agent, mounter) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        let mut session = Self { host, idmap, node: None, agent, mounter, next: 0 };
+        let mut session = Self { host, idmap, node: None, agent, mounter: mounter.into(), next: 0 };
         session.start();
         session
     }
@@ -183,13 +184,13 @@ impl<'a> Session<'a> {
             send(&self.agent, &request.encode(number as u64), fd.as_slice());
         }
         shutdown(&self.agent, Shutdown::Write).unwrap();
-        let agent = with_agent.then(|| self.mounter.try_clone().unwrap());
+        let agent = with_agent.then(|| Foreign::from(self.mounter.as_fd().try_clone_to_owned().unwrap()));
 
         let door = &node.seat.doors[1];
         let taken = if goes {
             let kind = SocketType::SEQPACKET;
             drop(socket::connect(&held, "take-over.sock", kind, SocketFlags::empty()).unwrap());
-            let to = accept_with(door, SocketFlags::CLOEXEC).unwrap();
+            let to = Foreign::from(accept_with(door, SocketFlags::CLOEXEC).unwrap());
             let before = kept(&node);
             let result = server::hand_over(&to, agent, &mut node);
             assert!(result.is_err(), "handed over to nobody");
@@ -204,7 +205,7 @@ impl<'a> Session<'a> {
                 let own = |fd| std::rc::Rc::try_unwrap(fd).unwrap();
                 (lock, kept.into_iter().map(|(slot, fd)| (slot, own(fd))).collect::<Vec<_>>())
             });
-            let to = accept_with(door, SocketFlags::CLOEXEC).unwrap();
+            let to = Foreign::from(accept_with(door, SocketFlags::CLOEXEC).unwrap());
             server::hand_over(&to, agent, &mut node).unwrap();
             Some(young.join().unwrap())
         };
@@ -239,8 +240,9 @@ impl<'a> Session<'a> {
 
     /// Another agent, or the same again.
     fn connect(&mut self) {
-        (self.agent, self.mounter) =
+        let (agent, mounter) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        (self.agent, self.mounter) = (agent, mounter.into());
     }
 
     fn slot(&self, u: &mut Unstructured<'_>) -> Result<(PathBuf, Volume)> {
@@ -488,6 +490,8 @@ fn answered(request: &Request, reply: &Reply, fd: Option<&OwnedFd>) {
     let is_directory =
         |fd: &OwnedFd| fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap().is_dir();
     match (request, fd) {
+        // Each that comes here is of the fuzzer's own making.
+        (Request::Store { .. }, _) => panic!("a listener was taken that no mounter made"),
         (Request::PublishTmpfs { .. } | Request::State, Some(fd)) => assert!(is_directory(fd)),
         (Request::PublishTmpfs { .. } | Request::State, None) => panic!("no directory"),
         (Request::PublishIdentity(_), None) => assert!(reply.flags & flag::FOREIGN != 0),

@@ -4,12 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use arbitrary::{Result, Unstructured};
 use aws_lc_rs::digest::{SHA256, digest};
-use seamount_agent::csi::request::Parameters;
 use seamount_agent::record::{
     MAX_REASON, NodeRecord, Record, RecordError, Registration, StoredSvid, VERSION, VolumeSource,
 };
 use seamount_agent::token::Token;
-use seamount_identity::authority::Workload;
 use zeroize::Zeroizing;
 
 use crate::input;
@@ -92,17 +90,9 @@ fn whole(u: &mut Unstructured<'_>) -> Result<()> {
     let record = Record {
         generation: u.arbitrary()?,
         volume: input::volume(u)?,
-        workload: Workload {
-            namespace: u.arbitrary()?,
-            service_account: u.arbitrary()?,
-            pod_name: u.arbitrary()?,
-            pod_uid: u.arbitrary()?,
-            node: u.arbitrary()?,
-        },
         source: if u.arbitrary()? { VolumeSource::Authority } else { VolumeSource::Directory },
         cookie: u.arbitrary()?,
-        parameters: Parameters(u.arbitrary()?),
-        token: if u.arbitrary()? { Some((Token::new(u.arbitrary()?), time(u)?)) } else { None },
+        token: if u.arbitrary()? { Some(Token::new(u.arbitrary()?)) } else { None },
         svid: if u.arbitrary()? { Some(svid(u)?) } else { None },
     };
     let bytes = record.encode();

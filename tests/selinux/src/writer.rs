@@ -43,7 +43,7 @@ pub fn publish(socket: &str, pod: &str, name: &str, id: &str) -> anyhow::Result<
         .or_else(|e| if e == rustix::io::Errno::EXIST { Ok(()) } else { Err(e) })
         .context("link the file")?;
     ask(&mounter, 2, &Request::Settle { volume, version: version.clone() })?;
-    println!("ok {version} {}", if reply.flags & flag::IDMAP != 0 { "idmapped" } else { "settled" });
+    println!("ok {version} settled");
     Ok(())
 }
 

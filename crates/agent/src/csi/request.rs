@@ -7,7 +7,7 @@ mod publish;
 mod refusal;
 mod token;
 
-pub use publish::{bind, publish};
+pub use publish::{bind, bind_stored, publish};
 pub use refusal::Refusal;
 
 use std::collections::HashMap;

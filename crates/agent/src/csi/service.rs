@@ -29,6 +29,7 @@ use crate::metrics::Outcome;
 use crate::mounter::MounterError;
 use crate::record::Registration;
 use crate::state::StateError;
+use crate::token::DatedToken;
 use crate::volumes::health::Severity;
 use crate::volumes::{Look, VolumeError, Volumes};
 
@@ -86,7 +87,7 @@ impl Service {
             .inspect_err(|e| self.refused(e))?;
         let workload =
             request::bind(&request, &claims, &settings.node_name).inspect_err(|e| self.refused(e))?;
-        let done = self.volumes.publish(&request, workload, (token, claims.expires)).await;
+        let done = self.volumes.publish(&request, workload, DatedToken::new(token, &claims)).await;
         Ok(done.inspect_err(|e| self.limited(e))?)
     }
 

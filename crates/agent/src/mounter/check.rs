@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use seamount_mounter_protocol::{Fault, Reply, Request, flag};
+use seamount_sys::peer::peer_uid;
 
 use super::{Answer, MounterError, operation};
 use crate::mounter::socket::Received;
@@ -34,12 +35,13 @@ fn wanted(request: &Request) -> Wanted {
     }
 }
 
-/// Takes a reply for the answer to this request, or closes what came with it.
+/// Takes a reply for the answer to this request, or closes what came with it. `mounter`: the uid at the other end.
 pub(super) fn answer(
     id: u64,
     request: &Request,
     reply: Reply,
     received: Received,
+    mounter: u32,
 ) -> Result<Answer, MounterError> {
     let operation = operation(request);
     let untrusted = |why: &str| Err(MounterError::Untrusted { operation, why: why.to_owned() });
@@ -66,7 +68,7 @@ pub(super) fn answer(
         (Wanted::Nothing, None, _) | (Wanted::ListenerByCookie, None, 0) => {}
         (Wanted::ListenerOrForeign, None, 0) if reply.flags & flag::FOREIGN != 0 => {}
         (Wanted::Listener | Wanted::ListenerOrForeign | Wanted::ListenerByCookie, Some(fd), cookie) => {
-            if let Err(why) = listener(fd, cookie) {
+            if let Err(why) = listener(fd, cookie, mounter) {
                 return untrusted(&why);
             }
         }
@@ -81,8 +83,9 @@ pub(super) fn answer(
     Ok(Answer { reply, fd })
 }
 
-/// A listening Unix stream socket with this cookie.
-pub(super) fn listener(fd: &OwnedFd, cookie: u64) -> Result<(), String> {
+/// A listening Unix stream socket with this cookie that was made by the mounter's uid: the peer of a listener (SO_PEERCRED) is the
+/// process that called listen(2). What an agent before this one has made, perhaps together with a pod, is not served.
+pub(super) fn listener(fd: &OwnedFd, cookie: u64, mounter: u32) -> Result<(), String> {
     let fd = fd.as_fd();
     let failed = |e: rustix::io::Errno| format!("its descriptor is not a socket ({e})");
     if sockopt::socket_domain(fd).map_err(failed)? != AddressFamily::UNIX
@@ -96,6 +99,10 @@ pub(super) fn listener(fd: &OwnedFd, cookie: u64) -> Result<(), String> {
     let actual = sockopt::socket_cookie(fd).map_err(failed)?;
     if cookie == 0 || actual != cookie {
         return Err(format!("its socket has the cookie {actual}, the reply says {cookie}"));
+    }
+    let maker = peer_uid(fd);
+    if maker != mounter {
+        return Err(format!("its socket was made by uid {maker}, the mounter has {mounter}"));
     }
     Ok(())
 }

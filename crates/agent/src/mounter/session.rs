@@ -118,7 +118,7 @@ async fn hello(socket: &Socket) -> Result<Hello, End> {
         Err(e @ FrameError::Version(_)) => return Err(End::Incompatible(e.to_string())),
         Err(e) => return Err(End::Broken(e.to_string())),
     };
-    match check::answer(0, &Request::Hello, reply, received) {
+    match check::answer(0, &Request::Hello, reply, received, socket.peer_uid()) {
         Ok(Answer { reply, .. }) => {
             let [descriptors, age_us, _] = reply.numbers;
             let has = |bit| reply.flags & bit != 0;
@@ -141,12 +141,13 @@ async fn hello(socket: &Socket) -> Result<Hello, End> {
 async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>, superseded: &CancellationToken) -> String {
     let mut pending: HashMap<u64, Job> = HashMap::new();
     let mut next = 1;
+    let mounter = socket.peer_uid();
     let why = loop {
         tokio::select! {
             biased;
             received = socket.receive() => {
                 let outcome = match received {
-                    Ok(received) => accept(&mut pending, received, superseded),
+                    Ok(received) => accept(&mut pending, received, mounter, superseded),
                     Err(e) => Err(e.to_string()),
                 };
                 if let Err(why) = outcome {
@@ -177,6 +178,7 @@ async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>, superseded: &Can
 fn accept(
     pending: &mut HashMap<u64, Job>,
     received: Received,
+    mounter: u32,
     superseded: &CancellationToken,
 ) -> Result<(), String> {
     if received.bytes.is_empty() {
@@ -189,7 +191,7 @@ fn accept(
         return Ok(());
     }
     let job = pending.remove(&id).ok_or_else(|| format!("a reply to the request {id} that nobody made"))?;
-    let result = check::answer(id, &job.request, reply, received);
+    let result = check::answer(id, &job.request, reply, received, mounter);
     let end = match &result {
         Err(e @ MounterError::Untrusted { .. }) => Err(e.to_string()),
         _ => Ok(()),

@@ -11,6 +11,7 @@ use rustix::net::{
     socket_with,
 };
 use seamount_mounter_protocol::FRAME;
+use seamount_sys::peer::peer_uid;
 use seamount_sys::watch::watch;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -49,6 +50,11 @@ impl Socket {
     /// Takes a connected, non-blocking socket. Needs a tokio runtime.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self(watch(fd, Interest::READABLE)?))
+    }
+
+    /// The uid of the process that listens at the other end.
+    pub fn peer_uid(&self) -> u32 {
+        peer_uid(self.0.as_fd())
     }
 
     /// Sends one frame.

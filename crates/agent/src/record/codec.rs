@@ -8,9 +8,9 @@ use zeroize::Zeroizing;
 
 /// Raised with every change of a record's body. A release reads the versions from [`OLDEST`] to its own and writes its own:
 /// what is new has a default in older records, so that an upgrade keeps every identity.
-pub const VERSION: u16 = 1;
-/// The oldest version that is read.
-pub const OLDEST: u16 = 1;
+pub const VERSION: u16 = 2;
+/// The oldest version that is read. Version 1 had the pod's identity beside the token, where nothing proved it.
+pub const OLDEST: u16 = 2;
 /// The largest record, in bytes: a token of 16 KiB, an RSA key and a chain of a few certificates fit many times.
 pub const MAX_RECORD: usize = 256 * 1024;
 /// A volume's record.
@@ -41,8 +41,8 @@ pub enum RecordError {
     Corrupt(&'static str),
 }
 
-/// The version of this process. A debug build plays the next release where a test asks for it: version 2 has one more
-/// field at the end of each body, and version 1 is read as well.
+/// The version of this process. A debug build plays the next release where a test asks for it: the next version has one
+/// more field at the end of each body, and this one is read as well.
 fn ours() -> u16 {
     #[cfg(debug_assertions)]
     if std::env::var_os("SEAMOUNT_TEST_NEXT_RELEASE").is_some() {

@@ -36,29 +36,18 @@ fn record() -> impl Strategy<Value = Record> {
             name: name.parse::<VolumeName>().unwrap(),
             id: id.parse::<VolumeId>().unwrap(),
         });
-    let workload = [".{0,40}", ".{0,40}", ".{0,40}", ".{0,40}", ".{0,40}"].prop_map(
-        |[namespace, service_account, pod_name, pod_uid, node]| Workload {
-            namespace,
-            service_account,
-            pod_name,
-            pod_uid,
-            node,
-        },
-    );
-    let token = proptest::option::of((".{0,2000}".prop_map(Token::new), time()));
+    let token = proptest::option::of(".{0,2000}".prop_map(Token::new));
     let source = prop_oneof![Just(VolumeSource::Authority), Just(VolumeSource::Directory)];
-    let digest = any::<[u8; 32]>().prop_map(Parameters);
-    (any::<u64>(), volume, workload, source, any::<u64>(), digest, token, proptest::option::of(svid()))
-        .prop_map(|(generation, volume, workload, source, cookie, parameters, token, svid)| Record {
+    (any::<u64>(), volume, source, any::<u64>(), token, proptest::option::of(svid())).prop_map(
+        |(generation, volume, source, cookie, token, svid)| Record {
             generation,
             volume,
-            workload,
             source,
             cookie,
-            parameters,
             token,
             svid,
-        })
+        },
+    )
 }
 
 /// A record for tests of other modules.
@@ -71,17 +60,9 @@ pub(crate) fn example(pod: &str, name: &str) -> Record {
             name: name.parse().unwrap(),
             id: "csi-0123456789abcdef".parse().unwrap(),
         },
-        workload: Workload {
-            namespace: "shop".into(),
-            service_account: "cart".into(),
-            pod_name: "cart-0".into(),
-            pod_uid: pod.into(),
-            node: "node-1".into(),
-        },
         source: VolumeSource::Authority,
         cookie: 42,
-        parameters: Parameters([7; 32]),
-        token: Some((Token::new("header.payload.signature".into()), now)),
+        token: Some(Token::new("header.payload.signature".into())),
         svid: Some(StoredSvid {
             spiffe_id: "spiffe://example.org/ns/shop/sa/cart".into(),
             key: Zeroizing::new(vec![1, 2, 3]),
@@ -147,10 +128,10 @@ fn resealed(record: &Record, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
 #[test]
 fn another_release_is_told_from_damage() {
     let record = example(POD, "v");
-    let newer = resealed(&record, |b| b[4] = 2);
-    assert!(matches!(Record::decode(&newer), Err(RecordError::Version { found: 2 })));
+    let newer = resealed(&record, |b| b[4] += 1);
+    assert!(matches!(Record::decode(&newer), Err(RecordError::Version { found: 3 })));
     let mut flipped = record.encode().to_vec();
-    flipped[4] = 2;
+    flipped[4] += 1;
     assert!(matches!(Record::decode(&flipped), Err(RecordError::Corrupt("checksum"))));
 }
 
@@ -167,7 +148,7 @@ fn a_wrong_body_under_a_right_checksum_is_refused() {
 #[test]
 fn the_buffer_of_secrets_never_moves() {
     let mut record = example(POD, "v");
-    record.token = Some((Token::new("t".repeat(16_000)), SystemTime::UNIX_EPOCH));
+    record.token = Some(Token::new("t".repeat(16_000)));
     let writer = codec::Writer::new(KIND_VOLUME, 1, record.capacity());
     assert!(record.encode().len() <= writer.capacity());
 }

@@ -149,3 +149,65 @@ fn other_faults_are_named_with_the_file() {
     let descriptors = StateError::of("node", "open", Errno::MFILE).to_string();
     assert!(descriptors.contains("out of descriptors"), "{descriptors}");
 }
+
+/// As an agent that was hostile may leave it.
+#[test]
+fn one_bad_name_never_fails_all() {
+    let (dir, state) = open();
+    let path = |name: &str| dir.path().join(name);
+    state.put(&example(A, "good")).unwrap();
+    for name in [".new-1-0", "node", &format!("{A}.v"), &format!("{A}.w")] {
+        fs::create_dir_all(path(name).join("inner")).unwrap();
+    }
+    rustix::fs::mknodat(rustix::fs::CWD, path("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    fs::create_dir(path(".new-1-1")).unwrap();
+    let good = |found: Vec<Found>| found.into_iter().filter(|f| f.record.is_ok()).count();
+    assert_eq!(good(state.list().unwrap()), 1);
+    assert!(!path(".new-1-1").exists(), "an empty directory can be removed");
+    assert!(state.get_node().is_err());
+    // Each takes its place.
+    state.put(&example(A, "v")).unwrap();
+    state
+        .put_node(&NodeRecord {
+            generation: 1,
+            csi_cookie: 2,
+            registration_cookie: 3,
+            registration: Registration::Unknown,
+        })
+        .unwrap();
+    state.remove(&example(A, "w").volume).unwrap();
+    assert!(get(&state, A, "w").unwrap().is_none());
+    assert!(get(&state, A, "v").unwrap().is_some() && state.get_node().unwrap().is_some());
+    assert_eq!(good(state.list().unwrap()), 2);
+}
+
+#[test]
+fn records_of_volumes_that_are_gone_are_found_within_bounds() {
+    let (dir, state) = open();
+    for name in ["a", "b", "c", "d"] {
+        state.put(&example(A, name)).unwrap();
+    }
+    for number in 0..40 {
+        fs::write(dir.path().join(format!("z-{number}")), "junk").unwrap();
+    }
+    let known = [example(A, "b").volume];
+    let names = |most| -> Vec<String> {
+        let found = state.others(&known, most).unwrap();
+        found.into_iter().map(|volume| volume.name.to_string()).collect()
+    };
+    assert_eq!(names(100), ["a", "c", "d"]);
+    assert_eq!(names(2), ["a", "c"]);
+    // Nothing was removed for that.
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 44);
+}
+
+#[test]
+fn an_agent_that_took_its_own_right_away_is_undone() {
+    let (dir, _) = open();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0)).unwrap();
+    let state = StateDir::new(
+        rustix::fs::open(dir.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap(),
+    );
+    assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    state.put(&example(A, "v")).unwrap();
+}

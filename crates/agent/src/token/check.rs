@@ -31,6 +31,8 @@ pub struct Claims {
     pub pod_uid: String,
     /// Name of the node that the pod is bound to.
     pub node: String,
+    /// From `iat`, else `nbf`; the epoch where the token has neither. Of two tokens of a pod the later one is the newer.
+    pub issued: SystemTime,
     /// From `exp`.
     pub expires: SystemTime,
 }
@@ -118,6 +120,7 @@ struct Payload {
     iss: Option<String>,
     aud: Option<Audience>,
     exp: Option<u64>,
+    iat: Option<u64>,
     nbf: Option<u64>,
     sub: Option<String>,
     #[serde(rename = "kubernetes.io")]
@@ -145,13 +148,28 @@ struct Reference {
     uid: Option<String>,
 }
 
-/// Checks a token against the issuer's keys. Pure.
+/// Checks a token against the issuer's keys, and where there is a `now` whether it is valid then. Pure.
 pub(super) fn check(
     token: &Token,
     keys: &KeySet,
     issuers: &[String],
     audience: &str,
-    now: SystemTime,
+    now: Option<SystemTime>,
+) -> Result<Claims, TokenError> {
+    judge(token, Some(keys), issuers, audience, now)
+}
+
+/// What a token says of itself. Nothing of it is proved: anything may have written it.
+pub(super) fn claimed(token: &Token, issuers: &[String], audience: &str) -> Result<Claims, TokenError> {
+    judge(token, None, issuers, audience, None)
+}
+
+fn judge(
+    token: &Token,
+    keys: Option<&KeySet>,
+    issuers: &[String],
+    audience: &str,
+    now: Option<SystemTime>,
 ) -> Result<Claims, TokenError> {
     let text = token.expose();
     if text.len() > MAX_TOKEN {
@@ -177,7 +195,9 @@ pub(super) fn check(
     }
     let algorithm = Algorithm::named(&header.alg).ok_or(TokenError::Algorithm)?;
     // RFC 7515 §5.2: nothing of the payload is looked at before the signature.
-    keys.verify(header.kid.as_deref(), algorithm, message, signature)?;
+    if let Some(keys) = keys {
+        keys.verify(header.kid.as_deref(), algorithm, message, signature)?;
+    }
 
     let payload = decode(payload, "the payload is not base64url")?;
     let payload: Payload = serde_json::from_slice(&payload)
@@ -193,7 +213,7 @@ fn claims(
     payload: Payload,
     issuers: &[String],
     audience: &str,
-    now: SystemTime,
+    now: Option<SystemTime>,
 ) -> Result<Claims, TokenError> {
     if !payload.iss.as_ref().is_some_and(|iss| issuers.contains(iss)) {
         let expected: Vec<_> = issuers.iter().map(|issuer| format!("{issuer:?}")).collect();
@@ -208,19 +228,22 @@ fn claims(
         return Err(TokenError::Audience { expected: audience.to_owned() });
     }
 
-    let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let exp = payload.exp.ok_or(TokenError::Claim("exp"))?;
-    let leeway = LEEWAY.as_secs();
-    if exp.saturating_add(leeway) <= now {
-        return Err(TokenError::Expired(now.saturating_sub(exp)));
+    if let Some(now) = now {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let leeway = LEEWAY.as_secs();
+        if exp.saturating_add(leeway) <= now {
+            return Err(TokenError::Expired(now.saturating_sub(exp)));
+        }
+        if let Some(nbf) = payload.nbf
+            && nbf > now.saturating_add(leeway)
+        {
+            return Err(TokenError::NotYetValid(nbf.saturating_sub(now)));
+        }
     }
-    if let Some(nbf) = payload.nbf
-        && nbf > now.saturating_add(leeway)
-    {
-        return Err(TokenError::NotYetValid(nbf.saturating_sub(now)));
-    }
-    let expires =
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(exp)).ok_or(TokenError::Claim("exp"))?;
+    let at = |seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    let expires = at(exp).ok_or(TokenError::Claim("exp"))?;
+    let issued = at(payload.iat.or(payload.nbf).unwrap_or_default()).ok_or(TokenError::Claim("iat"))?;
 
     let kubernetes = payload.kubernetes.ok_or(TokenError::Claim("kubernetes.io"))?;
     let namespace = required(kubernetes.namespace, "kubernetes.io.namespace")?;
@@ -234,6 +257,7 @@ fn claims(
         pod_uid: required(pod.uid, "kubernetes.io.pod.uid")?,
         node: required(node.name, "kubernetes.io.node.name")?,
         namespace,
+        issued,
         expires,
     };
     let subject = format!("system:serviceaccount:{}:{}", claims.namespace, claims.service_account);

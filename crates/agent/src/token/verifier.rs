@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Token;
-use super::check::{Claims, TokenError, check};
+use super::check::{Claims, TokenError, check, claimed};
 use super::fetch::{self, FetchError};
 use super::issuers::Issuers;
 use super::keys::KeySet;
@@ -137,6 +137,22 @@ impl TokenVerifier {
     /// their file has changed, or where the token's key is unknown and the last reading is
     /// [`UNKNOWN_KEY_PAUSE`] ago.
     pub async fn verify(&self, token: &Token, now: SystemTime) -> Result<Claims, TokenError> {
+        self.verify_at(token, Some(now)).await
+    }
+
+    /// What a stored token proves: it is genuine, though it may have expired since.
+    pub async fn recall(&self, token: &Token) -> Result<Claims, TokenError> {
+        self.verify_at(token, None).await
+    }
+
+    /// What a token says of itself, for as long as there are no keys to prove it with.
+    pub fn claimed(&self, token: &Token) -> Result<Claims, TokenError> {
+        let unknown = || TokenError::KeysUnavailable("their issuer is not known".to_owned());
+        let issuers = self.issuers.known().ok_or_else(unknown)?;
+        claimed(token, &issuers, &self.audience)
+    }
+
+    async fn verify_at(&self, token: &Token, now: Option<SystemTime>) -> Result<Claims, TokenError> {
         if let Origin::File(path) = &self.origin {
             self.reread(path).await;
         }
@@ -159,10 +175,15 @@ impl TokenVerifier {
         }
     }
 
-    fn check(&self, token: &Token, known: Option<&Trusted>, now: SystemTime) -> Result<Claims, TokenError> {
+    fn check(
+        &self,
+        token: &Token,
+        known: Option<&Trusted>,
+        now: Option<SystemTime>,
+    ) -> Result<Claims, TokenError> {
         let unavailable = |what: &str| TokenError::KeysUnavailable(what.to_owned());
         let known = known.ok_or_else(|| unavailable("never read"))?;
-        if known.age(now) >= self.max_age {
+        if known.age(now.unwrap_or_else(|| (self.clock)())) >= self.max_age {
             return Err(TokenError::KeysUnavailable(self.too_old()));
         }
         let issuers = self.issuers.known().ok_or_else(|| unavailable("their issuer is not known"))?;

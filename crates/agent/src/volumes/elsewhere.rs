@@ -37,7 +37,7 @@ impl Volumes {
                     entry.span().in_scope(|| tracing::info!("published, source directory"));
                 }
                 if flags & flag::STALE != 0 {
-                    self.remember_stale(&entry, &mut slot, request);
+                    self.remember_stale(&entry, &mut slot);
                 }
             }
             Err(e) => {

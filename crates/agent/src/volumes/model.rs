@@ -13,6 +13,7 @@ use super::*;
 use crate::model::{any, explore, pause, task};
 use crate::mounter::Socket;
 use crate::source::Signer;
+use crate::token::Token;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
@@ -174,7 +175,8 @@ impl World {
             observer: Arc::new(Silent),
         };
         let client = Client::start(path, cancel.clone());
-        let mut volumes = Volumes::new(client, source, terms, Arc::default());
+        let issuer = Arc::<super::tests::Issuer>::default();
+        let mut volumes = Volumes::new(client, source, issuer, terms, Arc::default());
         // A thread of its own would go on when it likes.
         Arc::get_mut(&mut volumes).unwrap().workshop = None;
         let records = dir.path().join("state");
@@ -185,8 +187,10 @@ impl World {
 
     async fn publish(&self, account: &str, token: usize) -> Result<(), VolumeError> {
         let (request, workload) = request(account);
-        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
-        self.volumes.publish(&request, workload, (Token::new(format!("token {token}")), end)).await
+        let at = |second| SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+        let text = Token::new(format!("token of {account} {token}"));
+        let token = DatedToken { token: text, issued: at(token as u64), expires: at(4_000_000_000) };
+        self.volumes.publish(&request, workload, token).await
     }
 
     /// What anybody may see at any time.
@@ -212,7 +216,8 @@ impl World {
         while calm < 20 {
             shuttle::future::yield_now().await;
             let seen: Vec<_> = self.seen.lock().unwrap().clone();
-            let busy = !self.volumes.due.lock().unwrap().is_empty() || seen.iter().any(|e| e.view().signing);
+            let busy = !self.volumes.due.lock().unwrap().is_empty()
+                || seen.iter().any(|e| e.view().signing || e.view().unproved.is_some());
             calm = if busy { 0 } else { calm + 1 };
         }
     }
@@ -236,7 +241,7 @@ impl World {
             return;
         };
         let record = record.expect("a published volume without a record");
-        assert_eq!(record.workload, facts.workload);
+        assert_eq!(record.token, Some(facts.token.token.clone()));
         assert_eq!(record.svid.map(|s| s.spiffe_id), slot.held.as_ref().map(|h| h.svid.id().to_string()));
     }
 
@@ -254,7 +259,11 @@ impl World {
         for entry in self.seen.lock().unwrap().drain(..) {
             let slot = entry.slot.try_lock().unwrap();
             assert!(
-                slot.facts.is_none() && slot.held.is_none() && slot.serving.is_none() && slot.place.is_none(),
+                slot.facts.is_none()
+                    && slot.held.is_none()
+                    && slot.recalled.is_none()
+                    && slot.serving.is_none()
+                    && slot.place.is_none(),
                 "something lives on"
             );
         }

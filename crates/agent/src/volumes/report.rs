@@ -132,9 +132,9 @@ fn known(entry: &Arc<Entry>, disk: &mut Disk, now: SystemTime) -> node::Volume {
     match entry.slot.try_lock() {
         Ok(slot) => {
             out.generation = slot.generation;
-            if let Some(facts) = &slot.facts {
+            if let Some(facts) = slot.facts.as_ref().filter(|facts| facts.proved()) {
                 out.service_account.clone_from(&facts.workload.service_account);
-                out.token_expires = unix(facts.token.1);
+                out.token_expires = unix(facts.token.expires);
             }
             if let Some(held) = &slot.held {
                 out.spiffe_id = held.svid.id().to_string();

@@ -7,27 +7,31 @@ use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use futures_util::StreamExt as _;
-use seamount_identity::authority::Workload;
+use seamount_identity::rotation::{self, random_jitter};
 use seamount_identity::{BundleSet, PrivateKey, SpiffeId, X509Bundle, X509Svid};
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, flag, keep};
 
 use super::health::Identity;
 use super::leftovers;
+use super::proof::{Awaits, Recalled};
 use super::serving::ended;
-use super::{Entry, Facts, Held, Slot, VolumeError, Volumes};
-use crate::csi::request::PublishRequest;
+use super::{Entry, Held, Slot, VolumeError, Volumes};
 use crate::mounter::{Found, Listener, MounterError};
 use crate::record::{Record, StoredSvid, VolumeSource};
-use crate::state::{StateDir, StateError};
+use crate::state::StateDir;
 
 /// Volumes that are brought back at once. Else each that needs a new socket waits for the mounter's turn on a busy node.
 const AT_ONCE: usize = 16;
 
+/// Records without a volume on disk that one restore looks after. Each takes a request to the mounter, and the kubelet's calls wait
+/// for the end of a restore.
+const MOST_LEFT: usize = 4096;
+
 /// What [`Volumes::restore`] did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// Volumes that are served again, with their SVID.
+    /// Volumes that are served again, and whose record has an SVID: it is shown as soon as it is proved.
     pub with_identity: usize,
     /// Volumes that wait for the next republish.
     pub without: usize,
@@ -45,16 +49,17 @@ impl Volumes {
         cookie: u64,
     ) -> Result<(), VolumeError> {
         let Some(facts) = &slot.facts else { return Ok(()) };
-        slot.generation += 1;
+        // The first number may be anything that a record had.
+        slot.generation = slot.generation.wrapping_add(1);
+        // One that waits to be decided over is not lost.
+        let recalled = slot.recalled.as_ref().and_then(|recalled| recalled.held.as_ref());
         let record = Record {
             generation: slot.generation,
             volume: volume.clone(),
-            workload: facts.workload.clone(),
             source: VolumeSource::Authority,
             cookie,
-            parameters: facts.parameters,
-            token: Some(facts.token.clone()),
-            svid: slot.held.as_ref().map(stored),
+            token: Some(facts.token.token.clone()),
+            svid: slot.held.as_ref().or(recalled).map(stored),
         };
         Ok(state.put(&record)?)
     }
@@ -62,15 +67,14 @@ impl Volumes {
     /// Brings every volume back that is on disk. May be repeated; a volume that is known already is left alone.
     pub async fn restore(&self) -> Result<Restored, VolumeError> {
         let state = self.state()?;
-        let wiping = Arc::clone(&state);
         let mut done = Restored::default();
-        // While the mounter looks through the pods' directories; keys and certificates take longer than the files.
-        let recalled = crate::sync::blocking(move || recall_all(&state));
-        let (recalled, found) = tokio::join!(recalled, self.mounter.list());
-        let mut records = recalled.map_err(|e| VolumeError::NoState(e.to_string()))??;
-        let mut all = found?;
+        let mut all = self.mounter.list().await?;
         leftovers::look(&all, &self.metrics, true);
         all.retain(|found| !found.has(flag::ORPHAN));
+        let known: Vec<_> = all.iter().map(|found| found.volume.clone()).collect();
+        let (reading, volumes) = (Arc::clone(&state), known.clone());
+        let records = crate::sync::blocking(move || recall_all(&reading, &volumes)).await;
+        let mut records = records.map_err(|e| VolumeError::NoState(e.to_string()))?;
         let all: Vec<_> = all.into_iter().map(|found| (records.remove(&found.volume), found)).collect();
         let all = all.into_iter().map(|(record, found)| self.bring_back(found, record));
         let mut back = futures_util::stream::iter(all).buffer_unordered(AT_ONCE);
@@ -86,21 +90,38 @@ impl Volumes {
                 }
             }
         }
-        // What is left has no volume on disk. Only the mounter's word that nothing is there ends a record.
-        for recalled in records.into_values() {
-            let volume = &recalled.record.volume;
-            match self.mounter.inspect(volume, super::LOOK).await {
+        self.forget_records(&state, &known, &mut done).await?;
+        let mut unpublished = self.unpublished.lock().unwrap_or_else(PoisonError::into_inner);
+        self.restored.store(true, Ordering::Release);
+        unpublished.clear();
+        Ok(done)
+    }
+
+    /// What has a record and was not found on disk. Only the mounter's word that nothing is there ends a record.
+    async fn forget_records(
+        &self,
+        state: &Arc<StateDir>,
+        known: &[Volume],
+        done: &mut Restored,
+    ) -> Result<(), VolumeError> {
+        let (reading, known) = (Arc::clone(state), known.to_vec());
+        let left = crate::sync::blocking(move || reading.others(&known, MOST_LEFT)).await;
+        let left = left.map_err(|e| VolumeError::NoState(e.to_string()))??;
+        for volume in left {
+            match self.mounter.inspect(&volume, super::LOOK).await {
                 Ok(None) => {
-                    if self.get(volume).is_none() {
-                        wiping.remove(volume)?;
+                    if self.get(&volume).is_none() {
+                        state.remove(&volume)?;
                         done.forgotten += 1;
                     }
                 }
                 Ok(Some(found)) => {
-                    let _ = self.bring_back(found, Some(recalled)).await;
+                    let (reading, of) = (Arc::clone(state), volume.clone());
+                    let record = crate::sync::blocking(move || recall(&reading, &of)).await.ok().flatten();
+                    let _ = self.bring_back(found, record).await;
                 }
                 Err(e) if e.is(Fault::NotOurs) => {
-                    wiping.remove(volume)?;
+                    state.remove(&volume)?;
                     done.forgotten += 1;
                 }
                 // One volume that cannot be looked at must not keep the node from publishing all others.
@@ -110,17 +131,14 @@ impl Volumes {
                 Err(e) => return Err(e.into()),
             }
         }
-        let mut unpublished = self.unpublished.lock().unwrap_or_else(PoisonError::into_inner);
-        self.restored.store(true, Ordering::Release);
-        unpublished.clear();
-        Ok(done)
+        Ok(())
     }
 
-    /// One volume; whether it has its identity again.
+    /// One volume; whether its record has an identity.
     pub(super) async fn bring_back(
         &self,
         found: Found,
-        record: Option<Recalled>,
+        record: Option<Memory>,
     ) -> Result<bool, (Volume, VolumeError)> {
         let Found { volume, flags, listener, .. } = found;
         let (entry, mut slot) = self.locked(&volume).await;
@@ -134,13 +152,16 @@ impl Volumes {
         if let Err(e) = self.place(&mut slot, &volume, true) {
             return Err((volume, e));
         }
+        let has_one = |slot: &Slot| {
+            slot.held.is_some() || slot.recalled.as_ref().is_some_and(|recalled| recalled.held.is_some())
+        };
         if slot.serving.is_some() {
-            return Ok(slot.held.is_some());
+            return Ok(has_one(&slot));
         }
         if flags & flag::IDENTITY == 0 {
             let mut view = entry.view();
             view.status.identity = Identity::Elsewhere;
-            view.stale |= record.is_some_and(|recalled| recalled.record.source == VolumeSource::Directory);
+            view.stale |= record.is_some_and(|record| record.source == VolumeSource::Directory);
             drop(view);
             self.count(&entry);
             if flags & flag::FOREIGN != 0 {
@@ -158,18 +179,23 @@ impl Volumes {
         if let Err(e @ MounterError::Fault { fault: Fault::NotOurs | Fault::NotFound, .. }) = listener {
             // Unpublished since it was found: nothing of it may live on.
             slot.go();
-            slot.facts = None;
-            slot.held = None;
+            (slot.facts, slot.held, slot.recalled) = (None, None, None);
             // An attempt that is under way finds nothing due, and is not followed by another for ever.
-            entry.view().due = None;
+            {
+                let mut view = entry.view();
+                (view.due, view.unproved) = (None, None);
+            }
             self.forget(&entry);
             return Err((volume, e.into()));
         }
         // An earlier attempt may have come as far as this.
-        let with = match slot.facts {
-            Some(_) => slot.held.is_some(),
-            None => record.is_some_and(|recalled| self.take(&entry, &mut slot, recalled)),
-        };
+        if slot.facts.is_none()
+            && slot.recalled.is_none()
+            && let Some(record) = record
+        {
+            take(&entry, &mut slot, record);
+        }
+        let with = has_one(&slot);
         let listener = match listener {
             Ok(Some(listener)) => listener,
             Ok(None) => return Ok(false),
@@ -177,62 +203,23 @@ impl Volumes {
         };
         self.count(&entry);
         let served = self.serve(&entry, &mut slot, listener).await;
-        if !with && slot.facts.is_some() {
-            // The agent before died between publish and identity: the pod waits since then.
-            self.hurry(&entry);
-        }
+        drop(slot);
+        self.look_at_record();
         served.map_err(|e| (volume, e))?;
         Ok(with)
     }
 
-    /// Takes a record over; whether it has a usable identity.
-    fn take(&self, entry: &Arc<Entry>, slot: &mut Slot, recalled: Recalled) -> bool {
-        let Recalled { record, held } = recalled;
-        if record.source == VolumeSource::Directory {
-            return false;
-        }
-        let now = SystemTime::now();
-        let Record { generation, workload, parameters, token, .. } = record;
-        {
-            let mut view = entry.view();
-            view.pod = workload.pod_name.as_str().into();
-            view.namespace = workload.namespace.as_str().into();
-            view.status.identity = match &held {
-                Some(held) => Identity::Ready { not_after: held.svid.not_after() },
-                None => Identity::Pending { since: now },
-            };
-            view.status.rotate_at = held.as_ref().map(|h| h.rotate_at);
-            view.due = token.as_ref().map(|_| held.as_ref().map_or(now, |h| h.rotate_at));
-            // The bundles of now may not verify it: the root was replaced while there was no agent.
-            view.refresh = held.is_some();
-        }
-        self.remind(now);
-        let with = held.is_some();
-        slot.generation = generation;
-        slot.facts = token.map(|token| Facts { parameters, workload, token });
-        slot.held = held;
-        with
-    }
-
     /// Remembers, also for an agent that comes later, that the pod holds a dead source directory.
-    pub(super) fn remember_stale(&self, entry: &Entry, slot: &mut Slot, request: &PublishRequest) {
+    pub(super) fn remember_stale(&self, entry: &Entry, slot: &mut Slot) {
         if std::mem::replace(&mut entry.view().stale, true) {
             return;
         }
-        slot.generation += 1;
+        slot.generation = slot.generation.wrapping_add(1);
         let record = Record {
             generation: slot.generation,
             volume: entry.volume.clone(),
-            workload: Workload {
-                namespace: request.namespace.clone(),
-                service_account: request.service_account.clone(),
-                pod_name: request.pod_name.clone(),
-                pod_uid: request.volume.pod.to_string(),
-                node: String::new(),
-            },
             source: VolumeSource::Directory,
             cookie: 0,
-            parameters: request.parameters,
             token: None,
             svid: None,
         };
@@ -294,31 +281,51 @@ impl Volumes {
     }
 }
 
-/// A record, and what its identity was made into.
-pub(super) struct Recalled {
-    record: Record,
-    held: Option<Held>,
+/// A record that can be read.
+pub(super) struct Memory {
+    source: VolumeSource,
+    generation: u64,
+    recalled: Option<Recalled>,
 }
 
-/// All records that can be used.
-pub(super) fn recall_all(state: &StateDir) -> Result<HashMap<Volume, Recalled>, StateError> {
-    let mut records = HashMap::new();
-    for found in state.list()? {
-        match found.record {
-            Ok(mut record) => {
-                let unusable = |why: &String| {
-                    tracing::error!(volume = %record.volume, reason = %why, "the recorded SVID cannot be used");
-                };
-                let held = record.svid.as_ref().and_then(|svid| held(svid).inspect_err(unusable).ok());
-                record.svid = None;
-                records.insert(record.volume.clone(), Recalled { record, held });
-            }
-            Err(e) => {
-                tracing::error!(error = %e, "a record cannot be used; its volume waits for a republish");
-            }
+/// Takes a record into the slot, to be decided over.
+fn take(entry: &Entry, slot: &mut Slot, memory: Memory) {
+    let Some(recalled) = memory.recalled else { return };
+    slot.generation = memory.generation;
+    slot.recalled = Some(recalled);
+    let mut view = entry.view();
+    view.status.identity = Identity::Pending { since: SystemTime::now() };
+    view.unproved = Some(Awaits::Look);
+}
+
+/// The records of these volumes, as far as they can be used. None of the others is read: how many there are is not known, and
+/// the agent before may have filled the directory.
+pub(super) fn recall_all(state: &StateDir, volumes: &[Volume]) -> HashMap<Volume, Memory> {
+    volumes.iter().filter_map(|volume| Some((volume.clone(), recall(state, volume)?))).collect()
+}
+
+fn recall(state: &StateDir, volume: &Volume) -> Option<Memory> {
+    let record = match state.get(&volume.pod, &volume.name) {
+        Ok(record) => record?,
+        Err(e) => {
+            tracing::error!(error = %e, "a record cannot be used; its volume waits for a republish");
+            return None;
         }
+    };
+    if record.volume != *volume {
+        // Of an earlier volume of that name, by the kubelet's record of this one: its token and key are nobody's.
+        if let Err(e) = state.remove(volume) {
+            tracing::error!(error = %e, "the record could not be wiped");
+        }
+        return None;
     }
-    Ok(records)
+    let unusable = |why: &String| {
+        tracing::error!(%volume, reason = %why, "the recorded SVID cannot be used");
+    };
+    let held = record.svid.as_ref().and_then(|svid| held(svid).inspect_err(unusable).ok());
+    let authority = record.source == VolumeSource::Authority;
+    let recalled = record.token.filter(|_| authority).map(|token| Recalled { token, held });
+    Some(Memory { source: record.source, generation: record.generation, recalled })
 }
 
 fn stored(held: &Held) -> StoredSvid {
@@ -341,5 +348,9 @@ fn held(stored: &StoredSvid) -> Result<Held, String> {
         return Err(format!("it is of {}, the record says {id}", svid.id()));
     }
     let own = X509Bundle::from_der(id.trust_domain().clone(), &stored.roots).map_err(|e| e.to_string())?;
-    Ok(Held { svid: Arc::new(svid), rotate_at: stored.rotate_at, bundles: Arc::new(BundleSet::new(own)) })
+    // By the record it might never be due.
+    let (from, until) = (svid.not_before(), svid.not_after());
+    let plausible = (from..=rotation::due(from, until, 1.0)).contains(&stored.rotate_at);
+    let rotate_at = if plausible { stored.rotate_at } else { rotation::due(from, until, random_jitter()) };
+    Ok(Held { svid: Arc::new(svid), rotate_at, bundles: Arc::new(BundleSet::new(own)) })
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::health::Identity;
-use super::{Entry, Held, View, VolumeError, Volumes};
+use super::{Entry, Facts, Held, View, VolumeError, Volumes};
 use crate::metrics::Outcome;
 use crate::source::{Signer, Source};
 use crate::token::Token;
@@ -73,6 +73,10 @@ impl View {
 impl Volumes {
     /// Keeps identities fresh until cancelled.
     pub async fn keep_fresh(self: Arc<Self>, cancel: CancellationToken) {
+        tokio::join!(self.keep_proving(&cancel), Arc::clone(&self).keep_renewing(&cancel));
+    }
+
+    async fn keep_renewing(self: Arc<Self>, cancel: &CancellationToken) {
         let mut source = self.source.clone();
         let mut bundles = bundles_of(&source.borrow_and_update());
         // Volumes that were restored may wait for bundles that are there already.
@@ -264,8 +268,8 @@ impl Volumes {
         true
     }
 
-    /// Has SVIDs made anew that the bundles do not verify. Signatures are verified where identities are made, so that
-    /// nothing waits for thousands of them.
+    /// Has SVIDs made anew that the bundles do not verify, or whose pod has another ID today. Signatures are verified where
+    /// identities are made, so that nothing waits for thousands of them.
     fn check(self: &Arc<Self>, entries: Vec<Arc<Entry>>) {
         if entries.is_empty() || !matches!(&*self.source.borrow(), Source::Authority(_)) {
             return;
@@ -276,15 +280,16 @@ impl Volumes {
                 self.remind(SystemTime::now());
                 return None;
             };
+            let other = self.has_other_id(&slot);
             let pair = slot.held.as_ref().map(|held| (Arc::clone(&held.svid), Arc::clone(&held.bundles)));
             drop(slot);
-            pair.map(|(svid, bundles)| (entry, svid, bundles))
+            pair.map(|(svid, bundles)| (entry, svid, bundles, other))
         };
         let all: Vec<_> = entries.into_iter().filter_map(held).collect();
         let verify = async move {
             let mut refused = Vec::new();
-            for (entry, svid, bundles) in all {
-                if svid.verify(bundles.own(), SystemTime::now()).is_err() {
+            for (entry, svid, bundles, other) in all {
+                if other || svid.verify(bundles.own(), SystemTime::now()).is_err() {
                     refused.push((entry, svid));
                 }
                 // New identities go in between.
@@ -300,7 +305,8 @@ impl Volumes {
             };
             for (entry, svid) in refused {
                 let slot = entry.slot.lock().await;
-                if slot.held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.svid, &svid)) {
+                let proved = slot.facts.as_ref().is_some_and(Facts::proved);
+                if proved && slot.held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.svid, &svid)) {
                     entry.view().due = Some(SystemTime::now());
                     this.hurry(&entry);
                 }
@@ -417,8 +423,8 @@ impl Volumes {
             self.rush.over(limit).await;
             if let Ok(slot) = entry.slot.try_lock() {
                 match &slot.facts {
-                    Some(facts) if !slot.gone => {
-                        break (permit, facts.workload.clone(), facts.token.0.clone());
+                    Some(facts) if !slot.gone && facts.proved() => {
+                        break (permit, facts.workload.clone(), facts.token.token.clone());
                     }
                     _ => return Ok(None),
                 }
@@ -460,8 +466,13 @@ impl Volumes {
         if let Some(serving) = &slot.serving {
             serving.show(self.to_show(&slot));
         }
+        // What the record said is of no use any more.
+        slot.recalled = None;
+        entry.view().unproved = None;
         // Others since it was asked for, perhaps ones that do not verify it; whoever looked at all then has not seen it.
-        if slot.held.as_ref().is_some_and(|held| *self.bundles(held) != *held.bundles) {
+        if self.has_other_id(&slot)
+            || slot.held.as_ref().is_some_and(|held| *self.bundles(held) != *held.bundles)
+        {
             entry.view().refresh = true;
             self.remind(SystemTime::now());
         }

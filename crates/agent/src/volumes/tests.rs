@@ -2,11 +2,14 @@
 
 mod authority;
 mod elsewhere;
+mod successor;
 
 use super::*;
+use crate::csi::request::bind_stored;
 use crate::mounter::Socket;
 use crate::source::Signer;
-use crate::token::Claims;
+use crate::token::{Claims, Token};
+use proof::{Proof, Unproved};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
@@ -90,8 +93,48 @@ impl workload_api::Observer for Silent {
     fn refused(&self, _: &'static str) {}
 }
 
+/// Knows tokens like `token of frontend` and `token of frontend 7`, which was issued later.
+#[derive(Default)]
+pub(super) struct Issuer {
+    /// Nobody can say what is genuine.
+    pub away: std::sync::atomic::AtomicBool,
+}
+
+impl Prover for Issuer {
+    fn prove<'a>(&'a self, volume: &'a Volume, token: &'a Token) -> BoxFuture<'a, Result<Proof, Unproved>> {
+        Box::pin(async move {
+            if crate::model::exploring() {
+                crate::model::pause(4).await;
+            }
+            let never = || Unproved::Never("forged".to_owned());
+            let words: Vec<_> = token.expose().split(' ').collect();
+            let ["token" | "false", "of", account, ..] = words[..] else { return Err(never()) };
+            let (_, mut claims) = request(account);
+            claims.issued = at(words.get(3).map_or(0, |n| n.parse().unwrap()));
+            let bound = bind_stored(volume, &claims, "node-1");
+            let proof = bound
+                .map(|workload| Proof { workload, token: DatedToken::new(token.clone(), &claims) })
+                .map_err(|e| Unproved::Never(e.to_string()));
+            if self.away.load(Ordering::Relaxed) {
+                return Err(Unproved::Later { why: "no keys".to_owned(), claimed: proof.ok() });
+            }
+            if words[0] == "token" { proof } else { Err(never()) }
+        })
+    }
+
+    fn id(&self, workload: &Workload) -> Option<seamount_identity::SpiffeId> {
+        let domain: TrustDomain = "example.org".parse().unwrap();
+        IdTemplate::parse(crate::config::ID_TEMPLATE, &domain).unwrap().render(workload).ok()
+    }
+}
+
+fn at(second: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(second)
+}
+
 struct World {
     dir: tempfile::TempDir,
+    issuer: Arc<Issuer>,
     volumes: Arc<Volumes>,
     answers: tokio::sync::mpsc::UnboundedSender<Answer>,
     source: watch::Sender<Source>,
@@ -154,20 +197,35 @@ impl World {
             descriptors: u64::MAX,
             observer: Arc::new(Silent),
         };
-        let volumes = Volumes::new(client, source, terms, Arc::default());
+        let issuer = Arc::<Issuer>::default();
+        let volumes = Volumes::new(client, source, Arc::clone(&issuer) as _, terms, Arc::default());
         std::fs::create_dir(dir.path().join("state")).unwrap();
         let state: OwnedFd = std::fs::File::open(dir.path().join("state")).unwrap().into();
         volumes.set_state(Ok(Arc::new(StateDir::new(state))));
         volumes.restore().await.unwrap();
         tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
-        Self { dir, volumes, answers, source: sender, cancel }
+        Self { dir, issuer, volumes, answers, source: sender, cancel }
     }
 
     async fn publish(&self, account: &str) -> Result<(), VolumeError> {
         let (request, claims) = request(account);
         let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
-        let token = (Token::new(format!("token of {account}")), claims.expires);
+        let token = DatedToken::new(Token::new(format!("token of {account}")), &claims);
         self.volumes.publish(&request, workload, token).await
+    }
+
+    /// As an agent that comes after this one finds everything.
+    async fn restart(&self) -> restore::Restored {
+        for entry in self.volumes.all() {
+            let serving = entry.slot.lock().await.serving.take();
+            if let Some(serving) = serving {
+                serving.stop().await;
+            }
+        }
+        self.volumes.entries().clear();
+        self.volumes.due.lock().unwrap().clear();
+        self.volumes.restored.store(false, Ordering::Release);
+        self.volumes.restore().await.unwrap()
     }
 
     fn identity(&self) -> Option<String> {
@@ -232,6 +290,7 @@ pub(super) fn request(account: &str) -> (PublishRequest, Claims) {
         pod_name: "web-1".to_owned(),
         pod_uid: POD.to_owned(),
         node: "node-1".to_owned(),
+        issued: SystemTime::UNIX_EPOCH,
         expires: SystemTime::now() + Duration::from_secs(3600),
     };
     let mut parameters = [0; 32];
@@ -389,7 +448,7 @@ async fn nothing_is_answered_or_shown_before_it_is_recorded() {
     request.volume.name = "other".parse().unwrap();
     let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
     let result =
-        world.volumes.publish(&request, workload, (Token::new("t".to_owned()), claims.expires)).await;
+        world.volumes.publish(&request, workload, DatedToken::new(Token::new("t".to_owned()), &claims)).await;
     assert!(matches!(result, Err(VolumeError::State(_))), "{result:?}");
     // And the way out stays open.
     world.volumes.unpublish(&volume()).await.unwrap();
@@ -410,7 +469,7 @@ async fn publish_and_unpublish_of_one_volume_exclude_each_other() {
             } else {
                 let (request, claims) = request("frontend");
                 let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
-                let token = (Token::new(format!("token {i}")), claims.expires);
+                let token = DatedToken::new(Token::new(format!("token {i}")), &claims);
                 volumes.publish(&request, workload, token).await.unwrap();
             }
         });
@@ -445,7 +504,7 @@ async fn a_token_that_could_not_be_recorded_is_not_taken_for_one_that_was() {
     let (request, claims) = request("frontend");
     let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
     let publish = async || {
-        let token = (Token::new("a newer token".to_owned()), claims.expires);
+        let token = DatedToken::new(Token::new("a newer token".to_owned()), &claims);
         world.volumes.publish(&request, workload.clone(), token).await
     };
     let state = world.dir.path().join("state");
@@ -458,7 +517,7 @@ async fn a_token_that_could_not_be_recorded_is_not_taken_for_one_that_was() {
     world.volumes.set_state(Ok(Arc::new(StateDir::new(std::fs::File::open(&state).unwrap().into()))));
     publish().await.unwrap();
     let record = world.volumes.state().unwrap().get(&volume().pod, &volume().name).unwrap().unwrap();
-    assert_eq!(record.token.unwrap().0, Token::new("a newer token".to_owned()));
+    assert_eq!(record.token.unwrap(), Token::new("a newer token".to_owned()));
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use seamount_agent::record::VERSION;
 use seamount_testkit::kubelet::PodVolume;
 use seamount_testkit::node::{free_address, get, ready};
 use seamount_testkit::processes::Spawn;
@@ -86,14 +87,14 @@ fn an_upgrade_reads_the_records_of_the_release_before() {
     on_node("an_upgrade_reads_the_records_of_the_release_before", async |node| {
         node.start().await;
         let (volume, view, before) = published(node).await;
-        assert_eq!(version(node, &volume), 1);
+        assert_eq!(version(node, &volume), VERSION);
         node.agent.take().unwrap().crash().unwrap();
         node.start_agent_with(next_release);
         assert_eq!(leaf(&fetch(&view).await), before, "another serial");
         node.ready().await;
         // Whatever is stored next is of the new version.
         republish(node, &volume).await;
-        assert_eq!(version(node, &volume), 2);
+        assert_eq!(version(node, &volume), VERSION + 1);
         assert_eq!(leaf(&fetch(&view).await), before, "another serial");
         // And is read again, with the mounter replaced as well.
         node.agent.take().unwrap().crash().unwrap();
@@ -114,12 +115,13 @@ fn after_a_roll_back_a_newer_record_is_left_alone_until_the_republish() {
         let (volume, view, before) = published(node).await;
         let directory = inode(&node.kubelet.target_path(&volume));
         let record = std::fs::read(node.record(&volume)).unwrap();
-        assert_eq!(version(node, &volume), 2);
+        assert_eq!(version(node, &volume), VERSION + 1);
 
         // This release cannot read it: the pod's new streams wait, and the volume says why it has nothing.
         node.agent.take().unwrap().crash().unwrap();
         node.start_agent();
-        node.agent().wait_for_log(LONG, "record of version 2, this release knows 1").unwrap();
+        let told = format!("record of version {}, this release knows {VERSION}", VERSION + 1);
+        node.agent().wait_for_log(LONG, &told).unwrap();
         node.until("the truth about the volume", async || {
             let condition = node.kubelet.stats(&volume).await.unwrap().volume_condition.unwrap();
             condition.abnormal && condition.message.contains("republish")
@@ -140,7 +142,7 @@ fn after_a_roll_back_a_newer_record_is_left_alone_until_the_republish() {
         republish(node, &volume).await;
         let id = early.await.unwrap().spiffe_id().to_string();
         assert_eq!(id, "spiffe://example.org/ns/shop/sa/frontend");
-        assert_eq!(version(node, &volume), 1);
+        assert_eq!(version(node, &volume), VERSION);
         assert_eq!(inode(&node.kubelet.target_path(&volume)), directory, "another directory");
         node.ready().await;
 

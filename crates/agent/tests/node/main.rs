@@ -20,5 +20,6 @@ mod lifecycle;
 mod network;
 mod quotas;
 mod registration;
+mod stolen;
 mod stopped;
 mod tenant;

@@ -7,6 +7,7 @@ use rcgen::{
 };
 
 use super::*;
+use crate::id::TrustDomain;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

@@ -1,10 +1,17 @@
-//! A tmpfs whose files are root's though the agent writes them, through a detached clone.
+//! A tmpfs that the agent fills through a detached clone, and whose files become root's.
+//!
+//! A runtime that makes a volume read-only by `MS_REMOUNT|MS_BIND|MS_RDONLY` alone takes `nosuid`, `nodev` and `noexec` away: they
+//! belong to each mount, the super block has none of them (fsconfig(2) refuses `nosuid`), and a flag is locked only where a mount is
+//! copied into the mount namespace of another user namespace. A super block that belongs to a user namespace of its own has no
+//! set-user-ID files and no devices whatever the flags say, but cannot be `noswap`, and keys are in these volumes. (Tried on
+//! 6.18.) So there is never a file that would be dangerous without the flags: the agent, who cannot make devices, never owns a file
+//! that is root's, as it would through an idmapped clone. What it has written is settled: given to root, if its mode is at most 0777.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use rustix::fs::{self, AtFlags, FileType, Gid, OFlags, ResolveFlags, Uid};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Reply, flag};
@@ -86,7 +93,7 @@ impl Node {
         if new {
             // The set-group-ID directory passes its group on to what is made in it.
             let options = format!("mode=2755,size={size}");
-            place.mount(&make(self.owner(), gid, &options, INODES, self.noswap)?)?;
+            place.mount(&make(self.config.agent_uid, gid, &options, INODES, self.noswap)?)?;
             done("tmpfs published", v);
         }
         let (target, _) = place.make_target()?;
@@ -95,21 +102,19 @@ impl Node {
             let _ = place.unmount();
             place.undo(true);
         }
-        reply.flags |= flag::TMPFS | if target.stat.stx_uid == 0 { flag::IDMAP } else { 0 };
-        Ok(Some(Rc::new(handed?)))
+        reply.flags |= flag::TMPFS;
+        Ok(Some(Rc::new(handed?.into())))
     }
 
-    /// Gives the files of one version directory, which is somewhere in the tmpfs, to root and the volume's group. Directories stay the agent's, who has
-    /// to remove old versions.
+    /// Gives the files of one version directory, which is somewhere in the tmpfs, to root and the volume's group, and refuses modes above 0777. Directories
+    /// stay the agent's, who has to remove old versions.
     pub fn settle(&mut self, volume: &Volume, version: &str) -> Outcome<Attached> {
         let name = CString::new(version).unwrap_or_default();
         let target = match self.ours(volume)?.target()? {
             Some(target) if target.is_mount() && is_one(&target.fd, INODES) => target,
             _ => return fail!(NotFound, "no tmpfs is published there"),
         };
-        if target.stat.stx_uid != 0 {
-            give_to_root(&target.fd, &name, target.stat.stx_gid, MAX_DEPTH)?;
-        }
+        give_to_root(&target.fd, &name, target.stat.stx_gid, MAX_DEPTH)?;
         Ok(None)
     }
 }
@@ -119,9 +124,28 @@ fn give_to_root(dir: &OwnedFd, name: &CStr, gid: u32, depth: u32) -> Outcome<()>
     let fd = path::open(dir, name, OFlags::PATH, ResolveFlags::NO_XDEV);
     let fd = fd.doing(format_args!("open {name:?} in the tmpfs"))?;
     let stat = fs::fstat(&fd).doing("look at a file of the tmpfs")?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-        return fs::chownat(&fd, "", Some(Uid::ROOT), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)
-            .doing(format_args!("give {name:?} to root"));
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    if kind != FileType::Directory {
+        if kind == FileType::RegularFile && stat.st_mode & 0o7000 != 0 {
+            return fail!(
+                Malformed,
+                "{name:?} has a set-user-ID, set-group-ID or sticky bit: write it without"
+            );
+        }
+        // One that is set just now stops chown(2), which has no right to clear it, or is cleared by its new owner. That goes by a
+        // descriptor that can be read from, and to the same file.
+        let file = (kind == FileType::RegularFile)
+            .then(|| path::open(dir, name, OFlags::NONBLOCK, ResolveFlags::NO_XDEV));
+        let owned = fs::chownat(&fd, "", Some(Uid::ROOT), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH);
+        let Some(file) = owned.and(file.transpose()).doing(format_args!("give {name:?} to root"))? else {
+            return Ok(());
+        };
+        let opened = fs::fstat(&file).doing("look at a file of the tmpfs")?;
+        if opened.st_ino != stat.st_ino {
+            return fail!(Busy, "{name:?} was replaced meanwhile: settle again");
+        }
+        let mode = Mode::from_raw_mode(opened.st_mode & 0o777);
+        return fs::fchmod(&file, mode).doing(format_args!("limit the mode of {name:?}"));
     } else if depth == 0 {
         return fail!(Malformed, "directories nested too deeply");
     }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
-use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
+use rustix::net::{Shutdown, shutdown};
 use seamount_mounter_protocol::names::Volume;
 
 use crate::failure::{Doing, Outcome, fail};
@@ -23,10 +23,9 @@ impl Node {
     pub fn unpublish(&mut self, volume: &Volume) -> Outcome<Attached> {
         let place = Place::open(&self.pods, &volume.pod, &volume.name)?;
         let ours = place.as_ref().map_or(Ok(false), |p| p.is_ours(&self.config.driver, volume))?;
-        // Ends a kept listener also for the agent and whoever else has a copy of it. That lets nobody in any more, but who
-        // waits in its queue hangs there as long as there is a copy; taken out, they see their end.
+        // Ends a kept listener also for the agent and whatever else has a copy of it.
         if let Some(fd) = self.seat.kept.remove(&volume.to_string()) {
-            while shutdown(&fd, Shutdown::Both).is_ok() && accept_with(&fd, SocketFlags::CLOEXEC).is_ok() {}
+            let _ = shutdown(&fd, Shutdown::Both);
         }
         let Some(place) = place else { return Ok(None) };
         for _ in 0..MAX_MOUNTS {

@@ -5,12 +5,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
-use seamount_agent::csi::request::Parameters;
 use seamount_agent::record::{NodeRecord, Record, Registration, StoredSvid, VolumeSource};
 use seamount_agent::token::Token;
 use seamount_fuzz::csi_requests::good;
 use seamount_fuzz::tokens;
-use seamount_identity::authority::Workload;
 use seamount_identity::authority::{KeyType, new_key_and_csr};
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, Reply, Request};
@@ -123,17 +121,9 @@ fn records(all: &mut Seeds) {
     let record = Record {
         generation: 1,
         volume: volume(),
-        workload: Workload {
-            namespace: "shop".into(),
-            service_account: "cart".into(),
-            pod_name: "cart-0".into(),
-            pod_uid: volume().pod.to_string(),
-            node: "node-1".into(),
-        },
         source: VolumeSource::Authority,
         cookie: 42,
-        parameters: Parameters([7; 32]),
-        token: Some((Token::new("header.payload.signature".into()), now)),
+        token: Some(Token::new("header.payload.signature".into())),
         svid: Some(StoredSvid {
             spiffe_id: "spiffe://example.org/ns/shop/sa/cart".into(),
             key: vec![1, 2, 3].into(),

@@ -163,13 +163,6 @@ fn parameters(volume: &Volume, mode: i32, facts: [&str; 3]) -> Parameters {
 /// Compares what the request says with what the token proves: pod name, namespace, service account, pod UID (as in
 /// `target_path`) and this node. What comes out is proved.
 pub fn bind(request: &PublishRequest, claims: &Claims, node: &str) -> Result<Workload, Refusal> {
-    let same = |field: &'static str, value: &str, claim: &str| {
-        if value == claim {
-            Ok(())
-        } else {
-            Err(Refusal::Mismatch { field, value: quote(value), claim: quote(claim) })
-        }
-    };
     same("volume_context[\"csi.storage.k8s.io/pod.namespace\"]", &request.namespace, &claims.namespace)?;
     same("volume_context[\"csi.storage.k8s.io/pod.name\"]", &request.pod_name, &claims.pod_name)?;
     same("target_path (pod UID)", request.volume.pod.as_str(), &claims.pod_uid)?;
@@ -179,11 +172,31 @@ pub fn bind(request: &PublishRequest, claims: &Claims, node: &str) -> Result<Wor
         &claims.service_account,
     )?;
     same("nodeName", node, &claims.node)?;
-    Ok(Workload {
+    Ok(workload(claims))
+}
+
+/// Compares the volume that a stored token lies with, and this node, with what the token proves. What comes out is proved; a
+/// stored token of another pod, or of a pod on another node, proves nothing here.
+pub fn bind_stored(volume: &Volume, claims: &Claims, node: &str) -> Result<Workload, Refusal> {
+    same("the volume's pod UID", volume.pod.as_str(), &claims.pod_uid)?;
+    same("nodeName", node, &claims.node)?;
+    Ok(workload(claims))
+}
+
+fn same(field: &'static str, value: &str, claim: &str) -> Result<(), Refusal> {
+    if value == claim {
+        Ok(())
+    } else {
+        Err(Refusal::Mismatch { field, value: quote(value), claim: quote(claim) })
+    }
+}
+
+fn workload(claims: &Claims) -> Workload {
+    Workload {
         namespace: claims.namespace.clone(),
         service_account: claims.service_account.clone(),
         pod_name: claims.pod_name.clone(),
         pod_uid: claims.pod_uid.clone(),
         node: claims.node.clone(),
-    })
+    }
 }

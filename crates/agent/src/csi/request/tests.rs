@@ -57,6 +57,7 @@ fn claims() -> Claims {
         pod_name: "cart-0".into(),
         pod_uid: UID.into(),
         node: "node-1".into(),
+        issued: SystemTime::UNIX_EPOCH,
         expires: SystemTime::UNIX_EPOCH,
     }
 }

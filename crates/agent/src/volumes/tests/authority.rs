@@ -26,7 +26,7 @@ impl Pair {
         let (mut request, claims) = request("frontend");
         request.volume = named(name);
         let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
-        let token = (Token::new("token".to_owned()), claims.expires);
+        let token = DatedToken::new(Token::new("token".to_owned()), &claims);
         self.world.volumes.publish(&request, workload, token).await.unwrap();
     }
 
@@ -173,22 +173,6 @@ async fn an_authority_that_nobody_asks_any_more_is_not_down() {
 }
 
 #[tokio::test]
-async fn an_svid_under_a_root_that_was_replaced_while_there_was_no_agent_is_made_anew() {
-    let mut world = World::new().await;
-    world.publish("frontend").await.unwrap();
-    world.answers.send(Answer::Sign).unwrap();
-    world.until("the identity", || world.identity().is_some()).await;
-    let before = world.volumes.get(&volume()).unwrap();
-    before.slot.lock().await.serving.take().unwrap().stop().await;
-    world.volumes.entries().clear();
-    world.replace_root().await;
-    world.volumes.restore().await.unwrap();
-    assert!(world.identity().is_some() && !world.is_trusted(), "it is the one of the record");
-    world.answers.send(Answer::Sign).unwrap();
-    world.until("an identity under the new root", || world.is_trusted()).await;
-}
-
-#[tokio::test]
 async fn an_svid_that_comes_when_its_root_was_replaced_is_followed_by_another() {
     let mut world = World::new().await;
     world.publish("frontend").await.unwrap();
@@ -210,7 +194,7 @@ async fn whoever_waits_for_a_volume_keeps_nobody_else_from_an_identity() {
         let (mut request, claims) = request("frontend");
         request.volume.name = name.parse().unwrap();
         let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
-        let token = (Token::new("token".to_owned()), claims.expires);
+        let token = DatedToken::new(Token::new("token".to_owned()), &claims);
         world.volumes.publish(&request, workload, token).await.unwrap();
         world.answers.send(Answer::Sign).unwrap();
         let entry = world.volumes.get(&request.volume).unwrap();

@@ -23,7 +23,7 @@ async fn a_volume_is_ours_again_when_the_other_drivers_mount_is_gone() {
     let (mut request, claims) = request("frontend");
     request.volume.name = "later".parse().unwrap();
     let workload = crate::csi::request::bind(&request, &claims, "node-1").unwrap();
-    let token = (Token::new("t".to_owned()), claims.expires);
+    let token = DatedToken::new(Token::new("t".to_owned()), &claims);
     std::fs::write(world.dir.path().join("foreign"), "").unwrap();
     world.volumes.publish(&request, workload.clone(), token.clone()).await.unwrap();
     std::fs::remove_file(world.dir.path().join("foreign")).unwrap();
@@ -104,7 +104,7 @@ async fn a_volume_that_goes_while_all_are_brought_back_stays_gone() {
     world.volumes.entries().clear();
     world.volumes.restored.store(false, Ordering::Release);
     let found = world.volumes.mounter.inspect(&volume(), LONG).await.unwrap().unwrap();
-    let mut records = restore::recall_all(&world.volumes.state().unwrap()).unwrap();
+    let mut records = restore::recall_all(&world.volumes.state().unwrap(), &[volume()]);
     world.volumes.unpublish(&volume()).await.unwrap();
     let back = world.volumes.bring_back(found, records.remove(&volume())).await;
     assert!(matches!(back, Ok(false)), "{:?}", back.err());
