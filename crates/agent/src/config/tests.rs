@@ -276,7 +276,7 @@ nodename: x
         ]
     );
     let error = ConfigError::Invalid(problems.clone()).to_string();
-    assert!(error.starts_with("configuration: 22 problem(s)\n  - "), "{error}");
+    assert!(error.starts_with("configuration: 24 problem(s)\n  - "), "{error}");
     assert!(problems.iter().all(|p| !p.what.is_empty() && !p.remedy.is_empty()), "{problems:#?}");
     assert!(error.contains("nodename: is not known; write nodeName"), "{error}");
 }
