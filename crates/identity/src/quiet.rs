@@ -195,30 +195,18 @@ fn read_bytes(stream: &OwnedFd, space: &mut [u8]) -> Result<usize, Errno> {
 
 /// Ends a stranger's connection. What it has sent and nothing has read may hold descriptors; then it is not
 /// closed yet.
-fn unread(stream: OwnedFd) -> Option<OwnedFd> {
+pub fn unread(stream: OwnedFd) -> Option<OwnedFd> {
     // From here on nothing more comes in.
     let _ = shutdown(&stream, Shutdown::Both);
     ioctl_fionread(&stream).map_or(true, |bytes| bytes > 0).then_some(stream)
 }
-
-/// Ends a stranger's connection of which nothing was read, without waiting for anything.
-pub fn close_stranger(stream: OwnedFd) {
-    if let Some(stream) = unread(stream) {
-        close_apart(stream);
-    }
-}
-
-/// Stack of a thread that closes, in bytes. The first allocation of a thread takes 60 KB of it in an unoptimised build.
-const CLOSE_STACK: usize = 256 << 10;
 
 /// Drops this on a thread of its own, which may wait as long as it must. Without a thread it is kept for
 /// ever.
 pub fn close_apart(what: impl Send + 'static) {
     let what = ManuallyDrop::new(what);
     let close = move || drop(ManuallyDrop::into_inner(what));
-    if let Err(error) =
-        std::thread::Builder::new().name("close".to_owned()).stack_size(CLOSE_STACK).spawn(close)
-    {
+    if let Err(error) = std::thread::Builder::new().name("close".to_owned()).spawn(close) {
         tracing::warn!(%error, "a client's socket stays open: no thread could be made to close it on");
     }
 }

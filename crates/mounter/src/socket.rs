@@ -12,8 +12,8 @@ use std::time::SystemTime;
 use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use seamount_sys::mounter as sys;
 use seamount_sys::peer::peer_uid;
+use seamount_sys::rights::refuse_rights;
 
 use crate::failure::{Doing, Outcome, fail};
 use crate::foreign::Foreign;
@@ -59,7 +59,7 @@ fn listen_as(dir: &OwnedFd, temporary: &str, kind: SocketType, mode: u32) -> Res
     let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
     if kind == SocketType::STREAM {
         // Else what clients send along is closed by the reader, and that may take as long as they like.
-        sys::refuse_descriptors(&socket);
+        let _ = refuse_rights(&socket);
     }
     // The mode before the name is there; never by path.
     fs::fchmod(&socket, Mode::from_raw_mode(mode))?;

@@ -7,7 +7,6 @@ pub mod peer;
 pub mod play;
 #[cfg(feature = "agent")]
 pub mod program;
-#[cfg(feature = "agent")]
 pub mod rights;
 #[cfg(feature = "agent")]
 pub mod uid;

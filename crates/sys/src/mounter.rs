@@ -15,16 +15,6 @@ pub fn leave_network() -> io::Result<()> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
-/// Has the kernel refuse descriptors that are sent to this socket, or to one that is accepted from it (SO_PASSRIGHTS, Linux 6.16).
-/// Whether it does.
-pub fn refuse_descriptors(socket: impl AsFd) -> bool {
-    const SO_PASSRIGHTS: libc::c_int = 83;
-    let (fd, off, size) = (socket.as_fd().as_raw_fd(), 0, size_of::<libc::c_int>() as libc::socklen_t);
-    let from = (&raw const off).cast();
-    // SAFETY: `from` is valid for `size` bytes.
-    unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, from, size) == 0 }
-}
-
 /// A user namespace that exchanges id 0 with `uid` (and gid 0 with `gid`) and leaves every other id as it is. On an
 /// idmapped mount (mount_setattr(2)) what `uid` writes is root's, and no id is unmapped. It lives as long as its
 /// descriptor. Call it while the process has one thread.
@@ -95,7 +85,7 @@ mod tests {
     #[test]
     fn descriptors_are_refused_where_the_kernel_can() {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        if !refuse_descriptors(&other) {
+        if !refuse_rights(&other).unwrap() {
             // Before Linux 6.16.
             return;
         }

@@ -10,8 +10,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
-use seamount_identity::quiet::close_stranger;
+use seamount_identity::quiet::{close_apart, unread};
 use seamount_identity::workload_api::{self, Observer, Served, Tenant};
+use seamount_sys::rights::refuse_rights;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -87,6 +88,8 @@ pub struct Serving {
     cancel: CancellationToken,
     /// Whether nobody waits in the queue and nobody ever will. Set and read by the holder of the volume's slot.
     emptied: AtomicBool,
+    /// Whether clients may have sent descriptors along (`seamount_identity::quiet`).
+    wary: bool,
     task: JoinHandle<()>,
     /// Its descriptors, among volumes' and among all.
     _descriptors: [OwnedSemaphorePermit; 2],
@@ -109,6 +112,7 @@ impl Serving {
             Arc::clone(of).try_acquire_many_owned(OF_VOLUME).map_err(|_| io::Error::from(Errno::MFILE))
         };
         let descriptors = [permits(&terms.volumes)?, permits(&terms.tenants.node().descriptors)?];
+        let wary = !refuse_rights(&fd)?;
         let kept = Arc::new(fd.try_clone()?);
         let listener = UnixListener::from(fd);
         listener.set_nonblocking(true)?;
@@ -135,6 +139,7 @@ impl Serving {
             counted,
             cancel,
             emptied: AtomicBool::new(false),
+            wary,
             task,
             _descriptors: descriptors,
         })
@@ -183,13 +188,19 @@ impl Serving {
     /// Whether the kernel said that nobody is left; not where, say, there was no descriptor to take somebody out with.
     fn empty(&self) -> bool {
         let kept = &self.kept;
-        loop {
+        let mut apart = Vec::new();
+        let emptied = loop {
             let taken = shutdown(kept, Shutdown::Both).and_then(|()| accept_with(kept, SocketFlags::CLOEXEC));
             match taken {
-                Ok(client) => close_stranger(client),
-                Err(why) => return matches!(why, Errno::INVAL | Errno::AGAIN),
+                Ok(client) if self.wary => apart.extend(unread(client)),
+                Ok(_) => {}
+                Err(why) => break matches!(why, Errno::INVAL | Errno::AGAIN),
             }
+        };
+        if !apart.is_empty() {
+            close_apart(apart);
         }
+        emptied
     }
 
     /// Closes the listener and every accepted connection, and returns when that is done. What waits in the queue waits for

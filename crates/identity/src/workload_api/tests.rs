@@ -236,7 +236,7 @@ fn stranger(wary: bool, refuse: bool) -> rustix::io::Result<usize> {
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let _ = runtime.block_on(async {
+        runtime.block_on(async {
             let server = start_with(short(), wary);
             if refuse {
                 connection::is_wary(&server.copy).unwrap();
