@@ -17,7 +17,7 @@ use crate::token::Token;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
-use seamount_identity::TrustDomain;
+use seamount_identity::{BundleSet, TrustDomain};
 use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType};
 use seamount_identity::workload_api::{Limits, Observer};
 use seamount_mounter::protocol::{Reply, Request};
