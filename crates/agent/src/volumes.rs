@@ -6,6 +6,7 @@
 
 mod conflict;
 mod elsewhere;
+mod facts;
 pub mod health;
 mod leftovers;
 pub mod proof;
@@ -27,7 +28,6 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use seamount_identity::authority::Workload;
 use seamount_identity::workload_api::{Response, Served};
-use seamount_identity::{BundleSet, X509Svid};
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter_protocol::{Fault, flag};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -41,6 +41,7 @@ use crate::state::{StateDir, StateError};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard};
 use crate::token::DatedToken;
 use conflict::{conflict, conflict_id};
+use facts::{Basis, Facts, Held};
 use health::{Condition, Identity, OnDisk, Status};
 use proof::{Adopted, Awaits, Prover, Recalled};
 use rush::Rush;
@@ -104,41 +105,6 @@ type Key = (PodUid, VolumeName);
 
 fn key(volume: &Volume) -> Key {
     (volume.pod.clone(), volume.name.clone())
-}
-
-/// What a volume's identity rests on.
-#[derive(Clone)]
-pub(crate) struct Facts {
-    workload: Workload,
-    token: DatedToken,
-    basis: Basis,
-}
-
-impl Facts {
-    /// Whether the token was verified by this agent.
-    fn proved(&self) -> bool {
-        self.basis != Basis::Claimed
-    }
-}
-
-/// Where the facts come from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Basis {
-    /// A publish with a verified token, and what another one must repeat.
-    Published(Parameters),
-    /// A record whose token was verified again.
-    Proved,
-    /// A record whose token cannot be verified yet: good enough to serve what the authority has signed, not to ask for more.
-    Claimed,
-}
-
-/// An SVID with its schedule.
-#[derive(Clone)]
-pub(crate) struct Held {
-    svid: Arc<X509Svid>,
-    rotate_at: SystemTime,
-    /// The bundles at the time; of a restored SVID the own trust domain's alone.
-    bundles: Arc<BundleSet>,
 }
 
 /// What only the holder of the volume's lock sees.

@@ -91,11 +91,11 @@ impl Seat {
         let plugin = path::plugin(root, &config.driver)?;
         let (dir, name) = path::open_parent(&config.socket)?;
         let [agents, successors] = &mut self.doors;
-        if !socket::leads_to(&dir, &name, agents) {
+        if !socket::leads_to(&dir, &name, &*agents) {
             *agents = bind_agents(&dir, &name)?;
             done("the agent's socket was removed, and is there again", None);
         }
-        if !socket::leads_to(&plugin, SOCKET, successors) {
+        if !socket::leads_to(&plugin, SOCKET, &*successors) {
             *successors = bind_successors(&plugin)?;
             done("the successor's socket was removed, and is there again", None);
         }

@@ -83,22 +83,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_are_refused_where_the_kernel_can() {
-        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        if !refuse_rights(&other).unwrap() {
-            // Before Linux 6.16.
-            return;
-        }
-        let fds = [one.as_fd()];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-        control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds));
-        let bytes = [io::IoSlice::new(b"x")];
-        let sent = rustix::net::sendmsg(&one, &bytes, &mut control, rustix::net::SendFlags::empty());
-        assert_eq!(sent, Err(rustix::io::Errno::PERM));
-    }
-
-    #[test]
     fn the_map_exchanges_two_ids_and_keeps_the_rest() {
         assert_eq!(swap(3), "0 3 1\n3 0 1\n1 1 2\n4 4 4294967291\n");
         assert_eq!(swap(2), "0 2 1\n2 0 1\n1 1 1\n3 3 4294967292\n");

@@ -32,3 +32,26 @@ pub fn refuse_rights(socket: impl AsFd) -> io::Result<bool> {
         e => Err(e),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_are_refused_where_the_kernel_can() {
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        if !refuse_rights(&other).unwrap() {
+            println!("SKIPPED descriptors_are_refused_where_the_kernel_can: needs Linux 6.16");
+            return;
+        }
+        let fds = [one.as_fd()];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds));
+        let bytes = [io::IoSlice::new(b"x")];
+        let sent = rustix::net::sendmsg(&one, &bytes, &mut control, rustix::net::SendFlags::empty());
+        assert_eq!(sent, Err(rustix::io::Errno::PERM));
+    }
+}

@@ -9,7 +9,7 @@
 //! | proved | there | served where its ID is the pod's and the authority's bundle verifies it, else made anew |
 //! | proved | away | served for now where its ID is the pod's, under the roots in the record; judged again when the authority is there |
 //! | no keys yet | there | served for now, never renewed, where its ID is that of the pod that the token names and the bundle verifies it |
-//! | no keys yet | away | held |
+//! | no keys yet, or no configuration | away | held |
 //! | of something else, or forged | any | never served; a republish with a good token begins anew |
 //!
 //! The third row is what carries running pods over a restart while the API server is away. The authority's signature proves the SVID

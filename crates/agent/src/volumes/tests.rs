@@ -2,21 +2,22 @@
 
 mod authority;
 mod elsewhere;
+mod issuer;
 mod successor;
 
+pub(super) use issuer::Issuer;
+
 use super::*;
-use crate::csi::request::bind_stored;
 use crate::mounter::Socket;
 use crate::source::Signer;
 use crate::token::{Claims, Token};
-use proof::{Proof, Unproved};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
 use seamount_identity::authority::{
     Authority, AuthorityError, BoxFuture, Embedded, EmbeddedConfig, IdTemplate, KeyType, new_key_and_csr,
 };
-use seamount_identity::{TrustDomain, workload_api};
+use seamount_identity::{BundleSet, TrustDomain, workload_api};
 use seamount_mounter_protocol::{Fault, Reply, Request};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -91,41 +92,6 @@ impl workload_api::Observer for Silent {
     fn connection(&self, _: i64) {}
     fn stream(&self, _: i64) {}
     fn refused(&self, _: &'static str) {}
-}
-
-/// Knows tokens like `token of frontend` and `token of frontend 7`, which was issued later.
-#[derive(Default)]
-pub(super) struct Issuer {
-    /// Nobody can say what is genuine.
-    pub away: std::sync::atomic::AtomicBool,
-}
-
-impl Prover for Issuer {
-    fn prove<'a>(&'a self, volume: &'a Volume, token: &'a Token) -> BoxFuture<'a, Result<Proof, Unproved>> {
-        Box::pin(async move {
-            if crate::model::exploring() {
-                crate::model::pause(4).await;
-            }
-            let never = || Unproved::Never("forged".to_owned());
-            let words: Vec<_> = token.expose().split(' ').collect();
-            let ["token" | "false", "of", account, ..] = words[..] else { return Err(never()) };
-            let (_, mut claims) = request(account);
-            claims.issued = at(words.get(3).map_or(0, |n| n.parse().unwrap()));
-            let bound = bind_stored(volume, &claims, "node-1");
-            let proof = bound
-                .map(|workload| Proof { workload, token: DatedToken::new(token.clone(), &claims) })
-                .map_err(|e| Unproved::Never(e.to_string()));
-            if self.away.load(Ordering::Relaxed) {
-                return Err(Unproved::Later { why: "no keys".to_owned(), claimed: proof.ok() });
-            }
-            if words[0] == "token" { proof } else { Err(never()) }
-        })
-    }
-
-    fn id(&self, workload: &Workload) -> Option<seamount_identity::SpiffeId> {
-        let domain: TrustDomain = "example.org".parse().unwrap();
-        IdTemplate::parse(crate::config::ID_TEMPLATE, &domain).unwrap().render(workload).ok()
-    }
 }
 
 fn at(second: u64) -> SystemTime {

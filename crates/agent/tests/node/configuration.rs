@@ -61,6 +61,10 @@ fn pods_are_deleted_under_a_broken_configuration() {
             (node.volume("shop", "frontend", "web-1"), node.volume("shop", "frontend", "web-2"));
         node.publish(&volume).await;
         node.publish(&other).await;
+        let kept = node.volume("shop", "frontend", "web-0");
+        node.publish(&kept).await;
+        let of_kept = node.view(&kept);
+        let before = leaf(&fetch(&of_kept).await);
 
         // While running: the last good configuration stays.
         node.configure("trustDomain: [broken\n");
@@ -88,9 +92,9 @@ fn pods_are_deleted_under_a_broken_configuration() {
         assert_eq!(status.code(), Code::Unavailable, "{}", status.message());
         assert!(status.message().contains("configuration"), "{}", status.message());
         node.kubelet.stats(&other).await.unwrap();
-        // The SVID that is recorded goes on being served.
-        let view = node.view(&other);
-        fetch(&view).await;
+        // Nothing says what is genuine, so what is recorded waits.
+        let refused = try_fetch(&of_kept).await.unwrap_err();
+        assert!(refused.contains("Unavailable"), "{refused}");
         node.kubelet.tear_down(&other).await.unwrap();
 
         // The repair needs no restart.
@@ -101,6 +105,7 @@ fn pods_are_deleted_under_a_broken_configuration() {
         .await;
         let view = node.view(&third);
         fetch(&view).await;
+        assert_eq!(leaf(&fetch(&of_kept).await), before, "what was recorded was lost");
     });
 }
 

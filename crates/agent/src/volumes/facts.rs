@@ -1,0 +1,45 @@
+//! What an identity rests on, and the identity.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use seamount_identity::authority::Workload;
+use seamount_identity::{BundleSet, X509Svid};
+
+use crate::csi::request::Parameters;
+use crate::token::DatedToken;
+
+/// What a volume's identity rests on.
+#[derive(Clone)]
+pub(super) struct Facts {
+    pub workload: Workload,
+    pub token: DatedToken,
+    pub basis: Basis,
+}
+
+impl Facts {
+    /// Whether the token was verified by this agent.
+    pub fn proved(&self) -> bool {
+        self.basis != Basis::Claimed
+    }
+}
+
+/// Where the facts come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Basis {
+    /// A publish with a verified token, and what another one must repeat.
+    Published(Parameters),
+    /// A record whose token was verified again.
+    Proved,
+    /// A record whose token cannot be verified yet: good enough to serve what the authority has signed, not to ask for more.
+    Claimed,
+}
+
+/// An SVID with its schedule.
+#[derive(Clone)]
+pub(super) struct Held {
+    pub svid: Arc<X509Svid>,
+    pub rotate_at: SystemTime,
+    /// The bundles at the time; of a restored SVID the own trust domain's alone.
+    pub bundles: Arc<BundleSet>,
+}
