@@ -15,7 +15,7 @@ use rustix::net::{
     SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
 };
 use seamount_mounter_protocol::names::Volume;
-use seamount_mounter_protocol::{FRAME, Reply, Request, flag};
+use seamount_mounter_protocol::{FRAME, Reply, Request};
 
 /// Publishes a tmpfs and writes one more version of `key` into it, as the kubelet's own writer does: a directory, then
 /// links that change in one rename.
@@ -26,7 +26,7 @@ pub fn publish(socket: &str, pod: &str, name: &str, id: &str) -> anyhow::Result<
     connect(&mounter, &SocketAddrUnix::new(socket)?).context("connect to the mounter")?;
     set_socket_timeout(&mounter, Timeout::Recv, Some(Duration::from_secs(10)))?;
 
-    let (reply, fd) =
+    let (_, fd) =
         ask(&mounter, 1, &Request::PublishTmpfs { volume: volume.clone(), gid: 1000, size: 1 << 20 })?;
     let dir = fd.context("no directory came along")?;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;

@@ -120,6 +120,7 @@ async fn a_token_of_another_pod_proves_nothing() {
         bytes: 0,
         inodes: 0,
         mounts: 0,
+        dead_subpaths: String::new(),
         listener: None,
     };
     let mut records =
