@@ -17,9 +17,9 @@ use crate::token::Token;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
-use seamount_identity::{BundleSet, TrustDomain};
 use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType};
 use seamount_identity::workload_api::{Limits, Observer};
+use seamount_identity::{BundleSet, TrustDomain};
 use seamount_mounter::protocol::{Reply, Request};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
