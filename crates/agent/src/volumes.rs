@@ -382,6 +382,7 @@ impl Volumes {
         token: DatedToken,
     ) -> Result<(), VolumeError> {
         let volume = &request.volume;
+        self.prove_for_publish(volume, slot).await;
         if let Some(field) = conflict(entry, slot.facts.as_ref(), request, &workload) {
             return Err(VolumeError::Conflict { field, volume: volume.clone() });
         }
@@ -419,10 +420,6 @@ impl Volumes {
         let new = slot.facts.is_none() && slot.recalled.is_none();
         let first = same_pod.is_none();
         let before = (slot.facts.clone(), slot.held.clone(), slot.recalled.clone());
-        if known.is_some() && first {
-            // A record of another pod: what was made for that one is not this one's.
-            slot.held = None;
-        }
         if let Some(recalled) = &mut slot.recalled {
             recalled.token = token.token.clone();
         }

@@ -11,8 +11,8 @@ pub(super) fn conflict_id(entry: &Entry, volume: &Volume) -> Option<&'static str
     (entry.volume.id != volume.id).then_some("volume_id")
 }
 
-/// The first field in which a publish differs from what this agent has published. What a record says binds no publish: its token
-/// is verified, and the agent that wrote the record may have been hostile.
+/// The first field in which a publish differs from what this agent has published, or from the pod that a record's verified token
+/// proves. Nothing else that a record says binds a publish: the agent that wrote it may have been hostile.
 pub(super) fn conflict(
     entry: &Entry,
     known: Option<&Facts>,
@@ -22,18 +22,21 @@ pub(super) fn conflict(
     if let Some(field) = conflict_id(entry, &request.volume) {
         return Some(field);
     }
-    let known = known?;
-    let Basis::Published(parameters) = known.basis else { return None };
+    let known = known.filter(|facts| facts.proved())?;
     let (old, new) = (&known.workload, workload);
     if old.namespace != new.namespace {
-        Some("volume_context[\"csi.storage.k8s.io/pod.namespace\"]")
-    } else if old.pod_name != new.pod_name {
-        Some("volume_context[\"csi.storage.k8s.io/pod.name\"]")
-    } else if old.service_account != new.service_account {
-        Some("volume_context[\"csi.storage.k8s.io/serviceAccount.name\"]")
-    } else if parameters != request.parameters {
-        Some("volume_capability.access_mode")
-    } else {
-        None
+        return Some("volume_context[\"csi.storage.k8s.io/pod.namespace\"]");
+    }
+    if old.pod_name != new.pod_name {
+        return Some("volume_context[\"csi.storage.k8s.io/pod.name\"]");
+    }
+    if old.service_account != new.service_account {
+        return Some("volume_context[\"csi.storage.k8s.io/serviceAccount.name\"]");
+    }
+    match known.basis {
+        Basis::Published(parameters) if parameters != request.parameters => {
+            Some("volume_capability.access_mode")
+        }
+        _ => None,
     }
 }

@@ -207,6 +207,16 @@ impl Volumes {
         }
     }
 
+    /// A publish does not wait for its turn in that: what is proved of the record binds it, and what is not gives way.
+    pub(super) async fn prove_for_publish(&self, volume: &Volume, slot: &mut Slot) {
+        let undecided = slot.facts.as_ref().is_none_or(|facts| !facts.proved());
+        if let Some(recalled) = slot.recalled.as_ref().filter(|_| undecided)
+            && let Ok(Proof { workload, token }) = self.prover.prove(volume, &recalled.token).await
+        {
+            slot.facts = Some(Facts { workload, token, basis: Basis::Proved });
+        }
+    }
+
     /// The record's token proves nothing here: as if there were no record. It is left where it is, and the next publish takes its
     /// place.
     fn disbelieve(&self, entry: &Arc<Entry>, slot: &mut Slot, why: &str) {
