@@ -5,13 +5,14 @@
 //! mount ends in the same way, a tmpfs with all its pages. Each pod's requests go through the node's one thread, so it
 //! must not wait for that. The names are gone by then. A crash leaves nothing: the kernel closes what is open.
 
-use std::mem;
+use std::iter;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use crate::failure::{Doing, Outcome};
+use crate::failure::Outcome;
+use crate::foreign;
 
 /// What is held at most. A node has fewer pods; the next one is closed at once, by the caller.
 const MOST: u64 = 512;
@@ -21,64 +22,37 @@ const SHARE: u64 = 16;
 /// each of them holds the directory too, and the last to close waits for the disk.
 const PAUSE: Duration = Duration::from_millis(50);
 
-#[derive(Default)]
-struct Removed {
-    held: Mutex<Vec<OwnedFd>>,
-    some: Condvar,
-}
-
 /// Takes what was removed. Without a thread ([`Default`]) it closes at once.
 #[derive(Default)]
 pub struct Closer {
-    removed: Arc<Removed>,
-    room: u64,
+    queue: Option<SyncSender<OwnedFd>>,
+    room: usize,
 }
 
 impl Closer {
-    /// Starts the thread, and returns when it runs. `descriptors`: those that it shares with listeners.
+    /// Starts the thread. `descriptors`: those that it shares with listeners.
     pub fn start(descriptors: u64) -> Outcome<Self> {
-        let (removed, runs) = (Arc::<Removed>::default(), Arc::new(Barrier::new(2)));
-        let (shared, ready) = (Arc::clone(&removed), Arc::clone(&runs));
-        let body = move || {
-            ready.wait();
-            shared.close();
-        };
-        thread::Builder::new()
-            .name("closer".into())
-            .stack_size(128 << 10)
-            .spawn(body)
-            .doing("start a thread")?;
-        runs.wait();
-        Ok(Self { removed, room: (descriptors / SHARE).min(MOST) })
+        let room = (descriptors / SHARE).min(MOST) as usize;
+        let (queue, removed) = sync_channel(room);
+        foreign::thread(move || {
+            while let Ok(first) = removed.recv() {
+                let all: Vec<OwnedFd> = iter::once(first).chain(removed.try_iter()).collect();
+                thread::sleep(PAUSE);
+                drop(all);
+            }
+        })?;
+        Ok(Self { queue: Some(queue), room })
     }
 
-    /// The descriptors that are open here at most: those held, and as many that are just being closed.
+    /// The descriptors that are open here at most: those queued, and as many that are just being closed.
     pub fn reserved(&self) -> u64 {
-        self.room * 2
+        self.room as u64 * 2
     }
 
     /// Closes a descriptor later, or now where there is no room.
     pub fn put(&self, fd: OwnedFd) {
-        let mut held = self.removed.lock();
-        if (held.len() as u64) < self.room {
-            held.push(fd);
-            self.removed.some.notify_one();
-        }
-    }
-}
-
-impl Removed {
-    fn lock(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn close(&self) {
-        loop {
-            let waited = self.some.wait_while(self.lock(), |held| held.is_empty());
-            let all = mem::take(&mut *waited.unwrap_or_else(PoisonError::into_inner));
-            thread::sleep(PAUSE);
-            drop(all);
-        }
+        // What has no room comes back with the error, and is dropped with it.
+        let _ = self.queue.as_ref().map(|queue| queue.try_send(fd));
     }
 }
 
@@ -121,7 +95,8 @@ mod tests {
 
     #[test]
     fn what_has_no_room_is_closed_at_once() {
-        let closer = Closer { removed: Arc::default(), room: 1 };
+        let (queue, _removed) = sync_channel(1);
+        let closer = Closer { queue: Some(queue), room: 1 };
         let mut open = (0..2).map(|_| pipe().unwrap()).map(|(from, to)| {
             closer.put(to.into());
             rustix::fs::fcntl_setfl(&from, OFlags::NONBLOCK).unwrap();

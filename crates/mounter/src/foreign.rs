@@ -58,24 +58,34 @@ pub fn waiting() -> usize {
     WAITING.load(Ordering::Relaxed)
 }
 
-/// Starts the threads, with the caller's capabilities, and returns when they run: the seccomp filter, which has no room for
-/// the start of a thread, may be installed then for all of them.
+/// Starts the threads.
 pub fn start() -> Outcome<()> {
     let (sender, receiver) = channel();
-    let (receiver, ready) = (Arc::new(Mutex::new(receiver)), Arc::new(Barrier::new(THREADS + 1)));
+    let receiver = Arc::new(Mutex::new(receiver));
     for _ in 0..THREADS {
-        let (receiver, ready) = (Arc::clone(&receiver), Arc::clone(&ready));
-        let run = move || {
-            ready.wait();
+        let receiver = Arc::clone(&receiver);
+        thread(move || {
             while let Some(fd) = next(&receiver) {
                 close(fd);
                 WAITING.fetch_sub(1, Ordering::Relaxed);
             }
-        };
-        std::thread::Builder::new().stack_size(STACK).spawn(run).doing("start a thread")?;
+        })?;
     }
-    ready.wait();
     let _ = QUEUE.set(sender);
+    Ok(())
+}
+
+/// Starts a thread with the caller's capabilities, and returns when it runs: the seccomp filter, which has no room for the
+/// start of a thread, may be installed then for all of them.
+pub fn thread(body: impl FnOnce() + Send + 'static) -> Outcome<()> {
+    let runs = Arc::new(Barrier::new(2));
+    let ready = Arc::clone(&runs);
+    let run = move || {
+        ready.wait();
+        body();
+    };
+    std::thread::Builder::new().stack_size(STACK).spawn(run).doing("start a thread")?;
+    runs.wait();
     Ok(())
 }
 

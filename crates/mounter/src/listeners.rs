@@ -1,6 +1,6 @@
 //! The kubelet's two listeners, and listeners that the agent brings back.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::net::SocketType;
@@ -22,7 +22,7 @@ impl Node {
         }
         self.listener(number.to_string(), (&dir, &name), reply, &|node| {
             let ours = node.seat.kept.get(&number.to_string());
-            if socket::is_alive(&dir, &name, ours.map(Rc::as_ref))? {
+            if socket::is_alive(&dir, &name, ours.map(AsFd::as_fd))? {
                 return fail!(Busy, "another process serves {name}: use another --driver");
             }
             socket::bind(&dir, &name, SocketType::STREAM, 0o600)
@@ -61,13 +61,10 @@ impl Node {
         fd: Option<Foreign>,
     ) -> Outcome<Attached> {
         let Some(fd) = fd else { return Ok(None) };
-        let slot = match v {
-            Some(volume) => {
-                self.ours(volume)?;
-                volume.to_string()
-            }
-            None => slot.to_string(),
-        };
+        if let Some(volume) = v {
+            self.ours(volume)?;
+        }
+        let slot = v.as_ref().map_or(slot.to_string(), Volume::to_string);
         socket::check(&fd, cookie)?;
         if !self.is_of(&slot, &fd) {
             return fail!(NotOurs, "the listener is not the one that has the socket's name");
@@ -83,13 +80,12 @@ impl Node {
     /// Whether the listener is the one whose socket is where this slot's has to be. An agent that was stolen may have given us
     /// one that a pod listens on as well.
     pub fn is_of(&self, slot: &str, fd: &Foreign) -> bool {
-        let Some((pod, name)) = slot.split_once('/') else {
+        let Some(place) = Place::of_slot(&self.pods, slot) else {
             let at = self.node_socket(slot.parse().unwrap_or_default());
             return at.is_ok_and(|(dir, name)| socket::leads_to(&dir, &name, fd));
         };
-        let (Ok(pod), Ok(name)) = (pod.parse(), name.parse()) else { return false };
-        let target = Place::open(&self.pods, &pod, &name).ok().flatten().map(|place| place.target());
-        let directory = target.and_then(|target| target.ok().flatten()).filter(Target::is_directory);
+        let target = place.ok().flatten().and_then(|place| place.target().ok().flatten());
+        let directory = target.filter(Target::is_directory);
         directory.is_some_and(|at| socket::leads_to(&at.fd, self.config.socket_name(), fd))
     }
 }

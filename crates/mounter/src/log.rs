@@ -27,6 +27,11 @@ fn line(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) -> String {
     line + "\n"
 }
 
+/// Something went wrong, and why.
+pub fn warn(msg: &str, reason: &dyn Display) {
+    event("warn", msg, &[("reason", reason)]);
+}
+
 /// Something was done, with a volume or for the node.
 pub fn done<'a>(msg: &str, volume: impl Into<Option<&'a Volume>>) {
     match volume.into() {

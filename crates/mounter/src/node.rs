@@ -14,7 +14,7 @@ use crate::closer::Closer;
 use crate::config::Config;
 use crate::failure::{Doing, Outcome, fail};
 use crate::foreign::Foreign;
-use crate::log::{done, event};
+use crate::log::{done, warn};
 use crate::path::{self, DIRECTORY, Place};
 use crate::socket;
 use crate::succession::Seat;
@@ -70,7 +70,8 @@ impl Node {
         closer: Closer,
     ) -> Outcome<Self> {
         let root = config.kubelet_root.display();
-        let at = fs::openat(fs::CWD, &config.kubelet_root, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let flags = DIRECTORY | OFlags::CLOEXEC;
+        let at = fs::openat(fs::CWD, &config.kubelet_root, flags, Mode::empty());
         let at = at.doing(format_args!("open {root}, the kubelet's --root-dir"))?;
         let pods =
             open_pods(&at).doing(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
@@ -106,7 +107,7 @@ impl Node {
         }
         match self.seat.tend(&self.root, &self.config) {
             Err(e) if e.fault != Fault::Busy => {
-                event("warn", "cannot put back what was removed", &[("reason", &e.text)]);
+                warn("cannot put back what was removed", &e.text);
                 Ok(())
             }
             tended => tended,
@@ -117,7 +118,7 @@ impl Node {
     pub fn ours(&self, volume: &Volume) -> Outcome<Place> {
         match Place::open(&self.pods, &volume.pod, &volume.name)? {
             Some(place) if place.is_ours(&self.config.driver, volume)? => Ok(place),
-            Some(_) => fail!(NotOurs, "vol_data.json is missing: the kubelet writes it before it publishes"),
+            Some(_) => fail!(NotOurs, "vol_data.json is missing: the kubelet writes it first"),
             None => fail!(NotFound, "the kubelet has made no directory for it"),
         }
     }
@@ -127,7 +128,7 @@ impl Node {
         if self.seat.kept.contains_key(slot) || (self.seat.kept.len() as u64) < self.limit {
             return Ok(());
         }
-        fail!(Exhausted, "{} listeners are kept: raise the mounter's limit of open files", self.limit)
+        fail!(Exhausted, "{} listeners are kept: raise the limit of open files", self.limit)
     }
 
     /// The kept listener, if it has that name still; else a new one, which is then kept.

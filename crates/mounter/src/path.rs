@@ -105,6 +105,12 @@ impl Place {
         Ok(found(fd).doing("open the volume's directory")?.map(Self))
     }
 
+    /// The directory of the volume whose listener a slot is for; none of the node's own listeners.
+    pub fn of_slot(pods: &OwnedFd, slot: &str) -> Option<Outcome<Option<Self>>> {
+        let (pod, name) = slot.split_once('/')?;
+        Some(Self::open(pods, &pod.parse().ok()?, &name.parse().ok()?))
+    }
+
     /// Driver and volume id by the kubelet's own record; none where there is none.
     pub fn owner(&self) -> Outcome<Option<(String, String)>> {
         let unclear =

@@ -12,7 +12,7 @@ use seamount_mounter_protocol::{Fault, Reply};
 
 use crate::failure::{Doing, Outcome, fail};
 use crate::foreign::{self, Foreign};
-use crate::log::event;
+use crate::log::{event, warn};
 use crate::node::Node;
 use crate::succession::LOCK;
 use crate::wire::{PATIENCE, receive, send};
@@ -35,10 +35,8 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
             tended = Instant::now();
         }
         if foreign::waiting() > foreign::MOST {
-            return fail!(
-                Exhausted,
-                "descriptors that others made cannot be closed; it starts anew, which drops them"
-            );
+            // A new process has none of them, and nothing lingers when a process ends.
+            return fail!(Exhausted, "descriptors that others made cannot be closed");
         }
         let [agents, successors] = &node.seat.doors;
         let mut ready = {
@@ -56,7 +54,7 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
             if let Some(successor) = greet(successors, own, false) {
                 match hand_over(&successor, agent.take(), node) {
                     Ok(()) => return Ok(()),
-                    Err(e) => event("warn", "the other mounter did not take over", &[("reason", &e)]),
+                    Err(e) => warn("the other mounter did not take over", &e),
                 }
             }
             continue;
@@ -109,7 +107,7 @@ fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<Foreign> {
         event("info", "connected", &[("uid", &uid)]);
         return Some(connection);
     };
-    event("warn", "connection refused", &[("reason", &refusal)]);
+    warn("connection refused", &refusal);
     let _ = send(&connection, &Reply::refusal(0, fault, refusal).encode(), &None);
     None
 }

@@ -5,7 +5,7 @@
 //! listener is told from every other, also by a mounter that did not make it. (What getsockname(2) says, any process chooses for
 //! a listener of its own.)
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
@@ -95,7 +95,7 @@ pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType, more: SocketFlags) -
 }
 
 /// Whether another process has a socket open as `name` in `dir`; another listener than `ours`.
-pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<&Foreign>) -> Outcome<bool> {
+pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<BorrowedFd>) -> Outcome<bool> {
     // Without waiting: whose it is, and whether that process ever accepts, is not known.
     match connect(dir, name, SocketType::STREAM, SocketFlags::NONBLOCK) {
         // The name that it was bound by; the inode of ours has another time where it was touched.
@@ -155,10 +155,10 @@ mod tests {
         let held = std::fs::File::open(dir.path()).unwrap().into();
         let first = bind(&held, "name", SocketType::STREAM, 0o640).unwrap();
         assert!(leads_to(&held, "name", &first) && is_alive(&held, "name", None).unwrap());
-        assert!(!is_alive(&held, "name", Some(&first)).unwrap());
+        assert!(!is_alive(&held, "name", Some(first.as_fd())).unwrap());
         let second = bind(&held, "name", SocketType::STREAM, 0o640).unwrap();
         assert!(leads_to(&held, "name", &second) && !leads_to(&held, "name", &first));
-        assert!(is_alive(&held, "name", Some(&first)).unwrap());
+        assert!(is_alive(&held, "name", Some(first.as_fd())).unwrap());
         // A file system without nanoseconds.
         let stat = fs::statat(&held, "name", AtFlags::SYMLINK_NOFOLLOW).unwrap();
         for (later, same) in [(0, true), (1, false)] {

@@ -23,7 +23,7 @@ use rustix::net::{SocketFlags, SocketType};
 use crate::config::Config;
 use crate::failure::{Doing, Outcome, fail};
 use crate::foreign::Foreign;
-use crate::log::{done, event};
+use crate::log::{done, warn};
 use crate::path;
 use crate::socket;
 use crate::wire::{PATIENCE, ready, receive};
@@ -70,7 +70,7 @@ impl Seat {
                 if ready(door, PollFlags::IN) {
                     match inherit(&plugin) {
                         Ok((lock, kept)) => break (plugin, lock, kept),
-                        Err(e) => event("warn", "not taken over", &[("reason", &e)]),
+                        Err(e) => warn("not taken over", &e),
                     }
                 }
             }

@@ -13,24 +13,14 @@ const SO_PASSRIGHTS: c_int = 83;
 /// # Errors
 /// As setsockopt(2).
 pub fn refuse_rights(socket: impl AsFd) -> io::Result<bool> {
-    let off: c_int = 0;
-    // SAFETY: the kernel reads as many bytes as are said from `off`, which lives until the call returns.
-    let outcome = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_PASSRIGHTS,
-            (&raw const off).cast(),
-            size_of::<c_int>() as libc::socklen_t,
-        )
-    };
-    if outcome == 0 {
+    let (off, size) = (0 as c_int, size_of::<c_int>() as libc::socklen_t);
+    let (fd, from) = (socket.as_fd().as_raw_fd(), (&raw const off).cast());
+    // SAFETY: the kernel reads `size` bytes from `off`, which lives until the call returns.
+    if unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, from, size) } == 0 {
         return Ok(true);
     }
-    match io::Error::last_os_error() {
-        e if e.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
-        e => Err(e),
-    }
+    let e = io::Error::last_os_error();
+    if e.raw_os_error() == Some(libc::ENOPROTOOPT) { Ok(false) } else { Err(e) }
 }
 
 #[cfg(test)]

@@ -55,6 +55,10 @@ mod log {
         assert!(!(msg.to_owned() + &text).contains('\n'));
     }
 
+    pub fn warn(msg: &str, reason: &dyn Display) {
+        event("warn", msg, &[("reason", reason)]);
+    }
+
     pub fn done<'a>(msg: &str, volume: impl Into<Option<&'a Volume>>) {
         let volume = volume.into().map(ToString::to_string).unwrap_or_default();
         event("info", msg, &[("volume", &volume)]);

@@ -29,12 +29,10 @@ impl Node {
             reply.flags |= flag::ORPHAN;
         }
         let Some(target) = place.target()? else { return fail!(NotFound, "it is not published") };
-        reply.flags |= self.flags(&target);
-        reply.numbers = numbers(&target)?;
-        reply.text = self.dead_subpaths(&volume.pod, &volume.name);
-        if !reply.text.is_empty() {
-            reply.flags |= flag::SUBPATH;
-        }
+        let (flags, numbers, text) = self.describe(&volume.pod, &volume.name, &target)?;
+        reply.flags |= flags;
+        reply.numbers = numbers;
+        reply.text = text;
         Ok(self.kept(volume, reply))
     }
 
@@ -61,7 +59,8 @@ impl Node {
         if target.is_mount() || !target.is_directory() {
             return self.mounted(target);
         }
-        let stat = fs::statat(&target.fd, self.config.socket_name(), AtFlags::SYMLINK_NOFOLLOW);
+        let name = self.config.socket_name();
+        let stat = fs::statat(&target.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         let socket = stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Socket);
         flag::IDENTITY | if socket { flag::SOCKET } else { 0 }
     }
@@ -73,7 +72,8 @@ impl Node {
         for pod in path::names(&self.pods, MAX).doing("read the kubelet's pods")? {
             let Some(pod) = pod.to_str().ok().and_then(|p| p.parse::<PodUid>().ok()) else { continue };
             // A pod that goes while we look, or that is no directory of the kubelet's, is not a reason to see none.
-            let csi = path::open(&self.pods, format!("{pod}/{CSI}"), DIRECTORY, ResolveFlags::NO_XDEV);
+            let csi = format!("{pod}/{CSI}");
+            let csi = path::open(&self.pods, csi, DIRECTORY, ResolveFlags::NO_XDEV);
             let names = csi.and_then(|csi| path::names(csi, MAX)).unwrap_or_default();
             for name in names.iter().filter_map(|n| n.to_str().ok()?.parse::<VolumeName>().ok()) {
                 if all.len() < MAX {
@@ -81,12 +81,7 @@ impl Node {
                 }
             }
         }
-        self.seat.kept.retain(|slot, _| {
-            // The node's own listeners have no slash in their slots.
-            let Some((pod, name)) = slot.split_once('/') else { return true };
-            let (Ok(pod), Ok(name)) = (pod.parse(), name.parse()) else { return true };
-            !matches!(Place::open(&self.pods, &pod, &name), Ok(None))
-        });
+        self.seat.kept.retain(|slot, _| !matches!(Place::of_slot(&self.pods, slot), Some(Ok(None))));
         Ok(all)
     }
 
@@ -98,16 +93,21 @@ impl Node {
             None => (ORPHAN.parse().ok()?, flag::ORPHAN),
         };
         let target = place.target().ok()??;
-        let flags = self.flags(&target) | orphan;
+        let (flags, [bytes, inodes, mount], text) = self.describe(pod, &name, &target).ok()?;
         // Without the kubelet's record only our socket's name speaks for us.
         if orphan != 0 && flags & flag::SOCKET == 0 {
             return None;
         }
-        let [bytes, inodes, mount] = numbers(&target).ok()?;
         let stacked = stacks.get(&target.stat.stx_mnt_id).map_or(mount, |stacked| mount * stacked);
-        let dead = self.dead_subpaths(pod, &name);
-        let flags = flags | if dead.is_empty() { 0 } else { flag::SUBPATH };
-        Some((Volume { pod: pod.clone(), name, id }, flags, [bytes, inodes, stacked], dead))
+        let volume = Volume { pod: pod.clone(), name, id };
+        Some((volume, flags | orphan, [bytes, inodes, stacked], text))
+    }
+
+    /// Flags, numbers and text of what is at the target path.
+    fn describe(&self, pod: &PodUid, name: &VolumeName, target: &Target) -> Outcome<(u32, [u64; 3], String)> {
+        let dead = self.dead_subpaths(pod, name);
+        let subpath = if dead.is_empty() { 0 } else { flag::SUBPATH };
+        Ok((self.flags(target) | subpath, numbers(target)?, dead))
     }
 
     /// The containers that hold something of the volume by `subPath` that has been replaced since, as the socket is when
