@@ -6,7 +6,9 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
     /// Not numbers, each with a unit.
-    #[error("not a duration: numbers with a unit d, h, m, s or ms each, from the largest to the smallest")]
+    #[error(
+        "not a duration: write numbers with a unit d, h, m, s or ms each, from the largest to the smallest, such as 1h30m"
+    )]
     Form,
     /// Longer than can be said in milliseconds of 64 bits.
     #[error("longer than can be represented")]
