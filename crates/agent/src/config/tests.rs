@@ -288,8 +288,8 @@ nodename: x
         ]
     );
     let error = ConfigError::Invalid(problems.clone()).to_string();
-    assert!(error.starts_with("22 problems: (1) "), "{error}");
-    assert!(error.contains(", (16) ") && error.ends_with(", and 6 more"), "{error}");
+    assert!(error.starts_with("24 problems: (1) "), "{error}");
+    assert!(error.contains(", (16) ") && error.ends_with(", and 8 more"), "{error}");
     assert!(problems.iter().all(|p| !p.what.is_empty() && !p.remedy.is_empty()), "{problems:#?}");
 }
 
