@@ -162,7 +162,8 @@ mod tests {
     #[test]
     fn each_bound_is_judged_by_itself() {
         assert_eq!(good().faults(JUDGED), [""; 0]);
-        let each: [(&str, fn(&mut Outcome)); 9] = [
+        type Change = fn(&mut Outcome);
+        let each: [(&str, Change); 9] = [
             ("answered 19 times of 20", |o| o.measured.answered -= 1),
             ("1 calls for others failed", |o| o.measured.failures.push("publish: Unavailable".to_owned())),
             ("p99 of publish", |o| o.measured.publishes.add(Duration::from_millis(101))),
