@@ -46,6 +46,10 @@ fn messages(source: &str) -> Vec<String> {
             }));
         }
     }
+    // The mounter's own `warn`.
+    for (at, call) in source.match_indices(" warn(\"") {
+        out.extend(first_literal(&source[at + call.len() - 1..]));
+    }
     out
 }
 

@@ -30,7 +30,8 @@ fn line(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) -> String {
 
 /// Something went wrong, and why.
 pub fn warn(msg: &str, reason: &dyn Display) {
-    event("warn", msg, &[("reason", reason)]);
+    let level = "warn";
+    event(level, msg, &[("reason", reason)]);
 }
 
 /// Something was done, with a volume or for the node.

@@ -10,7 +10,7 @@ use rustix::mount::{MountFlags, mount, mount_bind};
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, flag};
 
-use crate::bench::{bench, dial, mode, mounts_on, names};
+use crate::bench::{DEADLINE, bench, dial, mode, mounts_on, names};
 
 const OTHER: &str = "00000000-0000-0000-0000-000000000001";
 
@@ -130,10 +130,10 @@ fn unpublish_is_idempotent_and_cuts_access() {
         let (agent, volume) = (bench.agent(), bench.volume("v"));
         let listener = UnixListener::from(agent.identity(&volume).good().fd.unwrap());
         let mut waiting = dial(bench.target(&volume).join("socket"));
-        waiting.set_nonblocking(true).unwrap();
+        waiting.set_read_timeout(Some(DEADLINE)).unwrap();
         agent.unpublish(&volume).good();
         assert!(!bench.target(&volume).exists());
-        // The agent's own copy accepts no more, and does not keep those who waited.
+        // The agent's own copy accepts no more, and does not keep what waited: a thread of the mounter takes it out.
         assert_eq!(waiting.read(&mut [0; 1]).unwrap(), 0);
         assert!(listener.accept().is_err());
         agent.unpublish(&volume).good();
