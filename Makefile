@@ -25,7 +25,7 @@ test: ## all suites; the last line is "N passed, N failed, N skipped"
 	@$(XTASK) test
 
 # What fails fast comes first.
-check: ## formatting, spelling, scripts, dependencies, the mounter's budget, clippy, rustdoc
+check: ## formatting, spelling, words, scripts, dependencies, the mounter's budget, clippy, rustdoc
 	@tests/setup.sh build check
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check

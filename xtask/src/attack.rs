@@ -18,7 +18,8 @@ pub struct Args {
 /// Runs the subcommand.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let programs = images::node_programs()?;
-    // Optimized as well: the attacker would otherwise be slower than the agent, and the kubelet's part of a call longer than it.
+    // Optimized as well: the attacker would otherwise be slower than the agent, and the kubelet's part of a
+    // call longer than it.
     succeed(cargo().args(["build", "--release", "--locked", "--package", "seamount-attack"]))?;
     let program = images::target().join("release/seamount-attack");
     let mut attack = command(&program.display().to_string());

@@ -82,7 +82,8 @@ struct Scan {
     modules: Vec<String>,
 }
 
-/// Counts a file that rustfmt has formatted: an item ends at `;` or at a brace with the item's own indentation.
+/// Counts a file that rustfmt has formatted: an item ends at `;` or at a brace with the item's own
+/// indentation.
 fn scan(text: &str) -> Scan {
     let mut found = Scan { lines: 0, modules: Vec::new() };
     let mut lines = text.lines().filter(|line| {

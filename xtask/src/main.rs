@@ -48,7 +48,8 @@ enum Task {
     Selinux,
     /// Run all suites; the last line is `N passed, N failed, N skipped`.
     Test(test::Args),
-    /// Count words that the prose does without, and comments that are too wide; fail where there are more than before.
+    /// Count words that the prose does without, and comments that are too wide; fail where there are more
+    /// than before.
     Words(words::Args),
 }
 
@@ -81,8 +82,8 @@ fn root() -> PathBuf {
     here.parent().map(PathBuf::from).unwrap_or(here)
 }
 
-/// A command in the workspace's root, without what an outer `cargo run` left in the environment: it would make the
-/// inner cargo build everything again.
+/// A command in the workspace's root, without what an outer `cargo run` left in the environment: it would
+/// make the inner cargo build everything again.
 fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root());

@@ -1,6 +1,8 @@
-//! Whether the authority answers, as the attempts to get SVIDs tell: for the log, readiness, metrics and `seamount node`.
+//! Whether the authority answers, as the attempts to get SVIDs tell: for the log, readiness, metrics and
+//! `seamount node`.
 //!
-//! Nobody asks it only to know. An authority that is down takes nothing back: what was issued goes on until it expires.
+//! Nobody asks it only to know. An authority that is down takes nothing back: what was issued goes on until
+//! it expires.
 
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
@@ -28,9 +30,9 @@ pub struct Seen {
 
 /// The pulse of the authority.
 ///
-/// `down` is sent while `seen` is locked, so that the last to change `down_since` is also the last to tell: volumes are
-/// made side by side, and one that fails beside one that succeeds could else leave "does not answer" standing for good.
-/// Nothing is locked or awaited inside; receivers take the watch's own lock alone.
+/// `down` is sent while `seen` is locked, so that the last to change `down_since` is also the last to tell:
+/// volumes are made side by side, and one that fails beside one that succeeds could else leave "does not
+/// answer" standing for good. Nothing is locked or awaited inside; receivers take the watch's own lock alone.
 pub struct Pulse {
     seen: Mutex<Seen>,
     down: watch::Sender<Option<Arc<str>>>,
@@ -147,8 +149,8 @@ mod tests {
         }
     }
 
-    /// A model (module `model`). Found by it: `down` sent after `seen` was given back; `up` that looks at `down_since` and
-    /// takes it under two locks.
+    /// A model (module `model`). Found by it: `down` sent after `seen` was given back; `up` that looks at
+    /// `down_since` and takes it under two locks.
     #[test]
     fn what_is_told_is_what_is_known_however_answers_and_failures_meet() {
         crate::model::explore(500, || async {

@@ -37,8 +37,8 @@ pub const SVID_TTL: Duration = Duration::from_secs(3600);
 pub const MIN_SVID_TTL: Duration = Duration::from_secs(10);
 /// The longest `authority.embedded.svidTtl`: an SVID cannot be revoked.
 pub const MAX_SVID_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How many SVID lifetimes fit into the intermediate's at least: half of its life passes before the next one is
-/// prepared, and no SVID may outlive its issuer.
+/// How many SVID lifetimes fit into the intermediate's at least: half of its life passes before the next one
+/// is prepared, and no SVID may outlive its issuer.
 pub const SVIDS_PER_CA: u32 = 4;
 /// `token.audience`.
 pub const AUDIENCE: &str = "seamount.dev";
@@ -64,7 +64,8 @@ pub const MAX_CONNECTIONS: u32 = 4096;
 pub const BYTES: (u64, u64) = (4 << 10, 1 << 30);
 /// The bounds of `memoryLimit`.
 pub const MEMORY: (u64, u64) = (16 << 20, 1 << 40);
-/// The largest `workloadApi.connectionsPerNode`: the kernel's own bound for the descriptors of a process (`fs.nr_open`).
+/// The largest `workloadApi.connectionsPerNode`: the kernel's own bound for the descriptors of a process
+/// (`fs.nr_open`).
 pub const MAX_NODE_CONNECTIONS: u32 = 1 << 20;
 /// The largest configuration file that is read, in bytes.
 pub const MAX_FILE: u64 = 256 * 1024;
@@ -274,8 +275,8 @@ pub enum ConfigError {
     Invalid(Vec<Problem>),
 }
 
-/// One YAML document by the rules of YAML 1.2's core schema: a node named `n` or `no` is a text, not a boolean.
-/// Repeated keys are refused.
+/// One YAML document by the rules of YAML 1.2's core schema: a node named `n` or `no` is a text, not a
+/// boolean. Repeated keys are refused.
 pub(crate) fn yaml(text: &str) -> Result<serde_json::Value, String> {
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(serde_json::Value::Null);
@@ -358,10 +359,10 @@ impl Config {
         self.kubelet_root.join("plugins").join(&self.driver_name).join("csi.sock")
     }
 
-    /// The fields of `new` that differ from this configuration and that only a restart applies: what names the
-    /// processes' sockets and who may use them, the identity source and its trust domain, and the addresses and
-    /// bounds of what is being served. Everything else (tokens, templates, key kinds, lifetimes, log level) can
-    /// be taken over by a running agent.
+    /// The fields of `new` that differ from this configuration and that only a restart applies: what names
+    /// the processes' sockets and who may use them, the identity source and its trust domain, and the
+    /// addresses and bounds of what is being served. Everything else (tokens, templates, key kinds,
+    /// lifetimes, log level) can be taken over by a running agent.
     pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
         let (old_authority, new_authority) = (self.authority(), new.authority());
         let domain = |a: Option<&AuthoritySource>| a.map(|a| a.trust_domain.clone());
@@ -385,8 +386,9 @@ impl Config {
         .collect()
     }
 
-    /// What of `new` a running agent can take over: `new` with the fields of [`Config::needs_restart`] as they are here.
-    /// Where the identity source or its trust domain differs, the whole source stays: its parts belong together.
+    /// What of `new` a running agent can take over: `new` with the fields of [`Config::needs_restart`] as
+    /// they are here. Where the identity source or its trust domain differs, the whole source stays: its
+    /// parts belong together.
     pub fn adopt(&self, new: &Self) -> Self {
         let source = match (&self.source, &new.source) {
             (Source::Authority(old), Source::Authority(new)) if old.trust_domain == new.trust_domain => {

@@ -30,11 +30,11 @@ pub fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
     UnixListener::from_std(listener).map_err(explain)
 }
 
-/// The connections of one uid; all others are closed at once. The uid may change; a connection that is judged by the old one is
-/// as if it had come a moment earlier, so relaxed loads do.
+/// The connections of one uid; all others are closed at once. The uid may change; a connection that is judged
+/// by the old one is as if it had come a moment earlier, so relaxed loads do.
 ///
-/// One descriptor is held in reserve: where the process has no other left, it is given up for the connection, so that
-/// a deletion gets in however many connections pods have made.
+/// One descriptor is held in reserve: where the process has no other left, it is given up for the connection,
+/// so that a deletion gets in however many connections pods have made.
 pub fn incoming(
     listener: UnixListener,
     uid: Arc<AtomicU32>,
@@ -52,7 +52,8 @@ pub fn incoming(
                 },
                 Err(e) => {
                     tracing::warn!(socket = what, error = %explain(e), "accept failed");
-                    // With the reserve the next attempt follows at once; without it, when something was closed.
+                    // With the reserve the next attempt follows at once; without it, when something was
+                    // closed.
                     if spare.take().is_none() {
                         tokio::time::sleep(AFTER_ERROR).await;
                     }
@@ -74,7 +75,8 @@ fn reserve() -> Option<OwnedFd> {
 
 /// The connection as it is served.
 fn admit(stream: UnixStream, wanted: u32) -> Result<WithoutAuthority<Quiet>, String> {
-    // Not rustix's call: it takes the pid 0, which the kubelet has in a container without hostPID, for an error.
+    // Not rustix's call: it takes the pid 0, which the kubelet has in a container without hostPID, for an
+    // error.
     let uid = stream.peer_cred().map_err(|e| format!("who it is cannot be seen ({e})"))?.uid();
     if uid != wanted {
         return Err(format!("the peer's uid is {uid}; only {wanted} may (kubeletUid)"));

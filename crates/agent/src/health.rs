@@ -1,7 +1,8 @@
-//! `seamount-agent health live|ready`: asks the running agent over its health socket, and prints what it says.
+//! `seamount-agent health live|ready`: asks the running agent over its health socket, and prints what it
+//! says.
 //!
-//! For the kubelet's exec probes, each period anew: nothing is started for it, neither runtime nor logger. The kubelet
-//! shows what a failed probe prints in the pod's events.
+//! For the kubelet's exec probes, each period anew: nothing is started for it, neither runtime nor logger.
+//! The kubelet shows what a failed probe prints in the pod's events.
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};

@@ -1,9 +1,11 @@
 //! `/metrics` over TCP; `/livez` and `/readyz` over a Unix socket that no pod reaches.
 //!
-//! The reasons of `/readyz` tell of the node and its configuration, and a probe over the pods' network could be kept out by pods.
+//! The reasons of `/readyz` tell of the node and its configuration, and a probe over the pods' network could
+//! be kept out by pods.
 //!
-//! Liveness is the process's own progress and nothing else: a check that asked for the mounter or for the kubelet's
-//! registration would restart a healthy agent for somebody else's trouble, for ever. Those are conditions of readiness.
+//! Liveness is the process's own progress and nothing else: a check that asked for the mounter or for the
+//! kubelet's registration would restart a healthy agent for somebody else's trouble, for ever. Those are
+//! conditions of readiness.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -84,9 +86,10 @@ pub enum Standing {
 
 /// The conditions, shared by all parts of the agent. Everything starts as not ready.
 ///
-/// One lock for all of them, held for a look or a change, under which nobody awaits or takes another: what is read is how they
-/// stood at one moment. Each condition is set by one task, so that its order is that of the facts; where a task may have a
-/// successor, the later is told apart under the lock ([`set_until`](Self::set_until)).
+/// One lock for all of them, held for a look or a change, under which nobody awaits or takes another: what is
+/// read is how they stood at one moment. Each condition is set by one task, so that its order is that of the
+/// facts; where a task may have a successor, the later is told apart under the lock
+/// ([`set_until`](Self::set_until)).
 #[derive(Debug)]
 pub struct Readiness {
     /// With the time since when it has been met, or not.
@@ -145,12 +148,12 @@ impl Readiness {
     }
 }
 
-/// The process's own progress, by CLOCK_MONOTONIC: a node that was suspended for an hour comes back alive, so here
-/// (unlike in rotation timers) suspension must not count.
+/// The process's own progress, by CLOCK_MONOTONIC: a node that was suspended for an hour comes back alive, so
+/// here (unlike in rotation timers) suspension must not count.
 #[derive(Debug)]
 pub struct Progress {
-    /// Nothing else is read by it, so relaxed will do: a beat that is seen a moment late is a moment, and the limit is many
-    /// seconds.
+    /// Nothing else is read by it, so relaxed will do: a beat that is seen a moment late is a moment, and the
+    /// limit is many seconds.
     last: AtomicU64,
 }
 
@@ -197,8 +200,8 @@ pub fn health(shown: Shown) -> Router {
     Router::new().route("/livez", get(livez)).route("/readyz", get(readyz)).with_state(shown)
 }
 
-/// Open connections at a time. Prometheus needs one; the port may be open to every pod, and each connection is a descriptor
-/// that a volume then lacks.
+/// Open connections at a time. Prometheus needs one; the port may be open to every pod, and each connection
+/// is a descriptor that a volume then lacks.
 pub const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take for a request's head.
 const HEAD: Duration = Duration::from_secs(10);
@@ -231,8 +234,8 @@ impl Accept for UnixListener {
     }
 }
 
-/// Serves until cancelled. Where one connection too many comes, the oldest is closed: a request lasts a millisecond, so
-/// that idle connections of others cannot keep it out.
+/// Serves until cancelled. Where one connection too many comes, the oldest is closed: a request lasts a
+/// millisecond, so that idle connections of others cannot keep it out.
 pub async fn serve(listener: impl Accept, router: Router, cancel: CancellationToken) -> io::Result<()> {
     let mut open: VecDeque<AbortOnDropHandle<()>> = VecDeque::new();
     let mut told = false;
@@ -244,7 +247,8 @@ pub async fn serve(listener: impl Accept, router: Router, cancel: CancellationTo
         let stream = match accepted {
             Ok(Some(stream)) => stream,
             Ok(None) => continue,
-            // Out of descriptors or watches, or the client is gone already; a pause, because the former lasts.
+            // Out of descriptors or watches, or the client is gone already; a pause, because the former
+            // lasts.
             Err(e) => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(error = %explain(e), "accept failed");
@@ -259,7 +263,8 @@ pub async fn serve(listener: impl Accept, router: Router, cancel: CancellationTo
             open.pop_front();
         }
         open.push_back(AbortOnDropHandle::new(tokio::spawn(connection(stream, router.clone()))));
-        // It has its turn before the next one is taken on: a burst would else close a probe that nobody has looked at.
+        // It has its turn before the next one is taken on: a burst would else close a probe that nobody has
+        // looked at.
         tokio::task::yield_now().await;
     }
 }

@@ -1,7 +1,9 @@
-//! What is in force now: a few basics that hold for the life of the process, and the configuration, which may change.
+//! What is in force now: a few basics that hold for the life of the process, and the configuration, which may
+//! change.
 //!
-//! The basics come from the flags, from what can be read of the configuration file, and from defaults: CSI and
-//! registration are served with them also while the file is broken: no pod's deletion waits for its repair.
+//! The basics come from the flags, from what can be read of the configuration file, and from defaults: CSI
+//! and registration are served with them also while the file is broken: no pod's deletion waits for its
+//! repair.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,8 +27,8 @@ use crate::metrics::Metrics;
 use crate::token::{Claims, DatedToken, Token, TokenError, TokenVerifier};
 use crate::volumes::proof::{Proof, Prover, Unproved};
 
-/// How often the configuration file is looked at. A ConfigMap is swapped by a symbolic link, which no inotify watch on
-/// the file sees.
+/// How often the configuration file is looked at. A ConfigMap is swapped by a symbolic link, which no inotify
+/// watch on the file sees.
 pub const LOOK: Duration = Duration::from_secs(5);
 
 /// The longest reason of a condition, in characters.
@@ -105,10 +107,11 @@ pub struct Settings {
 
 /// What is in force now.
 ///
-/// One task changes it (`follow`); everybody else reads. `settings` is swapped whole, so a request sees one configuration
-/// from its beginning to its end. It is stored before `configs` is sent, so that who is woken finds it. The two mutexes are
-/// held for a few instructions and never together, nothing is awaited under them. `uid` stands alone: a connection that is
-/// judged by the old one is as if it had come a moment earlier, so relaxed loads do.
+/// One task changes it (`follow`); everybody else reads. `settings` is swapped whole, so a request sees one
+/// configuration from its beginning to its end. It is stored before `configs` is sent, so that who is woken
+/// finds it. The two mutexes are held for a few instructions and never together, nothing is awaited under
+/// them. `uid` stands alone: a connection that is judged by the old one is as if it had come a moment
+/// earlier, so relaxed loads do.
 pub struct Live {
     basics: Basics,
     settings: ArcSwapOption<Settings>,

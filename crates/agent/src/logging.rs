@@ -48,9 +48,9 @@ pub fn init(log: Log) -> Result<LogHandle, TryInitError> {
     Ok(LogHandle { level: handle, recent })
 }
 
-/// Our own crates at the wished level. The libraries below stay at `warn` even with `debug` and `trace`: h2 and hyper
-/// print frames and headers there, and a frame may hold a token or a key. Those two stay at `error`: a client
-/// makes h2 warn of each frame that it sends, a hundred thousand lines from one pod.
+/// Our own crates at the wished level. The libraries below stay at `warn` even with `debug` and `trace`: h2
+/// and hyper print frames and headers there, and a frame may hold a token or a key. Those two stay at
+/// `error`: a client makes h2 warn of each frame that it sends, a hundred thousand lines from one pod.
 fn targets(level: LogLevel) -> Targets {
     let ours = match level {
         LogLevel::Error => LevelFilter::ERROR,

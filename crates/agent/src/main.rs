@@ -8,8 +8,8 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use seamount_agent::config::{Args, ArgsError};
 use seamount_agent::own_uid;
 
-/// glibc keeps what a burst of publishes has freed, and the holes between what is left; this gives it back. Its options are
-/// compiled in: `.cargo/config.toml`.
+/// glibc keeps what a burst of publishes has freed, and the holes between what is left; this gives it back.
+/// Its options are compiled in: `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -34,8 +34,8 @@ fn main() -> ExitCode {
         eprintln!("seamount-agent: {e}");
         return ExitCode::FAILURE;
     }
-    // Keys and tokens of every pod of the node are in this memory: a core file would put them on a disk, and another process
-    // with this uid could read them. After the change of uid, which sets it anew.
+    // Keys and tokens of every pod of the node are in this memory: a core file would put them on a disk, and
+    // another process with this uid could read them. After the change of uid, which sets it anew.
     if let Err(e) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         eprintln!(
             "seamount-agent: core dumps could not be switched off: {e}; allow prctl(2) in the seccomp profile"

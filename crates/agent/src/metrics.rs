@@ -1,4 +1,5 @@
-//! What is counted, in the OpenMetrics text format (Prometheus metric naming: base units, `_total`, `_seconds`).
+//! What is counted, in the OpenMetrics text format (Prometheus metric naming: base units, `_total`,
+//! `_seconds`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -15,8 +16,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use seamount_identity::workload_api::Observer;
 
-/// Upper bounds of the duration histograms, in seconds: a publish takes about a millisecond; the kubelet gives up
-/// after two minutes.
+/// Upper bounds of the duration histograms, in seconds: a publish takes about a millisecond; the kubelet
+/// gives up after two minutes.
 const BUCKETS: [f64; 12] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0, 120.0];
 
 /// How an operation ended.
@@ -81,9 +82,9 @@ pub struct Metrics {
     publish: Durations,
     unpublish: Durations,
     volumes: Family<VolumeLabels, Gauge>,
-    /// What each volume counts as and when its SVID ends: gauges over all volumes are made from it, under the same lock, so that
-    /// the last change is the one that shows. It is held for that alone; whoever holds the volumes' map may take it, and it
-    /// takes no other.
+    /// What each volume counts as and when its SVID ends: gauges over all volumes are made from it, under the
+    /// same lock, so that the last change is the one that shows. It is held for that alone; whoever holds the
+    /// volumes' map may take it, and it takes no other.
     known: Mutex<Volumes>,
     expiry: Seconds,
     overdue: Gauge,
@@ -356,7 +357,8 @@ impl Metrics {
         self.refused.get_or_create(&RefusedLabels { operation, kind }).inc();
     }
 
-    /// Where a volume stands now. `volume` is `<pod uid>/<volume name>`; it is counted once, whatever came before.
+    /// Where a volume stands now. `volume` is `<pod uid>/<volume name>`; it is counted once, whatever came
+    /// before.
     pub fn volume(&self, volume: &str, source: SourceLabel, state: VolumeState, svid: Option<Schedule>) {
         let new = Known { source, state, svid };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,10 @@
 //! Models of what runs side by side: the code that ships, under shuttle's scheduler.
 //!
-//! A model is one async function. Each task that it starts with [`task`] is one of shuttle's, which picks at random who
-//! goes on wherever a task waits and at each [`point`] (module `sync`). Sockets, timers and what the code itself starts
-//! with `tokio::spawn` belong to a tokio runtime that is one more task: it goes on when shuttle picks it, on a clock
-//! that moves only then, by [`MOMENT`]. A model that fails panics with the schedule; `SEED` makes each run the same.
+//! A model is one async function. Each task that it starts with [`task`] is one of shuttle's, which picks at
+//! random who goes on wherever a task waits and at each [`point`] (module `sync`). Sockets, timers and what
+//! the code itself starts with `tokio::spawn` belong to a tokio runtime that is one more task: it goes on
+//! when shuttle picks it, on a clock that moves only then, by [`MOMENT`]. A model that fails panics with the
+//! schedule; `SEED` makes each run the same.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -22,7 +23,8 @@ const SEED: u64 = 1;
 thread_local! {
     static EXPLORING: Cell<bool> = const { Cell::new(false) };
     static HELD: Cell<i32> = const { Cell::new(0) };
-    /// Tasks that have not ended: what the code itself has started may outlive the model, and its timers must not outlive theirs.
+    /// Tasks that have not ended: what the code itself has started may outlive the model, and its timers must
+    /// not outlive theirs.
     static LIVE: Cell<usize> = const { Cell::new(0) };
 }
 

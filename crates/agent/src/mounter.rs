@@ -1,11 +1,12 @@
 //! The agent's side of the protocol with the mounter (`seamount_mounter_protocol`).
 //!
-//! One connection, requests pipelined by id, a deadline for each. A reply counts only if it repeats its request and
-//! its descriptor is what the reply says (module `check`); else the descriptor is closed and the request fails. A
-//! mounter that was stopped answers late: by then the caller is gone and the descriptor is closed as well.
+//! One connection, requests pipelined by id, a deadline for each. A reply counts only if it repeats its
+//! request and its descriptor is what the reply says (module `check`); else the descriptor is closed and the
+//! request fails. A mounter that was stopped answers late: by then the caller is gone and the descriptor is
+//! closed as well.
 //!
-//! The connection is made again for as long as the agent lives. All operations are idempotent, so one that was in
-//! flight when the connection broke is simply asked again within its deadline.
+//! The connection is made again for as long as the agent lives. All operations are idempotent, so one that
+//! was in flight when the connection broke is simply asked again within its deadline.
 
 mod check;
 mod session;
@@ -218,8 +219,8 @@ pub struct Up {
 pub struct Client {
     socket: Arc<str>,
     link: watch::Receiver<Link>,
-    /// One list at a time: the mounter has one scan, and a second list would turn its pages. Held over `.await`s, by
-    /// nobody who holds it already, and given back when the caller is dropped.
+    /// One list at a time: the mounter has one scan, and a second list would turn its pages. Held over
+    /// `.await`s, by nobody who holds it already, and given back when the caller is dropped.
     listing: Arc<tokio::sync::Mutex<()>>,
     patience: Duration,
     superseded: CancellationToken,
@@ -252,8 +253,8 @@ impl Client {
         self.link.clone()
     }
 
-    /// Waits until the mounter says that a younger one takes over (a roll-out): whoever serves with its listeners has
-    /// to leave, so that the successor's agent is the only one.
+    /// Waits until the mounter says that a younger one takes over (a roll-out): whoever serves with its
+    /// listeners has to leave, so that the successor's agent is the only one.
     pub async fn superseded(&self) {
         self.superseded.cancelled().await;
     }
@@ -268,7 +269,8 @@ impl Client {
         }
     }
 
-    /// Asks, and waits for the answer at most as long as its patience, [`DEADLINE`] unless it was given another.
+    /// Asks, and waits for the answer at most as long as its patience, [`DEADLINE`] unless it was given
+    /// another.
     pub async fn call(&self, request: Request) -> Result<Answer, MounterError> {
         self.call_within(request, None, self.patience).await
     }
@@ -335,8 +337,8 @@ impl Client {
         listener(self.call(Request::RegistrationListener).await?, "RegistrationListener")
     }
 
-    /// Whether the names of the kubelet's two sockets still lead to the mounter's listeners; where they do not, it binds
-    /// them anew.
+    /// Whether the names of the kubelet's two sockets still lead to the mounter's listeners; where they do
+    /// not, it binds them anew.
     pub async fn in_place(&self, limit: Duration) -> Result<InPlace, MounterError> {
         let csi = self.call_within(Request::CsiListener, None, limit).await?;
         let [device, inode, _] = csi.reply.numbers;
@@ -358,15 +360,16 @@ impl Client {
         self.call(Request::State).await?.fd.ok_or_else(|| missing("State"))
     }
 
-    /// Makes the volume's directory and socket, or finds them; `None` where another driver's mount is there, which is
-    /// left alone.
+    /// Makes the volume's directory and socket, or finds them; `None` where another driver's mount is there,
+    /// which is left alone.
     pub async fn publish_identity(&self, volume: &Volume) -> Result<Option<Listener>, MounterError> {
         published(self.call(Request::PublishIdentity(volume.clone())).await?)
     }
 
-    /// [`Client::publish_identity`] for a volume that is served. A mounter that started since and does not have the
-    /// listener yet would bind another socket over the one that pods are connected to: unless the connection is the one
-    /// that is known to be `complete`, it gets the listener first, on the connection that then publishes.
+    /// [`Client::publish_identity`] for a volume that is served. A mounter that started since and does not
+    /// have the listener yet would bind another socket over the one that pods are connected to: unless the
+    /// connection is the one that is known to be `complete`, it gets the listener first, on the connection
+    /// that then publishes.
     pub async fn publish_served(
         &self,
         volume: &Volume,
@@ -425,8 +428,9 @@ impl Client {
         }
     }
 
-    /// All volumes of our driver on this node: as one mounter found them in one scan. Where the connection breaks in
-    /// between it begins anew, for the pages of another mounter, or of no scan, would be missing without a word.
+    /// All volumes of our driver on this node: as one mounter found them in one scan. Where the connection
+    /// breaks in between it begins anew, for the pages of another mounter, or of no scan, would be missing
+    /// without a word.
     pub async fn list(&self) -> Result<Vec<Found>, MounterError> {
         let _alone = self.listing.lock().await;
         let mut link = self.link.clone();
@@ -444,7 +448,8 @@ impl Client {
     /// The same on one connection; `None` where it broke. Each page has a deadline of its own.
     async fn list_on(&self, up: &Up, deadline: &mut Instant) -> Result<Option<Vec<Found>>, MounterError> {
         let mut all = Vec::new();
-        // The first has the mounter make the scan; the others are pages of it and need not wait for each other.
+        // The first has the mounter make the scan; the others are pages of it and need not wait for each
+        // other.
         let mut pages = 1;
         loop {
             let next = all.len() as u64;
@@ -464,8 +469,8 @@ impl Client {
         }
     }
 
-    /// Gives a listener to the mounter to keep. False where it keeps one for that place already, or where the name that the place
-    /// has leads to another one.
+    /// Gives a listener to the mounter to keep. False where it keeps one for that place already, or where the
+    /// name that the place has leads to another one.
     pub async fn store(
         &self,
         volume: Option<Volume>,
@@ -484,9 +489,10 @@ impl Client {
 
 /// Asks on this connection; `None` where it is gone.
 ///
-/// The queue's receiver lives in `session::serve` alone: a job is either sent there, and answered or dropped with it, or
-/// dropped here. Both ends of `answer` can go at any time; whoever is left sees it and closes what it holds. Whether the
-/// mounter has done what was asked is not known after a break or a deadline, which is why every operation may be repeated.
+/// The queue's receiver lives in `session::serve` alone: a job is either sent there, and answered or dropped
+/// with it, or dropped here. Both ends of `answer` can go at any time; whoever is left sees it and closes
+/// what it holds. Whether the mounter has done what was asked is not known after a break or a deadline, which
+/// is why every operation may be repeated.
 async fn ask(
     up: &Up,
     request: &Request,

@@ -1,7 +1,8 @@
 //! `seamount.node.v1`: what the agent says to whoever operates the node (`seamount node`).
 //!
-//! It is served on the CSI socket, beside CSI: that is there before the configuration is read, and only root may use it,
-//! so nothing more is open than before. The kubelet asks for services by name and never sees this one.
+//! It is served on the CSI socket, beside CSI: that is there before the configuration is read, and only root
+//! may use it, so nothing more is open than before. The kubelet asks for services by name and never sees this
+//! one.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,14 +1,15 @@
 //! A real uid of the agent's own, drawn at each start before anything else is done.
 //!
-//! The kernel counts by the real uid, over all containers of the node: epoll watches, descriptors in flight, pipe pages. A
-//! pod with the same one can use up what the agent needs. No `runAsUser` reaches a drawn one, and an image that names any
-//! uid in its `/etc/passwd` would have to guess it. Everything else, files and connections, has the effective uid.
+//! The kernel counts by the real uid, over all containers of the node: epoll watches, descriptors in flight,
+//! pipe pages. A pod with the same one can use up what the agent needs. No `runAsUser` reaches a drawn one,
+//! and an image that names any uid in its `/etc/passwd` would have to guess it. Everything else, files and
+//! connections, has the effective uid.
 
 use std::io;
 use std::ops::Range;
 
-/// No `runAsUser` is among these: it is an `int32`. Subordinate ids, as distributions hand them out, begin far below; the
-/// last ids have meanings of their own.
+/// No `runAsUser` is among these: it is an `int32`. Subordinate ids, as distributions hand them out, begin
+/// far below; the last ids have meanings of their own.
 pub const DRAWN: Range<u32> = 0xc000_0000..0xffff_0000;
 
 /// Why the agent has no uid of its own.
@@ -34,7 +35,8 @@ pub enum OwnUidError {
     },
 }
 
-/// Draws the real uid and becomes it, with `effective` for everything else. In the main thread, before there is another.
+/// Draws the real uid and becomes it, with `effective` for everything else. In the main thread, before there
+/// is another.
 ///
 /// # Errors
 /// Where this process may not, or a privilege would be left.

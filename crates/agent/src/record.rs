@@ -1,9 +1,10 @@
 //! What the state tmpfs holds: one record per volume, and one of the node.
 //!
-//! The frame, the same for all versions: magic `SMR\x01` · version u16 · kind u16 · generation u64 · length u32 · body ·
-//! SHA-256 over everything before it. Little-endian. Older versions are read ([`OLDEST`]). A record of a newer release is refused
-//! by name and left alone until the volume is published again: whoever goes back to an older release waits for the kubelet's
-//! republish, whoever returns before it has lost nothing. A damaged one is told apart from it by the checksum.
+//! The frame, the same for all versions: magic `SMR\x01` · version u16 · kind u16 · generation u64 · length
+//! u32 · body · SHA-256 over everything before it. Little-endian. Older versions are read ([`OLDEST`]). A
+//! record of a newer release is refused by name and left alone until the volume is published again: whoever
+//! goes back to an older release waits for the kubelet's republish, whoever returns before it has lost
+//! nothing. A damaged one is told apart from it by the checksum.
 
 mod codec;
 
@@ -30,10 +31,12 @@ pub enum VolumeSource {
     Directory,
 }
 
-/// What outlives the agent of one volume. It holds a token and a key: both are wiped on drop and hidden in `Debug`.
+/// What outlives the agent of one volume. It holds a token and a key: both are wiped on drop and hidden in
+/// `Debug`.
 ///
-/// An agent may have a predecessor that was hostile, so nothing in a record is believed: the pod's identity is what the token
-/// proves, and the SVID is compared with that. A field whose truth could not be proved would be of no use here.
+/// An agent may have a predecessor that was hostile, so nothing in a record is believed: the pod's identity
+/// is what the token proves, and the SVID is compared with that. A field whose truth could not be proved
+/// would be of no use here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// Raised with each write of this volume's record.
@@ -59,8 +62,8 @@ pub struct StoredSvid {
     pub key: Zeroizing<Vec<u8>>,
     /// Certificates, leaf first, DER one after the other.
     pub chain: Vec<u8>,
-    /// The own trust domain's roots that it was issued under, DER one after the other: an agent that comes back before
-    /// its authority goes on serving with them, and one whose root in memory is gone knows it.
+    /// The own trust domain's roots that it was issued under, DER one after the other: an agent that comes
+    /// back before its authority goes on serving with them, and one whose root in memory is gone knows it.
     pub roots: Vec<u8>,
     /// Start of validity.
     pub not_before: SystemTime,

@@ -1,9 +1,9 @@
 //! The kubelet's plugin registration v1, served by the agent itself (no registrar sidecar).
 //!
-//! The kubelet calls only when a registration socket appears or when it starts itself. An agent that came back on the
-//! kept listener is therefore not called again: what the kubelet said last is part of the recorded state, and
-//! liveness never depends on it. Where the kubelet has not said that the driver is registered, the socket appears again,
-//! and again (`run/offers.rs`).
+//! The kubelet calls only when a registration socket appears or when it starts itself. An agent that came
+//! back on the kept listener is therefore not called again: what the kubelet said last is part of the
+//! recorded state, and liveness never depends on it. Where the kubelet has not said that the driver is
+//! registered, the socket appears again, and again (`run/offers.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +20,9 @@ const RECORD: Duration = Duration::from_secs(3);
 
 /// The service.
 ///
-/// The kubelet's word goes out by one channel and comes back by another, and each keeps the last value alone: who answers waits
-/// for its own word, or for a later one that was recorded in its place until the time is up, and is answered in both cases.
+/// The kubelet's word goes out by one channel and comes back by another, and each keeps the last value alone:
+/// who answers waits for its own word, or for a later one that was recorded in its place until the time is
+/// up, and is answered in both cases.
 pub struct Service {
     driver: String,
     endpoint: String,
@@ -31,8 +32,9 @@ pub struct Service {
 }
 
 impl Service {
-    /// For this driver, whose CSI socket the kubelet finds at `endpoint`. That the kubelet asks is told to `asked`. What
-    /// it says goes to `registered`, and comes back through `recorded` once it would survive the agent.
+    /// For this driver, whose CSI socket the kubelet finds at `endpoint`. That the kubelet asks is told to
+    /// `asked`. What it says goes to `registered`, and comes back through `recorded` once it would survive
+    /// the agent.
     pub fn new(
         driver: String,
         endpoint: String,

@@ -1,8 +1,8 @@
 //! The agent's life: start, the connection to the mounter, and the stop.
 //!
-//! The order of the start: the kubelet's listeners come first and are served whatever the configuration says, so
-//! that no pod's deletion waits for a repair; records are read before the first request is answered, so that no
-//! publish takes a volume for a new one.
+//! The order of the start: the kubelet's listeners come first and are served whatever the configuration says,
+//! so that no pod's deletion waits for a repair; records are read before the first request is answered, so
+//! that no publish takes a volume for a new one.
 
 mod door;
 mod limits;
@@ -54,7 +54,8 @@ const PENDING: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(5);
 /// When the start is over: volumes are back and clients have connected again within half a second (N8).
 const STARTED: Duration = Duration::from_secs(10);
-/// How long to wait at most before what failed with a connected mounter is tried again; at first a sixteenth of it.
+/// How long to wait at most before what failed with a connected mounter is tried again; at first a sixteenth
+/// of it.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -99,8 +100,8 @@ async fn forget_start() {
     }
 }
 
-/// The whole agent inside somebody else's process, without a logger and signals of its own, until `stop`. With this
-/// patience for a request to the mounter.
+/// The whole agent inside somebody else's process, without a logger and signals of its own, until `stop`.
+/// With this patience for a request to the mounter.
 pub async fn live_until(
     args: Args,
     node_name: Option<String>,
@@ -219,7 +220,8 @@ async fn beat(shown: Shown, volumes: Arc<Volumes>, memory_limit: u64) {
     }
 }
 
-/// Health, whatever the configuration says. What is in the way is tried again: an agent without is restarted by the kubelet.
+/// Health, whatever the configuration says. What is in the way is tried again: an agent without is restarted
+/// by the kubelet.
 async fn show_health(socket: String, shown: Shown, cancel: CancellationToken) {
     if socket.is_empty() {
         return;
@@ -294,8 +296,8 @@ async fn show_at(address: Option<SocketAddr>, shown: &Shown, cancel: &Cancellati
 
 /// The identity source as a condition of readiness, and as a metric.
 ///
-/// Both channels are read after they were marked as seen, so a change that comes while this tells of the one before is seen by
-/// `changed` and told next; the last one is always told. Only this task tells.
+/// Both channels are read after they were marked as seen, so a change that comes while this tells of the one
+/// before is seen by `changed` and told next; the last one is always told. Only this task tells.
 async fn tell_source(volumes: Arc<Volumes>, live: Arc<Live>) {
     let (mut source, mut down) = (volumes.source(), volumes.pulse().down());
     loop {
@@ -389,9 +391,10 @@ impl House {
 
     /// Follows the connection to the mounter, and what the kubelet says, for ever.
     ///
-    /// One task, so nothing here is locked. A connection is marked as seen before it is attached to; if it breaks meanwhile, the
-    /// attempt fails or is followed by `changed`, and the next one has another number. What the kubelet says is sent by the
-    /// service, recorded here alone, and answered when `recorded` says so: neither can overtake the other.
+    /// One task, so nothing here is locked. A connection is marked as seen before it is attached to; if it
+    /// breaks meanwhile, the attempt fails or is followed by `changed`, and the next one has another number.
+    /// What the kubelet says is sent by the service, recorded here alone, and answered when `recorded` says
+    /// so: neither can overtake the other.
     async fn keep(&mut self) {
         let mut link = self.mounter.link();
         let mut registered = self.registered.subscribe();
@@ -482,8 +485,8 @@ impl House {
         Ok(())
     }
 
-    /// The listener to serve in the place of the one that is served; none where that is the right one. A mounter that
-    /// lost the listener gets it back first.
+    /// The listener to serve in the place of the one that is served; none where that is the right one. A
+    /// mounter that lost the listener gets it back first.
     async fn other_listener(&self, door: Option<&Door>, slot: u32) -> Result<Option<Listener>, MounterError> {
         if let Some(door) = door
             && self.mounter.store(None, slot, door.kept(), door.cookie()).await?

@@ -1,7 +1,8 @@
 //! Where identities come from now: the supervisor of the configured source.
 //!
-//! An authority that cannot be made (a missing Secret, say) makes the agent not ready; it is tried again, and it is
-//! made anew when the files it reads or its configuration change. Volumes that have an SVID go on with it.
+//! An authority that cannot be made (a missing Secret, say) makes the agent not ready; it is tried again, and
+//! it is made anew when the files it reads or its configuration change. Volumes that have an SVID go on with
+//! it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -42,7 +43,8 @@ pub enum Source {
     Directory,
 }
 
-/// What the embedded authority was made from. Not the rules for tokens: a root in memory must outlive their change.
+/// What the embedded authority was made from. Not the rules for tokens: a root in memory must outlive their
+/// change.
 #[derive(PartialEq, Eq)]
 struct Made {
     trust_domain: TrustDomain,
@@ -61,8 +63,8 @@ impl Made {
     }
 }
 
-/// Follows the configuration until cancelled. The only one who sends a source: whoever reads one has the last that was made, and
-/// an authority that somebody holds still lives until its last request has ended.
+/// Follows the configuration until cancelled. The only one who sends a source: whoever reads one has the last
+/// that was made, and an authority that somebody holds still lives until its last request has ended.
 pub async fn supervise(
     mut config: watch::Receiver<Option<Arc<Config>>>,
     source: watch::Sender<Source>,
@@ -93,7 +95,8 @@ pub async fn supervise(
     }
 }
 
-/// Makes the embedded authority, makes it anew where what it was made from has changed, and gives it the time.
+/// Makes the embedded authority, makes it anew where what it was made from has changed, and gives it the
+/// time.
 async fn embed(
     embedded: &mut Option<(Arc<Embedded>, Made)>,
     wanted: &AuthoritySource,

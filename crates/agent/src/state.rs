@@ -1,8 +1,8 @@
 //! The state tmpfs as a directory of records.
 //!
-//! Blocking calls: the directory is a tmpfs, a record takes microseconds. No fsync: a tmpfs has nothing to sync to, and a
-//! reboot is meant to empty it. Removal unlinks; nothing is overwritten first, because the pages of a `noswap` tmpfs go
-//! back to the kernel, which clears them before anybody else sees them.
+//! Blocking calls: the directory is a tmpfs, a record takes microseconds. No fsync: a tmpfs has nothing to
+//! sync to, and a reboot is meant to empty it. Removal unlinks; nothing is overwritten first, because the
+//! pages of a `noswap` tmpfs go back to the kernel, which clears them before anybody else sees them.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -120,17 +120,18 @@ pub struct Usage {
 
 /// The records, reached by a descriptor alone.
 ///
-/// Each call is a few system calls, and any thread may make it: a record appears, and takes the place of another, by rename(2)
-/// alone, and is never changed where it lies. Two writers of one record are kept apart by the volume's slot, so that the
-/// later one is the one that stays. A [`list`](Self::list) beside them leaves their temporary files alone.
+/// Each call is a few system calls, and any thread may make it: a record appears, and takes the place of
+/// another, by rename(2) alone, and is never changed where it lies. Two writers of one record are kept apart
+/// by the volume's slot, so that the later one is the one that stays. A [`list`](Self::list) beside them
+/// leaves their temporary files alone.
 pub struct StateDir {
     directory: OwnedFd,
 }
 
 /// How many files this process has begun. Relaxed: that no two are the same is all that is asked of it.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
-/// Marks this process's temporary files. Not the pid: in a container it is the same for the agent that is just being replaced, which
-/// may be writing into the same directory.
+/// Marks this process's temporary files. Not the pid: in a container it is the same for the agent that is
+/// just being replaced, which may be writing into the same directory.
 static MARK: LazyLock<String> =
     LazyLock::new(|| format!("{TEMPORARY}{:016x}-", RandomState::new().build_hasher().finish()));
 
@@ -152,7 +153,8 @@ impl StateDir {
         self.record(&file_name(pod, name))
     }
 
-    /// All volumes' records in the order of their names. What an earlier process left half written is removed.
+    /// All volumes' records in the order of their names. What an earlier process left half written is
+    /// removed.
     pub fn list(&self) -> Result<Vec<Found>, StateError> {
         let found = |name: String| {
             let record = self.record(&name).transpose()?;
@@ -161,7 +163,8 @@ impl StateDir {
         Ok(self.records()?.into_iter().filter_map(found).collect())
     }
 
-    /// The volumes that have a record and are not among these, at most so many. What cannot be used is told and passed over.
+    /// The volumes that have a record and are not among these, at most so many. What cannot be used is told
+    /// and passed over.
     pub fn others(&self, known: &[Volume], most: usize) -> Result<Vec<Volume>, StateError> {
         let known: HashSet<String> = known.iter().map(|v| file_name(&v.pod, &v.name)).collect();
         let mut left: Vec<_> = self.records()?.into_iter().filter(|name| !known.contains(name)).collect();
@@ -190,8 +193,8 @@ impl StateDir {
         Ok(volumes)
     }
 
-    /// The names of all records in order. What an earlier process left half written is removed, as far as that can be: one name
-    /// that stays must not keep the others from being read.
+    /// The names of all records in order. What an earlier process left half written is removed, as far as
+    /// that can be: one name that stays must not keep the others from being read.
     fn records(&self) -> Result<Vec<String>, StateError> {
         let (mut records, mut stay) = (Vec::new(), 0);
         for name in self.names()? {
@@ -296,7 +299,8 @@ impl StateDir {
         if size > MAX_RECORD {
             return Err(StateError::TooLong { name: name.to_owned(), length });
         }
-        // Records are replaced, never changed: the size holds. The buffer does not move, so it is wiped as a whole.
+        // Records are replaced, never changed: the size holds. The buffer does not move, so it is wiped as a
+        // whole.
         let mut bytes = Zeroizing::new(vec![0u8; size]);
         let mut filled = 0;
         while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -329,8 +333,8 @@ impl StateDir {
         Ok(names)
     }
 
-    /// Removes what has this name, whatever it is. A directory is put aside first: what is in it cannot be told, and need not be
-    /// gone for a record to take its place.
+    /// Removes what has this name, whatever it is. A directory is put aside first: what is in it cannot be
+    /// told, and need not be gone for a record to take its place.
     fn clear(&self, name: &str) -> Result<(), StateError> {
         match self.unlink(name) {
             Err(_) if self.is_directory(name) => {

@@ -1,8 +1,8 @@
 //! Locks and counters for what several tasks share: the standard library's.
 //!
-//! In tests each use of one is a point at which a model (module `model`) may let somebody else go on, so that the code
-//! that ships is what is explored. That is enough: what a lock guards changes only under it, so what others can see
-//! depends on the order of these points and of `.await`s alone.
+//! In tests each use of one is a point at which a model (module `model`) may let somebody else go on, so that
+//! the code that ships is what is explored. That is enough: what a lock guards changes only under it, so what
+//! others can see depends on the order of these points and of `.await`s alone.
 
 #[cfg(not(test))]
 pub(crate) use std::sync::{

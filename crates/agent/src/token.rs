@@ -1,5 +1,6 @@
-//! A pod's service-account token: the proof of who a pod is (everything else in a CSI request can be forged by the
-//! pod's author). Kubernetes projected tokens are JWS compact serialisations (RFC 7515 §7.1) of a JWT (RFC 7519).
+//! A pod's service-account token: the proof of who a pod is (everything else in a CSI request can be forged
+//! by the pod's author). Kubernetes projected tokens are JWS compact serialisations (RFC 7515 §7.1) of a JWT
+//! (RFC 7519).
 
 mod check;
 mod fetch;
@@ -55,8 +56,8 @@ impl DatedToken {
         Self { token, issued: claims.issued, expires: claims.expires }
     }
 
-    /// Whether it was issued after the other one. The kubelet repeats a token until it has a newer one, and what arrives
-    /// late must not take a newer one's place.
+    /// Whether it was issued after the other one. The kubelet repeats a token until it has a newer one, and
+    /// what arrives late must not take a newer one's place.
     pub fn is_newer_than(&self, other: &Self) -> bool {
         (self.issued, self.expires) > (other.issued, other.expires)
     }

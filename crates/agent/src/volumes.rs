@@ -1,8 +1,9 @@
 //! The volumes of this node: one entry each, from publish to unpublish.
 //!
-//! Publish and unpublish of one volume exclude each other, different volumes run side by side. A publish does not wait
-//! for the authority: the SVID is made behind it, and the pod's first stream waits. What is made late for an earlier
-//! incarnation of a volume is thrown away. An answer is given, and an SVID shown, only after its record is stored.
+//! Publish and unpublish of one volume exclude each other, different volumes run side by side. A publish does
+//! not wait for the authority: the SVID is made behind it, and the pod's first stream waits. What is made
+//! late for an earlier incarnation of a volume is thrown away. An answer is given, and an SVID shown, only
+//! after its record is stored.
 
 mod conflict;
 mod elsewhere;
@@ -53,7 +54,8 @@ use workshop::Workshop;
 
 /// How long stats and health wait for the mounter: they are asked for every volume every minute.
 const LOOK: Duration = Duration::from_secs(2);
-/// Certificates asked for at once. An authority in this process makes one after the other; another one takes its time.
+/// Certificates asked for at once. An authority in this process makes one after the other; another one takes
+/// its time.
 const SIGNING: usize = 4;
 
 /// Why a volume operation failed.
@@ -149,22 +151,22 @@ struct View {
     refresh: bool,
     /// What the decision over the record waits for; none: there is nothing to decide.
     unproved: Option<Awaits>,
-    /// Whether the source directory was recreated below a pod, which holds the dead one until it is restarted; the
-    /// mounter sees only the new one that it has bound since.
+    /// Whether the source directory was recreated below a pod, which holds the dead one until it is
+    /// restarted; the mounter sees only the new one that it has bound since.
     stale: bool,
     pod: Arc<str>,
     namespace: Arc<str>,
 }
 
-/// One incarnation of a volume: unpublish marks it as gone, and who comes after gets a new one. So what is made for it
-/// late cannot land on its successor.
+/// One incarnation of a volume: unpublish marks it as gone, and who comes after gets a new one. So what is
+/// made for it late cannot land on its successor.
 ///
-/// `slot` is written by whoever holds it, across `.await`s: publish, unpublish, restore, and the end of an attempt to get
-/// an SVID, which looks at `gone` first. `view` is written by the holder, and by the clock and the attempt without it;
-/// it is held for an instant and nothing is awaited or locked under it. `due` is set only while the slot has facts, and
-/// unpublish takes both away; an attempt that ends later leaves `due` alone where it is none. Locks are taken in the
-/// order `slot`, then one of `entries`, `view`, `unpublished`, `due`, the tenants', then `soonest`. Module
-/// `model` explores all of this.
+/// `slot` is written by whoever holds it, across `.await`s: publish, unpublish, restore, and the end of an
+/// attempt to get an SVID, which looks at `gone` first. `view` is written by the holder, and by the clock and
+/// the attempt without it; it is held for an instant and nothing is awaited or locked under it. `due` is set
+/// only while the slot has facts, and unpublish takes both away; an attempt that ends later leaves `due`
+/// alone where it is none. Locks are taken in the order `slot`, then one of `entries`, `view`, `unpublished`,
+/// `due`, the tenants', then `soonest`. Module `model` explores all of this.
 struct Entry {
     volume: Volume,
     slot: Arc<tokio::sync::Mutex<Slot>>,
@@ -222,10 +224,11 @@ pub struct Volumes {
     restored: AtomicBool,
     /// What was unpublished before that: a scan, or a record that was read, may be older.
     unpublished: Mutex<HashSet<Key>>,
-    /// Number of the connection whose mounter has every listener that is served. Stored (release) by the one task that attaches,
-    /// after `restore` or `reattach` on that connection; read (acquire) by a publish. A volume that is published meanwhile is
-    /// one that this mounter has bound itself, or is offered to it, for the number is still another one. A connection that
-    /// broke has a number that no later one has, so a number that is stored late is equal to nobody's.
+    /// Number of the connection whose mounter has every listener that is served. Stored (release) by the one
+    /// task that attaches, after `restore` or `reattach` on that connection; read (acquire) by a publish. A
+    /// volume that is published meanwhile is one that this mounter has bound itself, or is offered to it, for
+    /// the number is still another one. A connection that broke has a number that no later one has, so a
+    /// number that is stored late is equal to nobody's.
     complete: AtomicU64,
     source: watch::Receiver<Source>,
     prover: Arc<dyn Prover>,
@@ -442,8 +445,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// A listener for a volume that is not served. Where an unpublish has ended the one that the mounter keeps, and did not
-    /// reach the mounter, that is done first.
+    /// A listener for a volume that is not served. Where an unpublish has ended the one that the mounter
+    /// keeps, and did not reach the mounter, that is done first.
     async fn bound(&self, volume: &Volume) -> Result<Option<Listener>, MounterError> {
         match self.mounter.publish_identity(volume).await? {
             Some(kept) if kept.existing && serving::ended(&kept.fd) => {
@@ -508,8 +511,8 @@ impl Volumes {
         Served::Ready(Arc::new(Response::new(&[Arc::clone(&held.svid)], &bundles)))
     }
 
-    /// Takes a volume away: cuts every connection, wipes the record, removes what is on disk. Works for unknown
-    /// volumes and without state, authority or configuration.
+    /// Takes a volume away: cuts every connection, wipes the record, removes what is on disk. Works for
+    /// unknown volumes and without state, authority or configuration.
     pub async fn unpublish(&self, volume: &Volume) -> Result<(), VolumeError> {
         let _call = self.rush.call();
         let (entry, mut slot) = self.locked(volume).await;
@@ -536,8 +539,8 @@ impl Volumes {
             view.unproved = None;
         }
         let serving = slot.serving.take().inspect(Serving::finish);
-        // Record and connections go while the mounter works; the answer waits for all of it. A record that a crash leaves
-        // has no volume on disk and is wiped at the next start.
+        // Record and connections go while the mounter works; the answer waits for all of it. A record that a
+        // crash leaves has no volume on disk and is wiped at the next start.
         let gone = async {
             // Not before the mounter's request is on its way, in another task.
             tokio::task::yield_now().await;

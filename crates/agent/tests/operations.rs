@@ -1,5 +1,5 @@
-//! `docs/operations.md` has every warning and error that agent and mounter write, and no other; every reason of a
-//! volume's health; and every condition of readiness.
+//! `docs/operations.md` has every warning and error that agent and mounter write, and no other; every reason
+//! of a volume's health; and every condition of readiness.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -34,7 +34,8 @@ fn sources(directory: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
-/// The message of each `warn!`, `error!` and `event("warn" | "error", …)`: the first literal at the call's own level.
+/// The message of each `warn!`, `error!` and `event("warn" | "error", …)`: the first literal at the call's
+/// own level.
 fn messages(source: &str) -> Vec<String> {
     let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let mut out = Vec::new();

@@ -1,7 +1,7 @@
 //! `seamount api`: the Workload API for people, through the `spiffe` crate's client.
 //!
-//! Private keys are printed only with `--include-key`; `--write` always writes them, to files that only the caller
-//! can read.
+//! Private keys are printed only with `--include-key`; `--write` always writes them, to files that only the
+//! caller can read.
 
 mod failure;
 mod show;
@@ -36,8 +36,8 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// The Workload API's socket: a path, or a URI as in SPIFFE_ENDPOINT_SOCKET. Without it: SPIFFE_ENDPOINT_SOCKET,
-    /// else the usual mount paths.
+    /// The Workload API's socket: a path, or a URI as in SPIFFE_ENDPOINT_SOCKET. Without it:
+    /// SPIFFE_ENDPOINT_SOCKET, else the usual mount paths.
     #[arg(long, global = true, value_name = "SOCKET")]
     socket: Option<String>,
     /// text: for people; json: for programs; pem: certificates (and with --include-key private keys).
@@ -145,7 +145,8 @@ async fn connect(endpoint: &socket::Chosen) -> Result<WorkloadApiClient, Failure
         .map_err(|error| Failure::of(endpoint, error))
 }
 
-/// Prints updates until `count` of them came or the time is over. The latter is a failure if a count was given.
+/// Prints updates until `count` of them came or the time is over. The latter is a failure if a count was
+/// given.
 async fn watch(endpoint: &socket::Chosen, common: &Common, count: Option<u64>) -> anyhow::Result<()> {
     // A year is for ever, and does not overflow.
     let patience = common.timeout.unwrap_or(Duration::from_secs(365 * 24 * 3600));

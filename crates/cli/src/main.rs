@@ -1,4 +1,5 @@
-//! The command `seamount`: play manifests without a cluster, look at the Workload API, print the objects to install.
+//! The command `seamount`: play manifests without a cluster, look at the Workload API, print the objects to
+//! install.
 
 mod api;
 mod manifests;

@@ -49,14 +49,16 @@ pub struct Args {
     /// The Secret with the authority's root (tls.crt, tls.key), in the same namespace.
     #[arg(long, default_value = "seamount-authority")]
     authority_secret: String,
-    /// Bind-mount this directory of the node, with another provider's Workload API socket, instead of issuing identities.
+    /// Bind-mount this directory of the node, with another provider's Workload API socket, instead of issuing
+    /// identities.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["trust_domain", "id_template", "authority_secret", "issuer", "api_server", "svid_ttl", "ca_ttl", "generate_authority"])]
     source_directory: Option<String>,
     /// The agent's uid.
     #[arg(long, default_value_t = 64203)]
     agent_uid: u32,
-    /// Run the agent as that uid from its start, for clusters that refuse the capability SETUID. Without this the agent draws
-    /// a real uid that no other container can ask for; with it no other container on the nodes may have its uid.
+    /// Run the agent as that uid from its start, for clusters that refuse the capability SETUID. Without this
+    /// the agent draws a real uid that no other container can ask for; with it no other container on the
+    /// nodes may have its uid.
     #[arg(long)]
     fixed_uid: bool,
     /// The agent's gid.

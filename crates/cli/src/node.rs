@@ -1,7 +1,7 @@
 //! `seamount node`: what the agent and the mounter of this node are doing, and what is wrong with them.
 //!
-//! The agent is asked on its CSI socket, which only root may use (`seamount.node.v1`). `doctor` looks at the file system
-//! and at /proc as well, because it has to be of use when no process answers.
+//! The agent is asked on its CSI socket, which only root may use (`seamount.node.v1`). `doctor` looks at the
+//! file system and at /proc as well, because it has to be of use when no process answers.
 
 mod client;
 mod disk;
@@ -60,7 +60,8 @@ enum Command {
     Status,
     /// Every volume of the node with its pod, its identity and its health.
     Volumes,
-    /// Look for what is wrong, in order, and say what to do. Status: 0 nothing, 1 something, 2 could not look.
+    /// Look for what is wrong, in order, and say what to do. Status: 0 nothing, 1 something, 2 could not
+    /// look.
     Doctor,
 }
 
@@ -76,7 +77,8 @@ fn driver_name(text: &str) -> Result<String, String> {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// If the agent does not answer (except `doctor`, which says so among its findings), or the output cannot be written.
+/// If the agent does not answer (except `doctor`, which says so among its findings), or the output cannot be
+/// written.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

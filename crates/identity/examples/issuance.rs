@@ -1,5 +1,5 @@
-//! How many SVIDs the embedded authority issues per second of one core's time, end to end: key, request, proof
-//! of possession, certificate, and the checks of `X509Svid::new`.
+//! How many SVIDs the embedded authority issues per second of one core's time, end to end: key, request,
+//! proof of possession, certificate, and the checks of `X509Svid::new`.
 //!
 //! ```text
 //! cargo run --release -p seamount-identity --example issuance

@@ -122,8 +122,9 @@ pub trait Authority: Send + Sync + 'static {
         token: &'a str,
     ) -> BoxFuture<'a, Result<Vec<CertificateDer<'static>>, AuthorityError>>;
 
-    /// The same for a key that this process has made. An authority outside is sent a request, which proves that the asker
-    /// has the private key; one in this process sees it, and need not make and verify a signature for that.
+    /// The same for a key that this process has made. An authority outside is sent a request, which proves
+    /// that the asker has the private key; one in this process sees it, and need not make and verify a
+    /// signature for that.
     fn sign_key<'a>(
         &'a self,
         key: &'a NewKey,

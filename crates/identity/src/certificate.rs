@@ -60,8 +60,9 @@ pub(crate) fn split(mut der: &[u8], most: usize) -> Result<Vec<CertificateDer<'s
     Ok(found)
 }
 
-/// The rules for a leaf: X509-SVID §2 (ID, SAN), §4.1 (basic constraints), §4.3 (key usage), §4.4 (extended key
-/// usage), §5.2 (what a validator must reject). basicConstraints may be absent, which says the same as cA false.
+/// The rules for a leaf: X509-SVID §2 (ID, SAN), §4.1 (basic constraints), §4.3 (key usage), §4.4 (extended
+/// key usage), §5.2 (what a validator must reject). basicConstraints may be absent, which says the same as cA
+/// false.
 pub(crate) fn check_leaf(leaf: &X509Certificate<'_>) -> Result<SpiffeId, CertificateError> {
     check_extensions(leaf)?;
     let found = is_ca(leaf)?;
@@ -89,8 +90,8 @@ pub(crate) fn check_leaf(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Certifi
     Ok(id)
 }
 
-/// The rules for a signing certificate between leaf and root: X509-SVID §3.2, §4.1, §4.3. An ID is recommended,
-/// not demanded; if there is one, it is the trust domain's.
+/// The rules for a signing certificate between leaf and root: X509-SVID §3.2, §4.1, §4.3. An ID is
+/// recommended, not demanded; if there is one, it is the trust domain's.
 pub(crate) fn check_signing(
     signer: &X509Certificate<'_>,
     trust_domain: &TrustDomain,

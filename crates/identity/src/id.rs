@@ -2,8 +2,8 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-/// Longest SPIFFE ID in bytes that every implementation must support (SPIFFE-ID §2.3). Longer ones are refused,
-/// because somebody else might not be able to read them.
+/// Longest SPIFFE ID in bytes that every implementation must support (SPIFFE-ID §2.3). Longer ones are
+/// refused, because somebody else might not be able to read them.
 pub const MAX_ID_BYTES: usize = 2048;
 
 /// Longest trust domain name in bytes (SPIFFE-ID §2.1: the host part of a URI, RFC 3986 §3.2.2).
@@ -127,8 +127,8 @@ impl fmt::Debug for TrustDomain {
 
 const PREFIX: &str = "spiffe://";
 
-/// A SPIFFE ID, for example `spiffe://example.org/ns/shop/sa/cart` (SPIFFE-ID §2). Scheme and trust domain are
-/// in lower case.
+/// A SPIFFE ID, for example `spiffe://example.org/ns/shop/sa/cart` (SPIFFE-ID §2). Scheme and trust domain
+/// are in lower case.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     text: Arc<str>,

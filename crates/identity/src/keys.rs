@@ -13,7 +13,8 @@ use aws_lc_rs::{
 };
 use zeroize::Zeroizing;
 
-/// Kind and size of a key. P-256 is the default everywhere; RSA keys take a tenth of a second and more to make.
+/// Kind and size of a key. P-256 is the default everywhere; RSA keys take a tenth of a second and more to
+/// make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum KeyType {
     /// ECDSA on P-256 with SHA-256: `ec-p256`.

@@ -1,8 +1,8 @@
 //! SPIFFE identities: types that cannot hold an invalid value, the embedded authority, and the Workload API
 //! that is served in each volume.
 //!
-//! * [`SpiffeId`], [`TrustDomain`], [`X509Svid`], [`PrivateKey`], [`X509Bundle`], [`BundleSet`]: the documents
-//!   of the SPIFFE standards (SPIFFE-ID, X509-SVID, SPIFFE Trust Domain and Bundle).
+//! * [`SpiffeId`], [`TrustDomain`], [`X509Svid`], [`PrivateKey`], [`X509Bundle`], [`BundleSet`]: the
+//!   documents of the SPIFFE standards (SPIFFE-ID, X509-SVID, SPIFFE Trust Domain and Bundle).
 //! * [`authority`]: who signs. [`authority::Embedded`] keeps a root and an intermediate in this process.
 //! * [`rotation`]: when an SVID is to be replaced.
 //! * [`workload_api`]: the SPIFFE Workload API on one Unix socket.

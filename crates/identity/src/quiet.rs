@@ -1,10 +1,10 @@
 //! A Unix stream that nobody is woken for when its other end has read.
 //!
-//! tokio waits for reading and writing at once, with edges. The kernel reports a Unix socket as writable each time that
-//! its other end takes something out of it, so that every answer is followed by a wake-up in which there is nothing to
-//! do: a context switch, and on a virtual machine an interrupt to the other processor, 10 to 30 µs of 500. A call's answer
-//! practically always fits into the socket's buffer (200 KB), so that this waits for reading only, and for
-//! writing as well while it does not fit.
+//! tokio waits for reading and writing at once, with edges. The kernel reports a Unix socket as writable each
+//! time that its other end takes something out of it, so that every answer is followed by a wake-up in which
+//! there is nothing to do: a context switch, and on a virtual machine an interrupt to the other processor, 10
+//! to 30 µs of 500. A call's answer practically always fits into the socket's buffer (200 KB), so that this
+//! waits for reading only, and for writing as well while it does not fit.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -23,7 +23,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 
-/// The stream; closed on drop. One descriptor at any time: a client that never reads costs no more than another.
+/// The stream; closed on drop. One descriptor at any time: a client that never reads costs no more than
+/// another.
 #[derive(Debug)]
 pub struct Quiet {
     /// None after the kernel has refused to watch it in another way, which ends the connection.
@@ -73,8 +74,8 @@ impl Quiet {
         if self.wary { unread(stream.into_inner()) } else { None }
     }
 
-    /// Watches in another way from now on. The new watch reports at once what there is to read; whoever waits for that looks
-    /// again, and waits there.
+    /// Watches in another way from now on. The new watch reports at once what there is to read; whoever waits
+    /// for that looks again, and waits there.
     fn watch_full(&mut self, full: bool) -> io::Result<()> {
         let interest = if full { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         self.full = full;
@@ -140,8 +141,8 @@ impl AsyncRead for Quiet {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(e) => return Poll::Ready(Err(e.into())),
                 Ok(got) => {
-                    // Less than there was room for: the socket is empty (epoll(7), question 9), which spares the
-                    // attempt that would find out. Not at the end, which is not reported twice.
+                    // Less than there was room for: the socket is empty (epoll(7), question 9), which spares
+                    // the attempt that would find out. Not at the end, which is not reported twice.
                     if 0 < got && got < wanted {
                         ready.clear_ready();
                     }

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 /// The moment at which to rotate: half of the lifetime, moved by up to ± 10 % of that half, so that the SVIDs
 /// of a node that were issued together are not renewed together (as SPIRE's agent does it).
 ///
-/// `jitter` is 0..1 (0: earliest, 0.5: half-life exactly, 1: latest); what is outside is clamped. The result is
-/// on the wall clock, which goes on in suspend. A lifetime that is not positive is due at once.
+/// `jitter` is 0..1 (0: earliest, 0.5: half-life exactly, 1: latest); what is outside is clamped. The result
+/// is on the wall clock, which goes on in suspend. A lifetime that is not positive is due at once.
 pub fn due(not_before: SystemTime, not_after: SystemTime, jitter: f64) -> SystemTime {
     let lifetime = not_after.duration_since(not_before).unwrap_or(Duration::ZERO);
     let jitter = if jitter.is_nan() { 0.5 } else { jitter.clamp(0.0, 1.0) };

@@ -109,7 +109,8 @@ impl X509Svid {
         Self { id, chain, key, not_before, not_after, serial }
     }
 
-    /// As [`new`](Self::new), from the certificates' DER one after the other, as the Workload API carries them.
+    /// As [`new`](Self::new), from the certificates' DER one after the other, as the Workload API carries
+    /// them.
     pub fn parse(chain_der: &[u8], key: PrivateKey) -> Result<Self, SvidError> {
         Self::new(certificate::split(chain_der, MAX_CHAIN)?, key)
     }
@@ -150,8 +151,8 @@ impl X509Svid {
         self.not_after
     }
 
-    /// When the certificate that signed the leaf is valid, from and until; none where that is the root, which is not in
-    /// the chain.
+    /// When the certificate that signed the leaf is valid, from and until; none where that is the root, which
+    /// is not in the chain.
     pub fn issuer_validity(&self) -> Option<(SystemTime, SystemTime)> {
         let der = self.chain.get(1)?;
         certificate::parse(der, 1).ok().map(|issuer| certificate::validity(&issuer))
@@ -190,8 +191,8 @@ impl Parts {
     }
 }
 
-/// Validates a peer's chain, leaf first, against the bundle of its trust domain at `now` and says who the peer
-/// is (X509-SVID §5).
+/// Validates a peer's chain, leaf first, against the bundle of its trust domain at `now` and says who the
+/// peer is (X509-SVID §5).
 pub fn verify_chain(
     chain: &[CertificateDer<'_>],
     bundle: &X509Bundle,

@@ -1,13 +1,14 @@
 //! Takes the `:authority` out of HTTP/2 requests on Unix sockets.
 //!
-//! gRPC's C core (Python, C++, Ruby, …) and grpc-go when it dials by path, as the kubelet does for the registration socket,
-//! make the authority of the socket's path: `:authority: %2Fvar%2Flib%2F…`. The `http` crate takes no percent sign in a host, so
-//! h2 answers with RST_STREAM, and it has no switch for that. On a Unix socket an authority says nothing, so its value is
-//! overwritten on the way in.
+//! gRPC's C core (Python, C++, Ruby, …) and grpc-go when it dials by path, as the kubelet does for the
+//! registration socket, make the authority of the socket's path: `:authority: %2Fvar%2Flib%2F…`. The `http`
+//! crate takes no percent sign in a host, so h2 answers with RST_STREAM, and it has no switch for that. On a
+//! Unix socket an authority says nothing, so its value is overwritten on the way in.
 //!
-//! The value is replaced by one of the same encoded length and without Huffman coding (RFC 7541, 5.2), so that neither the
-//! frame's length nor any other byte changes. h2's dynamic table then counts the entry as smaller than the kubelet's does,
-//! which only lets it keep entries longer (RFC 7541, 4.1 and 4.4); nobody refers to those.
+//! The value is replaced by one of the same encoded length and without Huffman coding (RFC 7541, 5.2), so
+//! that neither the frame's length nor any other byte changes. h2's dynamic table then counts the entry as
+//! smaller than the kubelet's does, which only lets it keep entries longer (RFC 7541, 4.1 and 4.4); nobody
+//! refers to those.
 
 use std::io;
 use std::pin::Pin;
@@ -40,8 +41,9 @@ pub struct WithoutAuthority<S> {
     reads: u8,
 }
 
-/// So many reads of 4 KB follow each other; then everybody else has a turn. tokio would grant 128, which are 37,000 of the
-/// shortest frames that h2 neither limits nor answers: milliseconds for each of a pod's 64 connections, in the kubelet's way.
+/// So many reads of 4 KB follow each other; then everybody else has a turn. tokio would grant 128, which are
+/// 37,000 of the shortest frames that h2 neither limits nor answers: milliseconds for each of a pod's 64
+/// connections, in the kubelet's way.
 const TURN: u8 = 8;
 
 impl<S> WithoutAuthority<S> {

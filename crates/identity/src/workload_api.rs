@@ -1,14 +1,14 @@
 //! The SPIFFE Workload API on one Unix socket (SPIFFE Workload Endpoint and Workload API standards).
 //!
 //! Whoever connects is the pod of the volume that holds the socket (Workload Endpoint §5), so there is one
-//! [`serve`] per volume and nobody is attested here. FetchX509SVID and FetchX509Bundles are served, gRPC health
-//! v1 and server reflection v1 and v1alpha too; the JWT methods answer `Unimplemented`.
+//! [`serve`] per volume and nobody is attested here. FetchX509SVID and FetchX509Bundles are served, gRPC
+//! health v1 and server reflection v1 and v1alpha too; the JWT methods answer `Unimplemented`.
 //!
-//! HTTP/2 is hyper's, directly per connection, and responses are bytes that were encoded once and are shared by
-//! all streams: memory per open stream is what this is about. Everything a client can make grow has a bound:
-//! connections, streams, header lists, request messages, what is buffered for a client that does not read (one
-//! response), the bytes that are read in a second, and the time that a connection may live without asking
-//! anything. What is counted is counted for all sockets of a pod together ([`Tenant`]).
+//! HTTP/2 is hyper's, directly per connection, and responses are bytes that were encoded once and are shared
+//! by all streams: memory per open stream is what this is about. Everything a client can make grow has a
+//! bound: connections, streams, header lists, request messages, what is buffered for a client that does not
+//! read (one response), the bytes that are read in a second, and the time that a connection may live without
+//! asking anything. What is counted is counted for all sockets of a pod together ([`Tenant`]).
 
 use std::{fmt, io, os::unix::net::UnixListener as StdListener, sync::Arc, time::Duration};
 
@@ -31,8 +31,9 @@ pub use tenant::{Limits, Node, Tenant};
 /// What a volume's streams see now (sent through a [`watch`]).
 ///
 /// A stream that was already answered ends only by [`Denied`](Self::Denied) or when the sender goes: what was
-/// issued stays good until it expires, so neither `Pending` nor `Unavailable` takes it away. Send `Unavailable`
-/// when there is nothing valid to serve to new streams, not when an SVID merely cannot be renewed.
+/// issued stays good until it expires, so neither `Pending` nor `Unavailable` takes it away. Send
+/// `Unavailable` when there is nothing valid to serve to new streams, not when an SVID merely cannot be
+/// renewed.
 #[derive(Debug, Clone, Default)]
 pub enum Served {
     /// Not known yet: new streams wait, and get `Unavailable` when the pending timeout has passed.
@@ -53,8 +54,8 @@ pub trait Observer: Send + Sync {
     /// A FetchX509SVID or FetchX509Bundles stream was answered with data (+1) or ended (-1).
     fn stream(&self, delta: i64);
     /// Something was refused; `why` is one of a small fixed set: `accept`, `connections`, `node connections`,
-    /// `streams`,
-    /// `reflection`, `memory`, `idle`, `http`, `security header`, `method`, `request`, `pending`, `unavailable`, `denied`.
+    /// `streams`, `reflection`, `memory`, `idle`, `http`, `security header`, `method`, `request`, `pending`,
+    /// `unavailable`, `denied`.
     fn refused(&self, why: &'static str);
     /// Something waits because its tenant is over its rate: a connection is not read, or a socket takes none
     /// in.
@@ -71,12 +72,13 @@ impl Observer for Unobserved {
     fn refused(&self, _why: &'static str) {}
 }
 
-/// Serves the Workload API on `listener` until `cancel`, and returns when every connection is closed and every
-/// stream gone. Cancelling cuts the connections at once, without a goodbye. Dropping the future cuts them too, and so
-/// does shutdown(2) of the listener through any copy of it: nobody can connect to such a socket ever again.
+/// Serves the Workload API on `listener` until `cancel`, and returns when every connection is closed and
+/// every stream gone. Cancelling cuts the connections at once, without a goodbye. Dropping the future cuts
+/// them too, and so does shutdown(2) of the listener through any copy of it: nobody can connect to such a
+/// socket ever again.
 ///
-/// `pending_timeout` is how long a stream waits while [`Served::Pending`]. Errors of `accept` (descriptors used
-/// up) are waited out.
+/// `pending_timeout` is how long a stream waits while [`Served::Pending`]. Errors of `accept` (descriptors
+/// used up) are waited out.
 pub async fn serve(
     listener: UnixListener,
     served: watch::Receiver<Served>,
@@ -105,8 +107,8 @@ pub async fn serve(
 /// # Errors
 /// Where the kernel cannot watch one more descriptor.
 ///
-/// No `async fn`: a volume's idle task is as large as what its future captures, and that of another future inside would hold
-/// all of it twice.
+/// No `async fn`: a volume's idle task is as large as what its future captures, and that of another future
+/// inside would hold all of it twice.
 pub fn serve_within(
     listener: StdListener,
     served: watch::Receiver<Served>,

@@ -1,5 +1,5 @@
-//! When the process runs out of descriptors, accepting pauses instead of spinning or ending, and goes on as soon
-//! as there are some. Alone in its process, because it uses all of them up.
+//! When the process runs out of descriptors, accepting pauses instead of spinning or ending, and goes on as
+//! soon as there are some. Alone in its process, because it uses all of them up.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

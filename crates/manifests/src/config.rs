@@ -130,7 +130,8 @@ pub(crate) fn agent_yaml(options: &Options) -> Result<String, crate::Error> {
                 },
             },
         }),
-        // The pod has a network namespace of its own. IPv4 as well, and IPv4 alone where the kernel has no IPv6.
+        // The pod has a network namespace of its own. IPv4 as well, and IPv4 alone where the kernel has no
+        // IPv6.
         http: Http { address: format!("[::]:{}", options.http_port) },
         log: Log { format: &options.log_format, level: &options.log_level },
     };

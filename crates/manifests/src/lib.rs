@@ -9,10 +9,10 @@
 //! # Ok::<(), seamount_manifests::Error>(())
 //! ```
 //!
-//! Seamount asks for no right on the Kubernetes API. The one thing that the agent reads there, the keys that sign service
-//! account tokens (`GET /openid/v1/jwks`), is granted to every service account by Kubernetes itself
-//! (ClusterRole `system:service-account-issuer-discovery`, bound to the group `system:serviceaccounts`). OpenShift
-//! additionally needs the right to use one SecurityContextConstraints.
+//! Seamount asks for no right on the Kubernetes API. The one thing that the agent reads there, the keys that
+//! sign service account tokens (`GET /openid/v1/jwks`), is granted to every service account by Kubernetes
+//! itself (ClusterRole `system:service-account-issuer-discovery`, bound to the group
+//! `system:serviceaccounts`). OpenShift additionally needs the right to use one SecurityContextConstraints.
 
 mod authority;
 mod config;
@@ -30,7 +30,8 @@ pub use yaml::to_yaml;
 
 /// Name of the ConfigMap with the agent's configuration.
 pub const CONFIG_MAP: &str = "seamount-agent";
-/// Name of the DaemonSet, of its ServiceAccount and NetworkPolicy and, on OpenShift, of its SecurityContextConstraints.
+/// Name of the DaemonSet, of its ServiceAccount and NetworkPolicy and, on OpenShift, of its
+/// SecurityContextConstraints.
 pub const NODE: &str = "seamount-node";
 
 /// Why there are no objects, or no YAML of them.
@@ -98,8 +99,8 @@ impl Object {
 
 /// All objects of an installation, in the order in which they have to be created.
 ///
-/// The Secret with the authority's root is not among them: printing these again must never make a new root. See
-/// [`authority_secret`].
+/// The Secret with the authority's root is not among them: printing these again must never make a new root.
+/// See [`authority_secret`].
 pub fn objects(options: &Options) -> Result<Vec<Object>, Error> {
     options.check()?;
     let mut list = vec![

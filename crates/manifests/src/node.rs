@@ -27,15 +27,16 @@ const SOURCE_DIRECTORY: &str = "/source";
 
 /// The DaemonSet.
 pub(crate) fn daemon_set(options: &Options) -> Result<Object, Error> {
-    // The annotation pins our SecurityContextConstraints; another with a higher priority would change the pod.
+    // The annotation pins our SecurityContextConstraints; another with a higher priority would change the
+    // pod.
     let annotations = (options.environment == Environment::OpenShift)
         .then(|| text_map([("openshift.io/required-scc", NODE)]));
     let object = DaemonSet {
         metadata: metadata(options, NODE),
         spec: Some(DaemonSetSpec {
             selector: LabelSelector { match_labels: Some(labels()), ..LabelSelector::default() },
-            // One node at a time. The new pod's mounter takes over from the old one's as soon as its agent runs, so no
-            // socket is ever without a process that has it open.
+            // One node at a time. The new pod's mounter takes over from the old one's as soon as its agent
+            // runs, so no socket is ever without a process that has it open.
             update_strategy: Some(DaemonSetUpdateStrategy {
                 type_: Some("RollingUpdate".to_owned()),
                 rolling_update: Some(RollingUpdateDaemonSet {
@@ -108,8 +109,8 @@ fn mounter(options: &Options) -> Container {
     ];
     let mut mounts = vec![
         VolumeMount {
-            // Kubernetes allows this to privileged containers alone. It carries the volumes that need a mount, and the
-            // state's tmpfs, to the node, where they outlive this pod.
+            // Kubernetes allows this to privileged containers alone. It carries the volumes that need a
+            // mount, and the state's tmpfs, to the node, where they outlive this pod.
             mount_propagation: Some("Bidirectional".to_owned()),
             ..mount("kubelet", &options.kubelet_root)
         },
@@ -133,10 +134,12 @@ fn mounter(options: &Options) -> Container {
         args: Some(args),
         security_context: Some(SecurityContext {
             privileged: Some(true),
-            // No `runAsUser`: the image names no user, which is root. Where all containers name the same one, the kubelet makes the
-            // projected token readable for that one alone, and the agent has another by then.
+            // No `runAsUser`: the image names no user, which is root. Where all containers name the same one,
+            // the kubelet makes the projected token readable for that one alone, and the agent has another by
+            // then.
             read_only_root_filesystem: Some(true),
-            // Without a level a runtime picks two categories for it, and the sockets that it makes would have them too.
+            // Without a level a runtime picks two categories for it, and the sockets that it makes would have
+            // them too.
             se_linux_options: Some(SELinuxOptions {
                 type_: Some("spc_t".to_owned()),
                 level: Some("s0".to_owned()),
@@ -164,8 +167,8 @@ fn agent(options: &Options) -> Container {
     }
     let mut args = vec![
         format!("--config={CONFIG_DIRECTORY}/{CONFIG_FILE}"),
-        // What this pod mounts and what its mounter is told: the file cannot change that alone. On the command line, so that
-        // volumes can be removed whatever the file says.
+        // What this pod mounts and what its mounter is told: the file cannot change that alone. On the
+        // command line, so that volumes can be removed whatever the file says.
         format!("--mounter-socket={MOUNTER_SOCKET}"),
         format!("--kubelet-root={}", options.kubelet_root),
         format!("--driver-name={}", options.driver_name),
@@ -197,8 +200,8 @@ fn agent(options: &Options) -> Container {
             ..ContainerPort::default()
         }]),
         security_context: Some(SecurityContext {
-            // Root only until it has drawn a real uid, which no `runAsUser` reaches: the kernel counts epoll watches and
-            // descriptors in flight by it, over all containers. SETUID goes with that.
+            // Root only until it has drawn a real uid, which no `runAsUser` reaches: the kernel counts epoll
+            // watches and descriptors in flight by it, over all containers. SETUID goes with that.
             run_as_user: Some(if options.fixed_uid { options.agent_uid.into() } else { 0 }),
             run_as_group: Some(i64::from(options.agent_gid)),
             run_as_non_root: options.fixed_uid.then_some(true),
@@ -248,8 +251,8 @@ fn volumes(options: &Options) -> Vec<Volume> {
             ..volume("health")
         },
         Volume {
-            // Optional, and so are those below: what is missing makes the agent not ready, never absent, because
-            // volumes have to be removed all the same.
+            // Optional, and so are those below: what is missing makes the agent not ready, never absent,
+            // because volumes have to be removed all the same.
             config_map: Some(ConfigMapVolumeSource {
                 name: CONFIG_MAP.to_owned(),
                 optional: Some(true),
@@ -265,7 +268,8 @@ fn volumes(options: &Options) -> Vec<Volume> {
                 secret: Some(SecretVolumeSource {
                     secret_name: Some(secret.clone()),
                     optional: Some(true),
-                    // For the agent's uid; on the node the directory lies below the kubelet's own, which is root's alone.
+                    // For the agent's uid; on the node the directory lies below the kubelet's own, which is
+                    // root's alone.
                     default_mode: Some(0o444),
                     ..SecretVolumeSource::default()
                 }),
@@ -340,7 +344,8 @@ fn requests(cpu: &str, memory: &str) -> ResourceRequirements {
     }
 }
 
-/// The agent's program asks the running agent over a Unix socket: no network is needed, and no pod can keep it out.
+/// The agent's program asks the running agent over a Unix socket: no network is needed, and no pod can keep
+/// it out.
 fn probe(what: &str, period: i32, failures: i32) -> Probe {
     Probe {
         exec: Some(ExecAction {

@@ -1,11 +1,13 @@
-//! What OpenShift needs beside: one SecurityContextConstraints and the right to use it, for our ServiceAccount alone.
+//! What OpenShift needs beside: one SecurityContextConstraints and the right to use it, for our
+//! ServiceAccount alone.
 
 use serde_json::json;
 
 use crate::options::{Options, Source};
 use crate::{NODE, Object};
 
-/// SecurityContextConstraints, and a Role and a RoleBinding to use it. As JSON: k8s-openapi has no OpenShift types.
+/// SecurityContextConstraints, and a Role and a RoleBinding to use it. As JSON: k8s-openapi has no OpenShift
+/// types.
 pub(crate) fn objects(options: &Options) -> Vec<Object> {
     let labels = crate::shared::labels();
     let mut volumes = vec!["configMap", "emptyDir", "hostPath"];

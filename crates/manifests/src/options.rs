@@ -54,8 +54,8 @@ pub enum Source {
     },
     /// A directory of the node with another provider's Workload API socket, as the SPIFFE CSI driver does it.
     Directory {
-        /// The directory on the node, such as `/run/spire/agent-sockets`. Its parent is mounted, because a mount of the
-        /// directory itself would keep showing the old one after it is recreated.
+        /// The directory on the node, such as `/run/spire/agent-sockets`. Its parent is mounted, because a
+        /// mount of the directory itself would keep showing the old one after it is recreated.
         host_path: String,
     },
 }
@@ -71,8 +71,8 @@ pub struct Options {
     pub namespace: String,
     /// The CSI driver's name, which pods write into `volumes[].csi.driver`.
     pub driver_name: String,
-    /// The SPIFFE trust domain, such as `example.org`; of no use with the source `directory`, as are the template, the
-    /// issuers, the API server and both lifetimes below.
+    /// The SPIFFE trust domain, such as `example.org`; of no use with the source `directory`, as are the
+    /// template, the issuers, the API server and both lifetimes below.
     pub trust_domain: String,
     /// The SPIFFE ID's template.
     pub id_template: String,
@@ -86,8 +86,9 @@ pub struct Options {
     pub source: Source,
     /// The agent's uid, as files and the mounter see it.
     pub agent_uid: u32,
-    /// Whether it is the real one, too. Else the agent starts as root with the capability SETUID alone and draws a real uid
-    /// that no other container can ask for: the kernel counts epoll watches and descriptors in flight by it.
+    /// Whether it is the real one, too. Else the agent starts as root with the capability SETUID alone and
+    /// draws a real uid that no other container can ask for: the kernel counts epoll watches and descriptors
+    /// in flight by it.
     pub fixed_uid: bool,
     /// The agent's gid.
     pub agent_gid: u32,

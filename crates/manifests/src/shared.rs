@@ -41,7 +41,8 @@ pub(crate) fn metadata(options: &Options, name: &str) -> ObjectMeta {
     }
 }
 
-/// The namespace. Enforcing less than `privileged` would refuse the mounter; the two others would only warn at each roll.
+/// The namespace. Enforcing less than `privileged` would refuse the mounter; the two others would only warn
+/// at each roll.
 pub(crate) fn namespace(options: &Options) -> Result<Object, Error> {
     let mut labels = labels();
     for mode in ["enforce", "audit", "warn"] {
@@ -49,7 +50,8 @@ pub(crate) fn namespace(options: &Options) -> Result<Object, Error> {
     }
     let mut annotations = None;
     if options.environment == Environment::OpenShift {
-        // Without these OpenShift rewrites the labels above, and a default node selector keeps us off some nodes.
+        // Without these OpenShift rewrites the labels above, and a default node selector keeps us off some
+        // nodes.
         labels.insert("security.openshift.io/scc.podSecurityLabelSync".to_owned(), "false".to_owned());
         annotations = Some(text_map([("openshift.io/node-selector", "")]));
     }
@@ -108,8 +110,9 @@ pub(crate) fn config_map(options: &Options) -> Result<Object, Error> {
     Object::from_typed("the ConfigMap", &object)
 }
 
-/// Who may connect to the pods of the DaemonSet: the monitoring to the metrics, and nothing else to anything. They have no host
-/// network, to which no policy applies. What they connect to themselves (the API server) is not limited.
+/// Who may connect to the pods of the DaemonSet: the monitoring to the metrics, and nothing else to anything.
+/// They have no host network, to which no policy applies. What they connect to themselves (the API server) is
+/// not limited.
 pub(crate) fn network_policy(options: &Options) -> Result<Object, Error> {
     let from = |namespace: &String| NetworkPolicyIngressRule {
         from: Some(vec![NetworkPolicyPeer {

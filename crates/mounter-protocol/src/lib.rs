@@ -40,20 +40,20 @@ const TEXT: usize = 287;
 /// What the agent may ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// First request on every connection. Reply: [`flag::IDMAP`], [`flag::NOSWAP`], `numbers[0]` = descriptor limit,
-    /// `numbers[1]` = microseconds since the mounter started, text = build.
+    /// First request on every connection. Reply: [`flag::IDMAP`], [`flag::NOSWAP`], `numbers[0]` = descriptor
+    /// limit, `numbers[1]` = microseconds since the mounter started, text = build.
     Hello,
-    /// The CSI listener, made or (with [`flag::EXISTING`]) the one that is kept. It is made anew where its name leads
-    /// to it no more. Reply: descriptor, cookie; `numbers` = device and inode of the state tmpfs, zeros where none is
-    /// mounted. `Busy` where the name leads to another process.
+    /// The CSI listener, made or (with [`flag::EXISTING`]) the one that is kept. It is made anew where its
+    /// name leads to it no more. Reply: descriptor, cookie; `numbers` = device and inode of the state tmpfs,
+    /// zeros where none is mounted. `Busy` where the name leads to another process.
     CsiListener,
     /// The kubelet registration listener; as [`Request::CsiListener`].
     RegistrationListener,
     /// A directory descriptor of the state tmpfs, writable by the agent's uid. Reply: descriptor.
     State,
-    /// A plain directory with a listening socket in it. Idempotent. Reply: descriptor of the listener, cookie,
-    /// [`flag::EXISTING`] where the listener was kept, else it was bound now. [`flag::FOREIGN`] and no descriptor
-    /// where a mount is there: nothing was changed.
+    /// A plain directory with a listening socket in it. Idempotent. Reply: descriptor of the listener,
+    /// cookie, [`flag::EXISTING`] where the listener was kept, else it was bound now. [`flag::FOREIGN`] and
+    /// no descriptor where a mount is there: nothing was changed.
     PublishIdentity(Volume),
     /// A tmpfs; idempotent. Reply: directory descriptor of a detached clone, writable by the agent's uid.
     /// [`Request::Settle`] is due for what is written there.
@@ -65,17 +65,17 @@ pub enum Request {
         /// Size limit in bytes.
         size: u64,
     },
-    /// Gives the files below the tmpfs volume's directory `version` to root and the volume's group. Refuses files
-    /// with a mode above 0777.
+    /// Gives the files below the tmpfs volume's directory `version` to root and the volume's group. Refuses
+    /// files with a mode above 0777.
     Settle {
         /// Which volume.
         volume: Volume,
         /// A path in the volume; what is outside cannot be reached by it.
         version: String,
     },
-    /// A bind mount of the mounter's configured source directory; idempotent.
-    /// [`flag::FOREIGN`] where another driver's mount is there already: nothing was changed. [`flag::STALE`] where the
-    /// source had been recreated: it is bound anew for containers that start later, while running ones keep the dead
+    /// A bind mount of the mounter's configured source directory; idempotent. [`flag::FOREIGN`] where another
+    /// driver's mount is there already: nothing was changed. [`flag::STALE`] where the source had been
+    /// recreated: it is bound anew for containers that start later, while running ones keep the dead
     /// directory (and `Inspect` then sees the new one: remember it).
     PublishDirectory(Volume),
     /// Closes the kept listener and removes everything at the target path. Idempotent.
@@ -84,8 +84,9 @@ pub enum Request {
     /// [`flag::SUBPATH`] the text has the containers.
     Inspect(Volume),
     /// The volume number `cursor` of the scan that cursor 0 makes. Reply: the volume echoed is the one found;
-    /// flags from [`flag`], cookie and descriptor of a kept listener, `numbers` = bytes, inodes, mounts stacked
-    /// (`Inspect`: 0 or 1). `NotFound` ends the list. An orphan without `vol_data.json` has the volume id `orphan`.
+    /// flags from [`flag`], cookie and descriptor of a kept listener, `numbers` = bytes, inodes, mounts
+    /// stacked (`Inspect`: 0 or 1). `NotFound` ends the list. An orphan without `vol_data.json` has the
+    /// volume id `orphan`.
     List {
         /// 0, 1, 2 …
         cursor: u64,
@@ -100,8 +101,8 @@ pub enum Request {
         /// The socket's cookie.
         cookie: u64,
     },
-    /// Takes the registration socket's name away for an instant, so that a kubelet that missed it sees it appear.
-    /// `NotFound` where the name does not lead to the kept listener.
+    /// Takes the registration socket's name away for an instant, so that a kubelet that missed it sees it
+    /// appear. `NotFound` where the name does not lead to the kept listener.
     Offer,
 }
 
@@ -137,8 +138,8 @@ pub mod flag {
     pub const ORPHAN: u32 = 1 << 8;
     /// A `directory` volume whose source has been recreated since: the pod holds a dead inode.
     pub const STALE: u32 = 1 << 9;
-    /// A container mounted something in the volume by `subPath`, and it was replaced since: the container holds a dead
-    /// inode.
+    /// A container mounted something in the volume by `subPath`, and it was replaced since: the container
+    /// holds a dead inode.
     pub const SUBPATH: u32 = 1 << 10;
 }
 
@@ -164,8 +165,8 @@ pub enum Fault {
     Unsupported = 8,
     /// Any other refusal by the kernel.
     System = 9,
-    /// With id 0, unasked: a younger mounter takes over. The agent finishes what it does, and leaves; so does this
-    /// mounter then.
+    /// With id 0, unasked: a younger mounter takes over. The agent finishes what it does, and leaves; so does
+    /// this mounter then.
     Superseded = 10,
 }
 
@@ -245,7 +246,8 @@ impl Request {
         self.parts().1
     }
 
-    /// The frame for this request. A `version` longer than [`MAX_TEXT`] is cut, and then refused by the mounter.
+    /// The frame for this request. A `version` longer than [`MAX_TEXT`] is cut, and then refused by the
+    /// mounter.
     pub fn encode(&self, id: u64) -> [u8; FRAME] {
         let mut raw = Reply::to(id, self);
         match self {
@@ -261,7 +263,8 @@ impl Request {
         raw.encode()
     }
 
-    /// The request's id and the request; the id also where only the rest is wrong, so that it can be answered.
+    /// The request's id and the request; the id also where only the rest is wrong, so that it can be
+    /// answered.
     pub fn decode(frame: &[u8]) -> Result<(u64, Self), (u64, FrameError)> {
         let raw = Reply::decode(frame).map_err(|e| (0, e))?;
         let id = raw.id;

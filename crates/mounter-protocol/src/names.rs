@@ -1,4 +1,5 @@
-//! Names that cross the boundary between agent and mounter. A value of these types is safe as one path component.
+//! Names that cross the boundary between agent and mounter. A value of these types is safe as one path
+//! component.
 
 use std::fmt;
 use std::str::FromStr;
@@ -40,8 +41,8 @@ macro_rules! name {
 }
 
 name!(
-    /// A pod's UID: the 36 lower-case characters of a UUID, which is the name of the pod's directory.
-    /// (Static pods have 32 hex digits there; they cannot have service-account tokens, so they have no identity.)
+    /// A pod's UID: the 36 lower-case characters of a UUID, which is the name of the pod's directory. (Static
+    /// pods have 32 hex digits there; they cannot have service-account tokens, so they have no identity.)
     PodUid, "pod UID", 36,
     |s| s.len() == 36 && s.bytes().enumerate().all(|(i, b)| match i {
         8 | 13 | 18 | 23 => b == b'-',
@@ -60,7 +61,8 @@ name!(
 );
 
 name!(
-    /// A CSI volume id (CSI 1.13, "Size Limits": 128 bytes). Only compared with `vol_data.json`, never part of a path.
+    /// A CSI volume id (CSI 1.13, "Size Limits": 128 bytes). Only compared with `vol_data.json`, never part
+    /// of a path.
     VolumeId, "volume id", 128,
     |s| s.bytes().all(|b| b.is_ascii_graphic()),
     "has a character outside printable ASCII"

@@ -1,9 +1,10 @@
 //! The last descriptor of what was removed, closed on a thread of its own.
 //!
-//! The kernel frees a removed directory when its last descriptor is closed, and that may wait for the disk: on ext4
-//! without a journal, mounted with `discard`, the blocks are discarded in close(2), which takes 3 to 4 ms. A detached
-//! mount ends in the same way, a tmpfs with all its pages. Each pod's requests go through the node's one thread, so it
-//! must not wait for that. The names are gone by then. A crash leaves nothing: the kernel closes what is open.
+//! The kernel frees a removed directory when its last descriptor is closed, and that may wait for the disk:
+//! on ext4 without a journal, mounted with `discard`, the blocks are discarded in close(2), which takes 3 to
+//! 4 ms. A detached mount ends in the same way, a tmpfs with all its pages. Each pod's requests go through
+//! the node's one thread, so it must not wait for that. The names are gone by then. A crash leaves nothing:
+//! the kernel closes what is open.
 
 use std::iter;
 use std::os::fd::OwnedFd;
@@ -18,8 +19,8 @@ use crate::foreign;
 const MOST: u64 = 512;
 /// Of the descriptors, one in so many may be held.
 const SHARE: u64 = 16;
-/// How long a descriptor is kept. The agent closes the volume's listener and its connections while the mounter works:
-/// each of them holds the directory too, and the last to close waits for the disk.
+/// How long a descriptor is kept. The agent closes the volume's listener and its connections while the
+/// mounter works: each of them holds the directory too, and the last to close waits for the disk.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Takes what was removed. Without a thread ([`Default`]) it closes at once.

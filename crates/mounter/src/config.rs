@@ -36,7 +36,8 @@ impl Config {
                 return Err(io::Error::other(e)).doing("start");
             }
         };
-        // Each ends up as one path component; a CSI driver name is at most 63 of these (CSI 1.13, GetPluginInfo).
+        // Each ends up as one path component; a CSI driver name is at most 63 of these (CSI 1.13,
+        // GetPluginInfo).
         let component = |name: &str| {
             let good = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
             good && (1..=63).contains(&name.len()) && !name.starts_with('.')

@@ -1,7 +1,8 @@
 //! Descriptors of what others have made, or can put something into: closed on threads of their own.
 //!
-//! close(2) may wait: for a TCP connection with SO_LINGER, for a file on a file system that hangs. So may the end of a
-//! socket, for such a descriptor on its way to it (SCM_RIGHTS) is closed with it. The one thread that serves waits for none of it.
+//! close(2) may wait: for a TCP connection with SO_LINGER, for a file on a file system that hangs. So may the
+//! end of a socket, for such a descriptor on its way to it (SCM_RIGHTS) is closed with it. The one thread
+//! that serves waits for none of it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +17,8 @@ use crate::failure::{Doing, Outcome};
 /// So many have to hang before the next one waits.
 const THREADS: usize = 4;
 const STACK: usize = 128 * 1024;
-/// Descriptors that wait to be closed, from which on the mounter rather starts anew: when a process ends, nothing lingers.
+/// Descriptors that wait to be closed, from which on the mounter rather starts anew: when a process ends,
+/// nothing lingers.
 pub const MOST: usize = 1024;
 
 static QUEUE: OnceLock<Sender<OwnedFd>> = OnceLock::new();
@@ -75,8 +77,8 @@ pub fn start() -> Outcome<()> {
     Ok(())
 }
 
-/// Starts a thread with the caller's capabilities, and returns when it runs: the seccomp filter, which has no room for the
-/// start of a thread, may be installed then for all of them.
+/// Starts a thread with the caller's capabilities, and returns when it runs: the seccomp filter, which has no
+/// room for the start of a thread, may be installed then for all of them.
 pub fn thread(body: impl FnOnce() + Send + 'static) -> Outcome<()> {
     let runs = Arc::new(Barrier::new(2));
     let ready = Arc::clone(&runs);
@@ -93,8 +95,8 @@ fn next(receiver: &Mutex<Receiver<OwnedFd>>) -> Option<OwnedFd> {
     receiver.lock().ok()?.recv().ok()
 }
 
-/// A listener that was shut down lets nobody in any more, and who waits in its queue hangs there as long as anything has a
-/// copy of it; taken out, they see their end.
+/// A listener that was shut down lets nobody in any more, and who waits in its queue hangs there as long as
+/// anything has a copy of it; taken out, they see their end.
 fn close(fd: OwnedFd) {
     let mut polled = [PollFd::new(&fd, PollFlags::empty())];
     let ended = poll(&mut polled, Some(&Timespec::default())) == Ok(1);

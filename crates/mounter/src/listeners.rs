@@ -77,8 +77,8 @@ impl Node {
         Ok(None)
     }
 
-    /// Whether the listener is the one whose socket is where this slot's has to be. An agent that was stolen may have given us
-    /// one that a pod listens on as well.
+    /// Whether the listener is the one whose socket is where this slot's has to be. An agent that was stolen
+    /// may have given us one that a pod listens on as well.
     pub fn is_of(&self, slot: &str, fd: &Foreign) -> bool {
         let Some(place) = Place::of_slot(&self.pods, slot) else {
             let at = self.node_socket(slot.parse().unwrap_or_default());

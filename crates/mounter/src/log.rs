@@ -8,8 +8,9 @@ use seamount_mounter_protocol::names::Volume;
 
 use crate::wire::ready;
 
-/// Writes one event. A log that cannot be written is no reason to fail, and one whose reader stands still is none to wait: its
-/// pipe is full then, and the line is lost. (What is shorter than a page, as each line here, a pipe takes whole: pipe(7).)
+/// Writes one event. A log that cannot be written is no reason to fail, and one whose reader stands still is
+/// none to wait: its pipe is full then, and the line is lost. (What is shorter than a page, as each line
+/// here, a pipe takes whole: pipe(7).)
 pub fn event(level: &str, msg: &str, fields: &[(&str, &dyn Display)]) {
     let mut out = std::io::stderr();
     if ready(&out, PollFlags::OUT) {

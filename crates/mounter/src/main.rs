@@ -1,5 +1,5 @@
-//! The privileged half of the node. Reads nothing but its command line, the kubelet's directory and frames from the
-//! one peer whose uid is the agent's.
+//! The privileged half of the node. Reads nothing but its command line, the kubelet's directory and frames
+//! from the one peer whose uid is the agent's.
 
 mod closer;
 mod config;

@@ -21,9 +21,9 @@ pub const TARGET: &str = "mount";
 /// Whether SELinux is there, and we are the privileged container that may label.
 static IS_SPC: LazyLock<bool> =
     LazyLock::new(|| std::fs::read_to_string("/proc/self/attr/current").is_ok_and(|l| l.contains(":spc_t:")));
-/// What any container may use. The kubelet has a read-only inline volume never relabelled for its pod (1.36.3,
-/// `csi_mounter.go` GetAttributes: `Managed: !readOnly`), and what it made itself no container may write to, which
-/// connect(2) does. The socket inherits the directory's label.
+/// What any container may use. The kubelet has a read-only inline volume never relabelled for its pod
+/// (1.36.3, `csi_mounter.go` GetAttributes: `Managed: !readOnly`), and what it made itself no container may
+/// write to, which connect(2) does. The socket inherits the directory's label.
 const SHARED: &str = "system_u:object_r:container_file_t:s0";
 const VOL_DATA: &str = "vol_data.json";
 const VOL_DATA_MAX: usize = 4096;
@@ -38,7 +38,8 @@ fn label_new_files(label: &str) {
 /// How directories are held.
 pub const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
-/// Opens something beneath `dir` without ever following a link or climbing; with `NO_XDEV` without crossing a mount.
+/// Opens something beneath `dir` without ever following a link or climbing; with `NO_XDEV` without crossing a
+/// mount.
 pub fn open(dir: impl AsFd, path: impl Arg, flags: OFlags, more: ResolveFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | more;
     fs::openat2(dir, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve)
@@ -68,7 +69,8 @@ pub fn make_directory(at: &OwnedFd, name: &str, mode: u32) -> Outcome<OwnedFd> {
     open(at, name, DIRECTORY, ResolveFlags::empty()).doing(format_args!("open the kubelet's {name}"))
 }
 
-/// The kubelet's directory of this driver. By path each time: a descriptor would go on to hold one that was removed.
+/// The kubelet's directory of this driver. By path each time: a descriptor would go on to hold one that was
+/// removed.
 pub fn plugin(root: &OwnedFd, driver: &str) -> Outcome<OwnedFd> {
     make_directory(&make_directory(root, "plugins", 0o750)?, driver, 0o750)
 }
@@ -178,7 +180,8 @@ impl Place {
         done
     }
 
-    /// Unmounts the topmost mount at the target path. Detached, so that a busy one cannot keep a pod from going.
+    /// Unmounts the topmost mount at the target path. Detached, so that a busy one cannot keep a pod from
+    /// going.
     pub fn unmount(&self) -> Outcome<()> {
         // The path must be relative to the held directory: umount(2) takes no descriptor.
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;

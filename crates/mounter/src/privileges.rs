@@ -18,7 +18,8 @@ macro_rules! calls {
     ($($name:ident)*) => { &[$(libc::$name),*] };
 }
 
-/// System calls on their way through rustix, seccompiler and the standard library. `socket` is allowed for AF_UNIX only.
+/// System calls on their way through rustix, seccompiler and the standard library. `socket` is allowed for
+/// AF_UNIX only.
 const CALLS: &[libc::c_long] = calls! {
     SYS_accept4 SYS_bind SYS_brk SYS_chdir SYS_clock_gettime SYS_clock_nanosleep SYS_close SYS_connect
     SYS_exit SYS_exit_group SYS_fchdir SYS_fchmod SYS_fchownat SYS_fcntl SYS_flock SYS_fsconfig SYS_fsmount
@@ -37,8 +38,8 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Keeps three capabilities and the system calls above, for good: in this thread and in those that `threads` starts, which is
-/// called in between, because the filter lets no thread be made.
+/// Keeps three capabilities and the system calls above, for good: in this thread and in those that `threads`
+/// starts, which is called in between, because the filter lets no thread be made.
 pub fn drop_the_rest<T>(threads: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);

@@ -112,7 +112,8 @@ fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<Foreign> {
     None
 }
 
-/// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends it.
+/// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends
+/// it.
 pub fn exchange(connection: &Foreign, node: &mut Node) -> Result<(), Errno> {
     let (frame, flags, mut fds) = receive(connection)?;
     let refuse = |fault, text: &str| (Reply::refusal(0, fault, text.to_owned()), None);

@@ -1,9 +1,9 @@
 //! Listening sockets in directories.
 //!
-//! A socket is bound under a temporary name and renamed when it listens, so nobody ever meets one that does not. Its inode's
-//! time of modification is the listener's SO_COOKIE: the kernel gives that number once and root alone sets that time, so a
-//! listener is told from every other, also by a mounter that did not make it. (What getsockname(2) says, any process chooses for
-//! a listener of its own.)
+//! A socket is bound under a temporary name and renamed when it listens, so nobody ever meets one that does
+//! not. Its inode's time of modification is the listener's SO_COOKIE: the kernel gives that number once and
+//! root alone sets that time, so a listener is told from every other, also by a mounter that did not make it.
+//! (What getsockname(2) says, any process chooses for a listener of its own.)
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::LazyLock;
@@ -26,8 +26,8 @@ static BOOT: LazyLock<u64> = LazyLock::new(|| {
     u64::from_str_radix(id.get(..7).unwrap_or_default(), 16).unwrap_or_default()
 });
 
-/// The time of modification that stands for a listener: 31 bits of the cookie in the seconds, which every file system keeps; the
-/// rest of it and the boot in the nanoseconds.
+/// The time of modification that stands for a listener: 31 bits of the cookie in the seconds, which every
+/// file system keeps; the rest of it and the boot in the nanoseconds.
 fn mark(listener: impl AsFd) -> Result<(i64, i64), Errno> {
     let cookie = sockopt::socket_cookie(listener)?;
     Ok(((cookie & 0x7fff_ffff) as i64, ((cookie >> 31) ^ *BOOT) as i64 & 0xfff_ffff))
@@ -54,7 +54,8 @@ pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<O
     bound.doing(format_args!("bind the socket {name}"))
 }
 
-/// A socket that listens under its temporary name, whose inode has the mark of it. Changes the working directory.
+/// A socket that listens under its temporary name, whose inode has the mark of it. Changes the working
+/// directory.
 fn listen_as(dir: &OwnedFd, temporary: &str, kind: SocketType, mode: u32) -> Result<OwnedFd, Errno> {
     let socket = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
     if kind == SocketType::STREAM {
@@ -110,8 +111,8 @@ pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<BorrowedFd>) -> Outcome<
     }
 }
 
-/// Takes the name away and brings it back, for what watches the directory. The kubelet does not look at names that
-/// begin with a dot.
+/// Takes the name away and brings it back, for what watches the directory. The kubelet does not look at names
+/// that begin with a dot.
 pub fn show_again(dir: &OwnedFd, name: &str) -> Outcome<()> {
     let aside = format!(".{name}");
     let away = fs::renameat(dir, name, dir, &aside);
@@ -119,8 +120,8 @@ pub fn show_again(dir: &OwnedFd, name: &str) -> Outcome<()> {
     back.doing(format_args!("show {name} again"))
 }
 
-/// Refuses anything but a listening Unix stream socket with this cookie that a mounter made: the peer of a listener
-/// (SO_PEERCRED) is the process that called listen(2).
+/// Refuses anything but a listening Unix stream socket with this cookie that a mounter made: the peer of a
+/// listener (SO_PEERCRED) is the process that called listen(2).
 pub fn check(fd: impl AsFd, cookie: u64) -> Outcome<()> {
     let fd = fd.as_fd();
     let listens = sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)

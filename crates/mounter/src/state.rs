@@ -34,7 +34,8 @@ impl Node {
         Ok(Some(Rc::new(self.hand_out(&held)?.into())))
     }
 
-    /// Device and inode of the state tmpfs, so that the agent sees that it has another one; zeros where there is none.
+    /// Device and inode of the state tmpfs, so that the agent sees that it has another one; zeros where there
+    /// is none.
     pub fn state_id(&self, plugin: &OwnedFd) -> [u64; 3] {
         let state = path::open(plugin, "state", DIRECTORY, ResolveFlags::empty()).ok();
         let state = state.filter(|fd| tmpfs::is_one(fd, STATE_INODES));

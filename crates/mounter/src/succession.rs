@@ -1,12 +1,13 @@
 //! One mounter per node and driver, and the way from one to the next.
 //!
-//! Who holds the lock is the mounter. It belongs to the open file (flock(2)): it ends with the process, and it can be
-//! handed on without ever being free. Of two pods on a node (a roll-out with `maxSurge`, or a pod deleted by force) the
-//! younger one takes over; a pod is as old as the directory that its two containers share, and the holder writes that on
-//! the lock as its time of modification. The older one, started again, waits until the younger is gone.
+//! Who holds the lock is the mounter. It belongs to the open file (flock(2)): it ends with the process, and
+//! it can be handed on without ever being free. Of two pods on a node (a roll-out with `maxSurge`, or a pod
+//! deleted by force) the younger one takes over; a pod is as old as the directory that its two containers
+//! share, and the holder writes that on the lock as its time of modification. The older one, started again,
+//! waits until the younger is gone.
 //!
-//! What is handed on is no part of the protocol with the agent, so that mounters of different releases understand each
-//! other: per message a descriptor and its slot in [`Kept`]; the lock comes last.
+//! What is handed on is no part of the protocol with the agent, so that mounters of different releases
+//! understand each other: per message a descriptor and its slot in [`Kept`]; the lock comes last.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,7 +35,8 @@ pub const LOCK: &str = "lock";
 /// How often a mounter that waits looks again.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The listeners that are kept: a volume's as `<pod UID>/<volume name>`, the others by their number in `protocol::keep`.
+/// The listeners that are kept: a volume's as `<pod UID>/<volume name>`, the others by their number in
+/// `protocol::keep`.
 pub type Kept = BTreeMap<String, Rc<Foreign>>;
 
 /// The place of the one mounter.
@@ -46,8 +48,9 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Takes the place, waits until it is free, or takes over. That begins when our own agent is there, because the
-    /// other one leaves first: connections wait meanwhile, and should not wait for a container to start.
+    /// Takes the place, waits until it is free, or takes over. That begins when our own agent is there,
+    /// because the other one leaves first: connections wait meanwhile, and should not wait for a container to
+    /// start.
     pub fn take(root: &OwnedFd, config: &Config) -> Outcome<Self> {
         let (dir, name) = path::open_parent(&config.socket)?;
         let stat = fs::statx(&dir, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
@@ -59,7 +62,8 @@ impl Seat {
             // By name each time: the lock of a file or directory that was removed says nothing.
             let plugin = path::plugin(root, &config.driver)?;
             let file = open_lock(&plugin)?;
-            // A lock that was removed seems to be free. Its holder is known by its socket, and takes it again.
+            // A lock that was removed seems to be free. Its holder is known by its socket, and takes it
+            // again.
             if !socket::is_alive(&plugin, SOCKET, None)? && lock(&file)? {
                 break (plugin, Foreign::from(file), Kept::new());
             }

@@ -28,7 +28,8 @@ pub fn ready(fd: impl AsFd, how: PollFlags) -> bool {
 /// One message: its bytes as far as they fit, whether something did not, its descriptors.
 pub fn receive(connection: &Foreign) -> Result<(Vec<u8>, net::ReturnFlags, Vec<Foreign>), Errno> {
     let mut frame = [0; FRAME + 1];
-    // As many as a message can carry (SCM_MAX_FD): those that have no room the kernel closes here, and that may wait.
+    // As many as a message can carry (SCM_MAX_FD): those that have no room the kernel closes here, and that
+    // may wait.
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(253))];
     let mut control = net::RecvAncillaryBuffer::new(&mut space);
     let into = &mut [IoSliceMut::new(&mut frame)];

@@ -70,8 +70,8 @@ pub struct Spawn {
 }
 
 impl Spawn {
-    /// The program at `program`; standard output and error go to the file `<logs>/<name>.log`, to its end if it
-    /// exists.
+    /// The program at `program`; standard output and error go to the file `<logs>/<name>.log`, to its end if
+    /// it exists.
     pub fn new(name: &str, program: &Path, logs: &Path) -> Self {
         let mut command = Command::new(program);
         command.stdin(Stdio::null());

@@ -11,24 +11,25 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 /// # Errors
 /// `EPERM` without `CAP_SYS_ADMIN` (unshare(2)).
 pub fn leave_network() -> io::Result<()> {
-    // SAFETY: NEWNET changes only which network later sockets of this thread belong to; nothing in memory depends on it.
+    // SAFETY: NEWNET changes only which network later sockets of this thread belong to; nothing in memory
+    // depends on it.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
-/// A user namespace that exchanges id 0 with `uid` (and gid 0 with `gid`) and leaves every other id as it is. On an
-/// idmapped mount (mount_setattr(2)) what `uid` writes is root's, and no id is unmapped. It lives as long as its
-/// descriptor. Call it while the process has one thread.
+/// A user namespace that exchanges id 0 with `uid` (and gid 0 with `gid`) and leaves every other id as it is.
+/// On an idmapped mount (mount_setattr(2)) what `uid` writes is root's, and no id is unmapped. It lives as
+/// long as its descriptor. Call it while the process has one thread.
 ///
 /// # Errors
-/// `EPERM` without `CAP_SYS_ADMIN`, `CAP_SETUID`, `CAP_SETGID`; `ENOSPC` where user namespaces are switched off;
-/// `InvalidInput` for the ids 0, 1 and the last two.
+/// `EPERM` without `CAP_SYS_ADMIN`, `CAP_SETUID`, `CAP_SETGID`; `ENOSPC` where user namespaces are switched
+/// off; `InvalidInput` for the ids 0, 1 and the last two.
 pub fn swap_namespace(uid: u32, gid: u32) -> io::Result<OwnedFd> {
     if [uid, gid].iter().any(|id| !(2..u32::MAX - 1).contains(id)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
-    // SAFETY: no new stack and no shared memory, so this is fork(2) into a new user namespace; the child calls only
-    // async-signal-safe functions and never returns.
+    // SAFETY: no new stack and no shared memory, so this is fork(2) into a new user namespace; the child
+    // calls only async-signal-safe functions and never returns.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } as libc::pid_t;
     match pid {
         -1 => return Err(io::Error::last_os_error()),
@@ -60,7 +61,8 @@ fn swap(id: u32) -> String {
     format!("0 {id} 1\n{id} 0 1\n1 1 {below}\n{next} {next} {above}\n")
 }
 
-/// Sets attributes (`MOUNT_ATTR_*`) of a detached mount, makes it private, and idmaps it where a namespace is given.
+/// Sets attributes (`MOUNT_ATTR_*`) of a detached mount, makes it private, and idmaps it where a namespace is
+/// given.
 ///
 /// # Errors
 /// `EINVAL` where the file system cannot be idmapped or the mount is attached (mount_setattr(2)).
@@ -73,7 +75,8 @@ pub fn set_attributes(mount: impl AsFd, set: u64, idmap: Option<&OwnedFd>) -> io
     };
     let (fd, path, flags) = (mount.as_fd().as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH);
     let (attr, size) = (&raw const attr, size_of_val(&attr));
-    // SAFETY: both descriptors are borrowed for the call; path and attributes are valid for the lengths given.
+    // SAFETY: both descriptors are borrowed for the call; path and attributes are valid for the lengths
+    // given.
     let done = unsafe { libc::syscall(libc::SYS_mount_setattr, fd, path, flags, attr, size) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

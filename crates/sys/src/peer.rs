@@ -2,9 +2,9 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-/// The uid of a Unix socket's peer (SO_PEERCRED, unix(7)), or `u32::MAX`, which is nobody's. rustix's call takes a pid of
-/// 0 for an error, and every peer in another PID namespace, such as the other container of a pod, has that one. Of a listener it
-/// is the process that called listen(2).
+/// The uid of a Unix socket's peer (SO_PEERCRED, unix(7)), or `u32::MAX`, which is nobody's. rustix's call
+/// takes a pid of 0 for an error, and every peer in another PID namespace, such as the other container of a
+/// pod, has that one. Of a listener it is the process that called listen(2).
 pub fn peer_uid(socket: impl AsFd) -> u32 {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let (fd, mut size) = (socket.as_fd().as_raw_fd(), size_of_val(&peer) as libc::socklen_t);

@@ -9,8 +9,9 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 static SHOWN: OnceLock<UCred> = OnceLock::new();
 
-/// Takes these uids over, for all threads and for good: `real`, by which the kernel counts what its quotas bound
-/// (credentials(7)), and `effective`, which files, the credentials of a connection and everything else has.
+/// Takes these uids over, for all threads and for good: `real`, by which the kernel counts what its quotas
+/// bound (credentials(7)), and `effective`, which files, the credentials of a connection and everything else
+/// has.
 ///
 /// # Errors
 /// `PermissionDenied` where this is not root with `CAP_SETUID`, or where a privilege would be left.
@@ -32,8 +33,8 @@ pub fn take_over(real: u32, effective: u32) -> io::Result<()> {
     SHOWN.set(shown).or_else(|_| refused("it was done before"))
 }
 
-/// The credentials to send along (`SCM_CREDENTIALS`, unix(7)): where a peer asks for some, the kernel would else tell it the
-/// real uid. None where no uids were taken over.
+/// The credentials to send along (`SCM_CREDENTIALS`, unix(7)): where a peer asks for some, the kernel would
+/// else tell it the real uid. None where no uids were taken over.
 pub fn shown() -> Option<UCred> {
     SHOWN.get().copied()
 }

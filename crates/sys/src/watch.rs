@@ -34,14 +34,14 @@ pub fn explain(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), WatchesUsedUp(rustix::process::getuid().as_raw()))
 }
 
-/// Watches a non-blocking descriptor for this and nothing else. Panics outside of a tokio runtime, as tokio's own
-/// sockets do.
+/// Watches a non-blocking descriptor for this and nothing else. Panics outside of a tokio runtime, as tokio's
+/// own sockets do.
 ///
 /// # Errors
 /// Where the kernel cannot watch one more (`epoll_ctl(2)`); the descriptor is closed.
 pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open for as long as it exists and always gives the same number, and no safe code can take it out
-    // of the `AsyncFd` without ending the watch.
+    // SAFETY: an `OwnedFd` is open for as long as it exists and always gives the same number, and no safe
+    // code can take it out of the `AsyncFd` without ending the watch.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(|e| explain(e.into()))
 }
 

@@ -23,7 +23,8 @@ pub enum FileSystem {
     Ext4,
     /// xfs.
     Xfs,
-    /// ext4 without a journal, mounted with `discard`: what is freed is discarded at once, and close(2) waits for it.
+    /// ext4 without a journal, mounted with `discard`: what is freed is discarded at once, and close(2) waits
+    /// for it.
     Discard,
 }
 
@@ -51,11 +52,12 @@ impl FileSystem {
         }
     }
 
-    /// Mounts a new one on this directory, for root and its group. Call it in a mount namespace of one's own: file and
-    /// device are gone with the mount, whatever ends the processes in it.
+    /// Mounts a new one on this directory, for root and its group. Call it in a mount namespace of one's own:
+    /// file and device are gone with the mount, whatever ends the processes in it.
     ///
     /// # Errors
-    /// If it cannot be made here, with the reason: that takes root, loop devices, and the programs that make it.
+    /// If it cannot be made here, with the reason: that takes root, loop devices, and the programs that make
+    /// it.
     pub fn mount(self, at: &Path) -> anyhow::Result<()> {
         let Some((make, options)) = self.made_by() else {
             return Ok(mount("tmpfs", at, "tmpfs", MountFlags::empty(), Some(c"mode=750"))?);

@@ -1,5 +1,5 @@
-//! What the tests share: a mount namespace to let the real programs loose in, and a node of all of it. The token issuer, the
-//! kubelet and the child processes are those of `seamount play`.
+//! What the tests share: a mount namespace to let the real programs loose in, and a node of all of it. The
+//! token issuer, the kubelet and the child processes are those of `seamount play`.
 
 pub mod authority;
 pub mod client;
@@ -17,7 +17,8 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The program `name` of this workspace, built by the same profile as the running test: `target/<profile>/<name>`.
+/// The program `name` of this workspace, built by the same profile as the running test:
+/// `target/<profile>/<name>`.
 ///
 /// # Panics
 /// If it is not there; the message says what to run.

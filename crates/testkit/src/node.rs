@@ -1,5 +1,5 @@
-//! A node to test and to measure on: the kubelet's root, the files that agent and mounter read, and how the two are
-//! started. It owns no process: some tests want two agents.
+//! A node to test and to measure on: the kubelet's root, the files that agent and mounter read, and how the
+//! two are started. It owns no process: some tests want two agents.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -48,8 +48,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// In the caller's mount namespace, which has to be its own. Has a root for the authority and [`Node::yaml`] as its
-    /// configuration.
+    /// In the caller's mount namespace, which has to be its own. Has a root for the authority and
+    /// [`Node::yaml`] as its configuration.
     ///
     /// # Errors
     /// If something cannot be made; mounting takes root.
@@ -207,8 +207,8 @@ impl Node {
         self.path(run).join("agent/health.sock").display().to_string()
     }
 
-    /// Removes the logs of an earlier process: what is awaited in one was not said by the one before. They stay in the
-    /// directory under names with numbers.
+    /// Removes the logs of an earlier process: what is awaited in one was not said by the one before. They
+    /// stay in the directory under names with numbers.
     ///
     /// # Errors
     /// If the file cannot be renamed.

@@ -1,4 +1,5 @@
-//! The hostile pod: a process of its own, without privileges, that has the volumes' directories and nothing else.
+//! The hostile pod: a process of its own, without privileges, that has the volumes' directories and nothing
+//! else.
 
 use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -95,7 +96,8 @@ fn drop_privileges() -> anyhow::Result<()> {
     set_thread_groups(&[]).context("setgroups")?;
     set_thread_res_gid(gid, gid, gid).context("setresgid")?;
     set_thread_res_uid(uid, uid, uid).context("setresuid")?;
-    // Another uid makes /proc/self root's, and with it the way to the directories; and it forgets the death signal.
+    // Another uid makes /proc/self root's, and with it the way to the directories; and it forgets the death
+    // signal.
     set_dumpable_behavior(DumpableBehavior::Dumpable).context("prctl(PR_SET_DUMPABLE)")?;
     set_parent_process_death_signal(Some(Signal::KILL)).context("prctl(PR_SET_PDEATHSIG)")?;
     anyhow::ensure!(getppid() == parent, "the process that started this one has ended");

@@ -84,7 +84,8 @@ pub async fn warm_up(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has a pod ask and others come and go, until the attacker has tried for all its connections and so long after that.
+/// Has a pod ask and others come and go, until the attacker has tried for all its connections and so long
+/// after that.
 pub async fn measure(node: &Node, standing: &Standing, lasting: Duration, hostile: &Hostile) -> Measured {
     let begun = Instant::now();
     let over = RefCell::new(false);

@@ -1,5 +1,5 @@
-//! `make attack`: one hostile pod against the real mounter and agent under a played kubelet, while another pod fetches its
-//! identity and other pods come and go. Each attack is one row of a table, and one test.
+//! `make attack`: one hostile pod against the real mounter and agent under a played kubelet, while another
+//! pod fetches its identity and other pods come and go. Each attack is one row of a table, and one test.
 
 mod attacker;
 mod attacks;
@@ -35,7 +35,8 @@ struct Args {
     /// How long each attack lasts once it has all the connections that it can get.
     #[arg(long, default_value_t = 8)]
     seconds: u64,
-    /// For debug builds on a busy machine: the quantiles are printed and not judged, and a call fails past 2 s.
+    /// For debug builds on a busy machine: the quantiles are printed and not judged, and a call fails past 2
+    /// s.
     #[arg(long)]
     busy: bool,
     /// The directory of seamount-agent and seamount-mounter; without it, that of this program.

@@ -43,8 +43,8 @@ impl Deref for Node {
 /// What the two processes hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Usage {
-    /// The agent's memory that no file backs, in MB of 10⁶ bytes: with the program's own pages the number would depend on
-    /// which code has run.
+    /// The agent's memory that no file backs, in MB of 10⁶ bytes: with the program's own pages the number
+    /// would depend on which code has run.
     pub memory: f64,
     /// Descriptors of agent and mounter.
     pub descriptors: [usize; 2],

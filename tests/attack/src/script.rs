@@ -111,7 +111,8 @@ pub fn reflection() -> Script {
     // `file_containing_symbol = 4` of ServerReflectionRequest.
     let symbol = b"SpiffeWorkloadAPI";
     let request = grpc_message(&[&[0x22, 17], &symbol[..]].concat());
-    // Of all streams together as much as the connection's window takes: what the agent does not read, it keeps.
+    // Of all streams together as much as the connection's window takes: what the agent does not read, it
+    // keeps.
     let asked = request.repeat(42);
     closed_window(|stream| {
         let path = if stream % 4 == 1 { REFLECTION[0] } else { REFLECTION[1] };

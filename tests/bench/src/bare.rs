@@ -1,8 +1,8 @@
 //! The same work without a driver: the system calls that a volume takes, in a bare loop.
 //!
-//! Publish: find the volume's directory below the root, make the target in it, bind a socket there under a temporary
-//! name, rename it, add two links, look at the target, store a record of 1 KB under a temporary name and rename it.
-//! Unpublish: the reverse.
+//! Publish: find the volume's directory below the root, make the target in it, bind a socket there under a
+//! temporary name, rename it, add two links, look at the target, store a record of 1 KB under a temporary
+//! name and rename it. Unpublish: the reverse.
 
 use std::fs;
 use std::os::fd::OwnedFd;

@@ -1,7 +1,7 @@
 //! Measures a node's two processes, row by row, and CSI drivers under load. `make bench` builds and runs it.
 //!
-//! Nothing here judges by time: every number is printed with what it is compared to, and the exit status says only
-//! whether the measurements could be made.
+//! Nothing here judges by time: every number is printed with what it is compared to, and the exit status says
+//! only whether the measurements could be made.
 
 mod bare;
 mod call;

@@ -32,7 +32,8 @@ const LONG: Duration = Duration::from_secs(60);
 /// How the node's agent is configured.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Config {
-    /// `svidTtl` and `caTtl` with a root in memory; else an hour, and a root from a directory as on a cluster.
+    /// `svidTtl` and `caTtl` with a root in memory; else an hour, and a root from a directory as on a
+    /// cluster.
     pub lifetimes: Option<(&'static str, &'static str)>,
     /// What the kubelet's root is on.
     pub on: FileSystem,

@@ -1,5 +1,6 @@
-//! Chaos: the real mounter and the real agent under a played kubelet, killed at random while volumes are published and
-//! unpublished and their pods hold streams open. What must not happen is counted ([`tally::Fault`]).
+//! Chaos: the real mounter and the real agent under a played kubelet, killed at random while volumes are
+//! published and unpublished and their pods hold streams open. What must not happen is counted
+//! ([`tally::Fault`]).
 
 pub mod gaps;
 pub mod leaks;

@@ -67,8 +67,8 @@ impl Deref for Node {
 }
 
 impl Node {
-    /// In the caller's mount namespace, which has to be its own. Starts nothing yet. Without a directory of programs
-    /// those beside this program are run.
+    /// In the caller's mount namespace, which has to be its own. Starts nothing yet. Without a directory of
+    /// programs those beside this program are run.
     ///
     /// # Errors
     /// If something cannot be made.
@@ -147,8 +147,8 @@ impl Node {
         Ok(process.signal(signal)?)
     }
 
-    /// Starts a second pair of processes beside the first, as a DaemonSet with `maxSurge: 1` does, and no other than
-    /// these are signalled from then on.
+    /// Starts a second pair of processes beside the first, as a DaemonSet with `maxSurge: 1` does, and no
+    /// other than these are signalled from then on.
     ///
     /// # Errors
     /// If one cannot be started.

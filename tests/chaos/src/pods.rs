@@ -19,8 +19,8 @@ use crate::tally::{Fault, Span, Tally};
 
 /// For all that has to come in the end: a kubelet never gives up, a test has to.
 const IN_THE_END: Duration = Duration::from_secs(120);
-/// The kubelet's first pause after a failed operation on a volume; each further one is twice as long, up to 122 s
-/// (`k8s.io/kubernetes/pkg/util/goroutinemap/exponentialbackoff`).
+/// The kubelet's first pause after a failed operation on a volume; each further one is twice as long, up to
+/// 122 s (`k8s.io/kubernetes/pkg/util/goroutinemap/exponentialbackoff`).
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(122);
 /// How long a connection may live on after its volume's unpublish was answered: the time to notice.
@@ -76,7 +76,8 @@ impl Pod {
         }
     }
 
-    /// New FetchX509SVIDs until one is answered; how long after `since` that was. None where the pod has ended.
+    /// New FetchX509SVIDs until one is answered; how long after `since` that was. None where the pod has
+    /// ended.
     pub async fn probe(&self, since: &Moment, world: &World) -> Option<Duration> {
         let since = since.instant;
         let attempts = async {
@@ -196,8 +197,9 @@ impl World {
         chosen
     }
 
-    /// The kubelet's life with one pod after the other on a place; the last one is left when it is calm. Pods of a
-    /// place have the same name, as those of a StatefulSet, and another UID and mostly another service account.
+    /// The kubelet's life with one pod after the other on a place; the last one is left when it is calm. Pods
+    /// of a place have the same name, as those of a StatefulSet, and another UID and mostly another service
+    /// account.
     pub async fn place(self: Arc<Self>, number: usize, lasting: bool, mut random: Random) {
         // Not all at once.
         tokio::time::sleep(random.millis(0, 3000)).await;
@@ -371,8 +373,8 @@ impl World {
         }
     }
 
-    /// Repeats a kubelet's call until it succeeds; how long that took. The last error after [`IN_THE_END`], if no blow fell
-    /// for half of that: on a busy machine every attempt may meet a kill.
+    /// Repeats a kubelet's call until it succeeds; how long that took. The last error after [`IN_THE_END`],
+    /// if no blow fell for half of that: on a busy machine every attempt may meet a kill.
     async fn in_the_end(
         &self,
         mut call: impl AsyncFnMut() -> Result<(), Status>,

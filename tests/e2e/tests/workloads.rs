@@ -1,5 +1,5 @@
-//! What workloads see of their identity on a real cluster. These tests run at the same time; none changes anything that
-//! another one sees.
+//! What workloads see of their identity on a real cluster. These tests run at the same time; none changes
+//! anything that another one sees.
 #![allow(clippy::indexing_slicing, reason = "JSON values give null for what is missing")]
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -131,7 +131,8 @@ fn two_containers_of_one_pod_have_the_same_identity() {
         test.start_pod(&pod)?;
         ensure!(test.exec("pair", "one", &["id", "-u"])?.trim() == "12345");
         ensure!(test.exec("pair", "two", &["id", "-u"])?.trim() == "54321");
-        // The key belongs to the volume, so a rotation between the two calls is the only reason for two serials.
+        // The key belongs to the volume, so a rotation between the two calls is the only reason for two
+        // serials.
         until("both containers to have the same SVID", || {
             let (one, two) = (test.identity("pair", "one")?, test.identity("pair", "two")?);
             ensure!(one["id"] == id_of(test, "default") && two["id"] == one["id"], "{one} {two}");
@@ -209,7 +210,8 @@ fn an_unknown_attribute_is_refused_by_name() {
 #[test]
 fn a_forged_token_among_the_attributes_is_refused_by_name() {
     Test::run("a_forged_token_among_the_attributes_is_refused_by_name", |test| {
-        // A real token, of another account, with the right audience: only the place where it comes from betrays it.
+        // A real token, of another account, with the right audience: only the place where it comes from
+        // betrays it.
         test.account("victim")?;
         let token = ["create", "token", "victim", "--audience=seamount.dev", "-n", &test.namespace];
         let token = cluster::kubectl(&token)?;
@@ -248,7 +250,8 @@ fn the_agent_holds_no_privilege() {
         ensure!(node::status("n1", pid, "Gid")? == "64203\t64203\t64203\t64203", "gid");
         for field in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             let value = node::status("n1", pid, field)?;
-            // SETUID is out of reach in the bounding set: nothing that could be executed gains anything (no new privileges).
+            // SETUID is out of reach in the bounding set: nothing that could be executed gains anything (no
+            // new privileges).
             let expected = if field == "CapBnd" { "0000000000000080" } else { "0000000000000000" };
             ensure!(value == expected, "{field} {value}");
         }
@@ -280,8 +283,8 @@ fn the_agent_holds_no_privilege() {
             ensure!(sources(&mounter, kind).is_empty(), "the mounter mounts {:?}", sources(&mounter, kind));
             ensure!(!sources(&agent, kind).is_empty(), "the agent mounts no {kind}: this test sees nothing");
         }
-        // In the kernel's eyes too: no mount of the agent's namespace is the node's own file tree, and none is writable
-        // but those of the runtime.
+        // In the kernel's eyes too: no mount of the agent's namespace is the node's own file tree, and none
+        // is writable but those of the runtime.
         let mounts = node::run("n1", &["cat", &format!("/proc/{pid}/mountinfo")])?;
         let kubelet: Vec<_> = mounts.lines().filter(|l| l.contains("/var/lib/kubelet ")).collect();
         ensure!(kubelet.is_empty(), "{kubelet:?}");
@@ -297,7 +300,8 @@ fn the_mounter_has_given_up_what_it_does_not_use() {
         let agent = node::container_pid("n1", &pod, "agent")?;
         let capabilities = u64::from_str_radix(&node::status("n1", mounter, "CapEff")?, 16)?;
         ensure!(capabilities.count_ones() <= 8, "CapEff {capabilities:#x}");
-        // capabilities(7): NET_ADMIN, NET_RAW, SYS_MODULE, SYS_RAWIO, SYS_PTRACE, SYS_BOOT, SYS_TIME, MKNOD, MAC_ADMIN.
+        // capabilities(7): NET_ADMIN, NET_RAW, SYS_MODULE, SYS_RAWIO, SYS_PTRACE, SYS_BOOT, SYS_TIME, MKNOD,
+        // MAC_ADMIN.
         for bit in [12, 13, 16, 17, 19, 22, 25, 27, 33] {
             ensure!(capabilities & (1 << bit) == 0, "capability {bit} in {capabilities:#x}");
         }

@@ -1,6 +1,8 @@
-//! What the fuzz targets check. One module per target, each with `run(bytes)`, which panics where a promise is broken.
+//! What the fuzz targets check. One module per target, each with `run(bytes)`, which panics where a promise
+//! is broken.
 //!
-//! Programs' modules are compiled in as they are: the mounter and `seamount` have no library for them, and need none.
+//! Programs' modules are compiled in as they are: the mounter and `seamount` have no library for them, and
+//! need none.
 
 // Other programs' unit tests are theirs, also where cargo is told to test each library.
 #![cfg(not(test))]

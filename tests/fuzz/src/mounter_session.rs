@@ -1,6 +1,6 @@
-//! A whole session with the mounter: an agent that sends what it likes, a kubelet and a host that do what they like, and
-//! the real mounter on real mounts. Whatever happens: one reply to each frame, nothing touched outside, no other driver's
-//! volume touched, and at the end nothing left.
+//! A whole session with the mounter: an agent that sends what it likes, a kubelet and a host that do what
+//! they like, and the real mounter on real mounts. Whatever happens: one reply to each frame, nothing touched
+//! outside, no other driver's volume touched, and at the end nothing left.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -162,8 +162,8 @@ impl<'a> Session<'a> {
         self.node = Some(Node::open(config, swap, noswap, RESERVED + KEPT, Closer::default()).unwrap());
     }
 
-    /// A younger mounter takes over, as in a roll-out: the old one answers what its agent still asks, then everything is
-    /// the young one's. Perhaps the young one is gone before it has all.
+    /// A younger mounter takes over, as in a roll-out: the old one answers what its agent still asks, then
+    /// everything is the young one's. Perhaps the young one is gone before it has all.
     fn take_over(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         let mut last = Vec::new();
         for _ in 0..u.int_in_range(0..=3u8)? {
@@ -199,7 +199,8 @@ impl<'a> Session<'a> {
             None
         } else {
             let young = std::thread::spawn(move || {
-                // With a working directory of its own, as a process has: both bind and connect by relative names.
+                // With a working directory of its own, as a process has: both bind and connect by relative
+                // names.
                 seamount_sys::play::unshare_mounts().unwrap();
                 let (lock, kept) = succession::inherit(&held).expect("the old one hands over");
                 let own = |fd| std::rc::Rc::try_unwrap(fd).unwrap();
@@ -325,7 +326,8 @@ impl<'a> Session<'a> {
             world::remove(&mount);
         }
         let in_it = fs::symlink_metadata(&mount).is_ok_and(|found| found.is_dir()) && choice >= 5;
-        // Nothing can be mounted on a source directory that was removed, and lives on as long as it is mounted here.
+        // Nothing can be mounted on a source directory that was removed, and lives on as long as it is
+        // mounted here.
         let alive = in_it && fs::symlink_metadata(&mount).is_ok_and(|found| found.nlink() > 0);
         match choice {
             0 => symlink(sentinel.join("place/mount"), &mount).unwrap(),

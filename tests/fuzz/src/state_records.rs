@@ -12,7 +12,8 @@ use zeroize::Zeroizing;
 
 use crate::input;
 
-/// 0: bytes as they are. 1: bytes with a good checksum. 2: a body in a good frame. 3: a record, and bits of it changed.
+/// 0: bytes as they are. 1: bytes with a good checksum. 2: a body in a good frame. 3: a record, and bits of
+/// it changed.
 pub fn run(data: &[u8]) {
     let (kind, rest) = input::kind(data, 4);
     match kind {

@@ -1,5 +1,5 @@
-//! Tokens of pods: nothing that the issuer has not signed proves anything, and of what it has signed only what has all
-//! claims of Kubernetes, for us, now.
+//! Tokens of pods: nothing that the issuer has not signed proves anything, and of what it has signed only
+//! what has all claims of Kubernetes, for us, now.
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -54,7 +54,8 @@ pub fn claims() -> Value {
     ISSUED_BY.claims_json(&claims)
 }
 
-/// 0: a token as it is. 1: a header (`KID` in it becomes our key's id), a zero byte and a payload as they are, signed. 2: good claims, changed, then signed.
+/// 0: a token as it is. 1: a header (`KID` in it becomes our key's id), a zero byte and a payload as they
+/// are, signed. 2: good claims, changed, then signed.
 /// 3: a good token, then changed.
 pub fn run(data: &[u8]) {
     let (kind, rest) = input::kind(data, 4);
@@ -96,7 +97,8 @@ fn signed(header: &[u8], payload: &[u8]) {
 /// If it passes, then because every claim is there.
 fn judge(token: &str, header: &[u8], payload: &[u8]) {
     let Ok(claims) = verify(token) else { return };
-    // What is passed over may be more than a `Value` holds, and an array of the fields is read like an object.
+    // What is passed over may be more than a `Value` holds, and an array of the fields is read like an
+    // object.
     let object = |bytes| serde_json::from_slice(bytes).ok().filter(Value::is_object);
     let (Some(header), Some(payload)) = (object(header), object(payload)) else { return };
     assert_eq!((&header["alg"], &header["kid"]), (&json!("ES256"), &json!(ISSUED_BY.kid())));
@@ -181,7 +183,8 @@ fn forged(u: &mut Unstructured<'_>) -> Result<()> {
     u.arbitrary::<Patches>()?.apply(&mut bytes);
     let Ok(text) = String::from_utf8(bytes) else { return Ok(()) };
     if verify(&text).is_ok() {
-        // The last character of a base64url text has unused bits, which are checked; so only the very same passes.
+        // The last character of a base64url text has unused bits, which are checked; so only the very same
+        // passes.
         let signature = |t: &str| URL_SAFE_NO_PAD.decode(t.rsplit('.').next().unwrap_or_default()).ok();
         assert_eq!(
             (signature(&text), text.rsplit_once('.').map(|p| p.0)),

@@ -1,5 +1,5 @@
-//! A node under one policy: the kubelet's directories with the labels that a host's have, the two processes as a
-//! runtime starts them, and pods.
+//! A node under one policy: the kubelet's directories with the labels that a host's have, the two processes
+//! as a runtime starts them, and pods.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

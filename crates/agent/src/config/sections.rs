@@ -88,7 +88,8 @@ pub(super) fn read(
     }
 }
 
-/// Flag over file over default, with the name to put into a problem. The file's value must be a text in any case.
+/// Flag over file over default, with the name to put into a problem. The file's value must be a text in any
+/// case.
 fn chosen(
     root: &mut Section,
     name: &'static str,
@@ -105,7 +106,8 @@ fn chosen(
 }
 
 /// CSI 1.13, GetPluginInfoResponse.name: at most 63 characters, domain name notation, begins and ends with an
-/// alphanumeric. Lower case because the CSIDriver object's name has to be the same, and it is a DNS subdomain.
+/// alphanumeric. Lower case because the CSIDriver object's name has to be the same, and it is a DNS
+/// subdomain.
 fn driver(field: &str, text: String, p: &mut Problems) -> String {
     if !(text.len() <= 63 && text.split('.').all(label)) {
         p.add(

@@ -1,7 +1,7 @@
 //! What the kubelet asks for, judged before anything is touched. No I/O.
 //!
-//! The refusals are those of the SPIFFE CSI driver 0.2.12 (same order, same code), each with the field's name and the
-//! remedy, plus what a hostile pod's author can try (`volumeAttributes` end up in `volume_context`).
+//! The refusals are those of the SPIFFE CSI driver 0.2.12 (same order, same code), each with the field's name
+//! and the remedy, plus what a hostile pod's author can try (`volumeAttributes` end up in `volume_context`).
 
 mod publish;
 mod refusal;
@@ -23,7 +23,8 @@ use refusal::quote;
 
 /// CSI 1.13, "Size Limits": strings, in bytes.
 pub const MAX_STRING: usize = 128;
-/// CSI 1.13, "Size Limits": maps, the sum of keys and values, in bytes. (Tokens are counted apart, by their own limit.)
+/// CSI 1.13, "Size Limits": maps, the sum of keys and values, in bytes. (Tokens are counted apart, by their
+/// own limit.)
 pub const MAX_MAP: usize = 4096;
 /// The kernel's PATH_MAX, in bytes with the closing NUL.
 pub const MAX_PATH: usize = 4096;
@@ -35,7 +36,8 @@ pub(crate) const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
 pub(crate) const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 pub(crate) const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
 pub(crate) const SERVICE_ACCOUNT: &str = "csi.storage.k8s.io/serviceAccount.name";
-/// Where the kubelet puts the tokens: in `secrets` (CSIDriver `serviceAccountTokenInSecrets`), else in `volume_context`.
+/// Where the kubelet puts the tokens: in `secrets` (CSIDriver `serviceAccountTokenInSecrets`), else in
+/// `volume_context`.
 pub const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 
 /// What of the configuration decides over a request.
@@ -83,9 +85,9 @@ pub struct PublishRequest {
     pub parameters: Parameters,
 }
 
-/// SHA-256 over a publish request's lasting parameters: volume id, access mode, pod name, namespace and service
-/// account. CSI 1.13, "NodePublishVolume Errors": the same volume at the same path with others is `AlreadyExists`,
-/// which the runtime answers.
+/// SHA-256 over a publish request's lasting parameters: volume id, access mode, pod name, namespace and
+/// service account. CSI 1.13, "NodePublishVolume Errors": the same volume at the same path with others is
+/// `AlreadyExists`, which the runtime answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters(pub [u8; 32]);
 
@@ -96,7 +98,8 @@ pub fn unpublish(request: &NodeUnpublishVolumeRequest, rules: &Rules) -> Result<
     Ok(Volume { pod, name, id })
 }
 
-/// The volume whose usage is asked for. A path that cannot be one of our volumes is `NotFound`, as CSI wants it.
+/// The volume whose usage is asked for. A path that cannot be one of our volumes is `NotFound`, as CSI wants
+/// it.
 pub fn stats(request: &NodeGetVolumeStatsRequest, rules: &Rules) -> Result<Volume, Refusal> {
     let id = volume_id(&request.volume_id)?;
     text("staging_target_path", &request.staging_target_path, MAX_PATH)?;
@@ -157,8 +160,8 @@ fn volume_id(id: &str) -> Result<VolumeId, Refusal> {
     })
 }
 
-/// `<root>/pods/<uid>/volumes/kubernetes.io~csi/<name>/mount`, compared as text: another spelling of the same path is
-/// not the kubelet's.
+/// `<root>/pods/<uid>/volumes/kubernetes.io~csi/<name>/mount`, compared as text: another spelling of the same
+/// path is not the kubelet's.
 fn target_path(field: &'static str, path: &str, root: &str) -> Result<(PodUid, VolumeName), Refusal> {
     if path.is_empty() {
         return Err(Refusal::Missing {

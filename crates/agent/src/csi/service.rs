@@ -1,7 +1,7 @@
 //! CSI's Identity and Node services.
 //!
-//! Unpublish, stats and health need nothing but the mounter; publish needs a valid configuration, the state directory
-//! and the issuer's keys, and answers `Unavailable` while one of them is missing.
+//! Unpublish, stats and health need nothing but the mounter; publish needs a valid configuration, the state
+//! directory and the issuer's keys, and answers `Unavailable` while one of them is missing.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -47,8 +47,8 @@ impl Service {
         Self { live, volumes, registered }
     }
 
-    /// The kubelet calls for volumes of registered drivers only. An agent that was killed when it was just being told
-    /// of its registration is not told again; this is how its successor knows.
+    /// The kubelet calls for volumes of registered drivers only. An agent that was killed when it was just
+    /// being told of its registration is not told again; this is how its successor knows.
     fn called(&self) {
         self.registered.send_if_modified(|registered| {
             let news = *registered == Registration::Unknown;

@@ -70,9 +70,10 @@ impl hyper::service::Service<Request<Incoming>> for Services {
 
 /// Serves connections until cancelled; returns when the calls in flight are answered. Dropping it ends them.
 ///
-/// Connections are started by this loop alone, and cancelling is looked at first: after it none is, each one that is there is told
-/// by the same token and ends after its last call (`graceful_shutdown`), and the loop at the end sees all of them. An aborted
-/// task drops the set, and that aborts them. What an operation has begun goes on in a task of its own (`to_its_end`).
+/// Connections are started by this loop alone, and cancelling is looked at first: after it none is, each one
+/// that is there is told by the same token and ends after its last call (`graceful_shutdown`), and the loop
+/// at the end sees all of them. An aborted task drops the set, and that aborts them. What an operation has
+/// begun goes on in a task of its own (`to_its_end`).
 pub async fn serve(
     incoming: impl Stream<Item = WithoutAuthority<Quiet>>,
     services: Services,

@@ -15,7 +15,8 @@ use tokio::net::{TcpListener, UnixListener};
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Listens on TCP; on `[::]` for IPv4 as well, and for IPv4 alone where the kernel has no IPv6. Needs a tokio runtime.
+/// Listens on TCP; on `[::]` for IPv4 as well, and for IPv4 alone where the kernel has no IPv6. Needs a tokio
+/// runtime.
 ///
 /// # Errors
 /// Where the address is taken or not this machine's.
@@ -57,8 +58,8 @@ fn open(address: SocketAddr) -> io::Result<StdListener> {
 
 /// Listens on a Unix socket, in the place of what an earlier agent has left there. Needs a tokio runtime.
 ///
-/// Everybody may connect as far as the mode goes: the kubelet's probe is root without the capability to pass over modes. The
-/// directory is the agent's alone, and the peer's uid decides.
+/// Everybody may connect as far as the mode goes: the kubelet's probe is root without the capability to pass
+/// over modes. The directory is the agent's alone, and the peer's uid decides.
 ///
 /// # Errors
 /// Where the directory is missing or cannot be written to.

@@ -1,8 +1,8 @@
 //! Standard error, for a process that must not wait for whoever reads its log.
 //!
-//! A container's standard error is a pipe to the runtime. Where the runtime stands still (a full disk, a log that is being
-//! rotated on a slow one), the pipe is full after 64 KB, and the next write waits: with it every call of the kubelet. So a
-//! line that would wait is lost, and counted.
+//! A container's standard error is a pipe to the runtime. Where the runtime stands still (a full disk, a log
+//! that is being rotated on a slow one), the pipe is full after 64 KB, and the next write waits: with it
+//! every call of the kubelet. So a line that would wait is lost, and counted.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -28,8 +28,8 @@ pub struct Line {
 
 /// The last lines; cheap to clone.
 ///
-/// The lock is the last that a thread takes: the formatter hands over a line that is finished, whatever the thread that logs holds,
-/// and nothing is logged under it.
+/// The lock is the last that a thread takes: the formatter hands over a line that is finished, whatever the
+/// thread that logs holds, and nothing is logged under it.
 #[derive(Debug, Clone, Default)]
 pub struct Recent(Arc<Mutex<VecDeque<Line>>>);
 
@@ -44,8 +44,8 @@ impl Recent {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        // Spans of ours pass, because they carry the pod's name. Nothing may pass that is beyond the hint: a debug build
-        // panics on it.
+        // Spans of ours pass, because they carry the pod's name. Nothing may pass that is beyond the hint: a
+        // debug build panics on it.
         let wanted = filter_fn(|metadata| {
             *metadata.level() <= if metadata.is_span() { Level::INFO } else { Level::WARN }
         })

@@ -35,7 +35,8 @@ fn wanted(request: &Request) -> Wanted {
     }
 }
 
-/// Takes a reply for the answer to this request, or closes what came with it. `mounter`: the uid at the other end.
+/// Takes a reply for the answer to this request, or closes what came with it. `mounter`: the uid at the other
+/// end.
 pub(super) fn answer(
     id: u64,
     request: &Request,
@@ -83,8 +84,9 @@ pub(super) fn answer(
     Ok(Answer { reply, fd })
 }
 
-/// A listening Unix stream socket with this cookie that was made by the mounter's uid: the peer of a listener (SO_PEERCRED) is the
-/// process that called listen(2). What an agent before this one has made, perhaps together with a pod, is not served.
+/// A listening Unix stream socket with this cookie that was made by the mounter's uid: the peer of a listener
+/// (SO_PEERCRED) is the process that called listen(2). What an agent before this one has made, perhaps
+/// together with a pod, is not served.
 pub(super) fn listener(fd: &OwnedFd, cookie: u64, mounter: u32) -> Result<(), String> {
     let fd = fd.as_fd();
     let failed = |e: rustix::io::Errno| format!("its descriptor is not a socket ({e})");

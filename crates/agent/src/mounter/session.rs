@@ -13,12 +13,13 @@ use tokio_util::sync::CancellationToken;
 use super::socket::{Received, Socket};
 use super::{Answer, DEADLINE, Hello, Link, MounterError, Up, check, operation};
 
-/// Requests on the wire at once. The mounter works one after the other; this keeps it busy, and keeps both sockets'
-/// buffers from filling, so that neither side ever waits for the other to read.
+/// Requests on the wire at once. The mounter works one after the other; this keeps it busy, and keeps both
+/// sockets' buffers from filling, so that neither side ever waits for the other to read.
 const IN_FLIGHT: usize = 16;
 /// Both containers of a pod start at once: the agent may be a few milliseconds early.
 const FIRST_RETRY: Duration = Duration::from_millis(5);
-/// After a mounter that was away for long, pods that come and go wait no longer than this. An attempt is one system call.
+/// After a mounter that was away for long, pods that come and go wait no longer than this. An attempt is one
+/// system call.
 const LAST_RETRY: Duration = Duration::from_millis(200);
 
 /// A request and where its answer goes.
@@ -38,8 +39,8 @@ enum End {
 
 /// Connects again and again until cancelled.
 ///
-/// `superseded` is cancelled when the mounter says that a younger one takes over; the connection goes on, so that what
-/// is in flight can be finished.
+/// `superseded` is cancelled when the mounter says that a younger one takes over; the connection goes on, so
+/// that what is in flight can be finished.
 pub(super) async fn keep_connected(
     path: PathBuf,
     link: watch::Sender<Link>,
@@ -132,12 +133,13 @@ async fn hello(socket: &Socket) -> Result<Hello, End> {
 
 /// Carries requests and replies until the connection breaks; says why it did.
 ///
-/// `pending` belongs to this task alone, so nothing is locked. A request is in it from when its frame was sent until its
-/// reply was read, under an id that this connection never uses again: whoever is found there is the one that was asked
-/// for. Who has given up (a deadline, a future that was dropped) stays in it with a closed channel, so that the late
-/// reply is still known, and what came with it is closed. When this ends the socket is closed, so a reply that is still
-/// on its way reaches nobody, and every job fails or is dropped, which is the same to `ask`: none waits for a connection
-/// that is gone. Cancelled (the agent stops), the map is dropped with all channels.
+/// `pending` belongs to this task alone, so nothing is locked. A request is in it from when its frame was
+/// sent until its reply was read, under an id that this connection never uses again: whoever is found there
+/// is the one that was asked for. Who has given up (a deadline, a future that was dropped) stays in it with a
+/// closed channel, so that the late reply is still known, and what came with it is closed. When this ends the
+/// socket is closed, so a reply that is still on its way reaches nobody, and every job fails or is dropped,
+/// which is the same to `ask`: none waits for a connection that is gone. Cancelled (the agent stops), the map
+/// is dropped with all channels.
 async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>, superseded: &CancellationToken) -> String {
     let mut pending: HashMap<u64, Job> = HashMap::new();
     let mut next = 1;

@@ -29,8 +29,8 @@ pub struct Received {
     pub truncated: bool,
 }
 
-/// The socket; closed on drop. Waited for to be read only, else each request would wake the agent once more, when the
-/// mounter has taken it (see `seamount_identity::quiet`).
+/// The socket; closed on drop. Waited for to be read only, else each request would wake the agent once more,
+/// when the mounter has taken it (see `seamount_identity::quiet`).
 #[derive(Debug)]
 pub struct Socket(AsyncFd<OwnedFd>);
 

@@ -6,12 +6,14 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use zeroize::Zeroizing;
 
-/// Raised with every change of a record's body. A release reads the versions from [`OLDEST`] to its own and writes its own:
-/// what is new has a default in older records, so that an upgrade keeps every identity.
+/// Raised with every change of a record's body. A release reads the versions from [`OLDEST`] to its own and
+/// writes its own: what is new has a default in older records, so that an upgrade keeps every identity.
 pub const VERSION: u16 = 2;
-/// The oldest version that is read. Version 1 had the pod's identity beside the token, where nothing proved it.
+/// The oldest version that is read. Version 1 had the pod's identity beside the token, where nothing proved
+/// it.
 pub const OLDEST: u16 = 2;
-/// The largest record, in bytes: a token of 16 KiB, an RSA key and a chain of a few certificates fit many times.
+/// The largest record, in bytes: a token of 16 KiB, an RSA key and a chain of a few certificates fit many
+/// times.
 pub const MAX_RECORD: usize = 256 * 1024;
 /// A volume's record.
 pub const KIND_VOLUME: u16 = 1;
@@ -41,8 +43,8 @@ pub enum RecordError {
     Corrupt(&'static str),
 }
 
-/// The version of this process. A debug build plays the next release where a test asks for it: the next version has one
-/// more field at the end of each body, and this one is read as well.
+/// The version of this process. A debug build plays the next release where a test asks for it: the next
+/// version has one more field at the end of each body, and this one is read as well.
 fn ours() -> u16 {
     #[cfg(debug_assertions)]
     if std::env::var_os("SEAMOUNT_TEST_NEXT_RELEASE").is_some() {

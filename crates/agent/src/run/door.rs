@@ -15,8 +15,8 @@ use crate::mounter::Listener;
 
 /// A listener that is served once it is open. Connections wait in its queue until then.
 ///
-/// One task owns it (the one that attaches), so opening and closing never meet. Whoever holds the listener's other copies (the
-/// mounter) is not disturbed by closing: what was not accepted waits for the next server.
+/// One task owns it (the one that attaches), so opening and closing never meet. Whoever holds the listener's
+/// other copies (the mounter) is not disturbed by closing: what was not accepted waits for the next server.
 pub(super) struct Door {
     what: &'static str,
     cookie: u64,

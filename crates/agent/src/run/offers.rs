@@ -1,7 +1,7 @@
 //! When the registration is offered to the kubelet again. Pure.
 //!
-//! The kubelet looks at a registration socket when it appears, and not again. An event that its watcher lost, or a
-//! kubelet that was stopped in the middle, would leave the node without the driver for ever.
+//! The kubelet looks at a registration socket when it appears, and not again. An event that its watcher lost,
+//! or a kubelet that was stopped in the middle, would leave the node without the driver for ever.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! Looks again and again whether the kubelet still finds what it has to find by name.
 //!
-//! Sockets and directories are removed by hand, by cleaners and by upgrades. The agent goes on to serve its descriptors
-//! then, and nothing but a look at the names shows that no pod can start any more. The mounter looks, and binds anew.
+//! Sockets and directories are removed by hand, by cleaners and by upgrades. The agent goes on to serve its
+//! descriptors then, and nothing but a look at the names shows that no pod can start any more. The mounter
+//! looks, and binds anew.
 
 use std::time::Duration;
 
@@ -83,7 +84,8 @@ impl House {
         Ok(old)
     }
 
-    /// Takes another state directory where ours was unmounted or removed, and writes what was removed from it.
+    /// Takes another state directory where ours was unmounted or removed, and writes what was removed from
+    /// it.
     async fn tend_state(&mut self, found: Option<(u64, u64)>) {
         let wiped =
             self.lost.recorded && self.state.as_ref().is_some_and(|s| matches!(s.get_node(), Ok(None)));

@@ -31,7 +31,8 @@ pub struct Claims {
     pub pod_uid: String,
     /// Name of the node that the pod is bound to.
     pub node: String,
-    /// From `iat`, else `nbf`; the epoch where the token has neither. Of two tokens of a pod the later one is the newer.
+    /// From `iat`, else `nbf`; the epoch where the token has neither. Of two tokens of a pod the later one is
+    /// the newer.
     pub issued: SystemTime,
     /// From `exp`.
     pub expires: SystemTime,

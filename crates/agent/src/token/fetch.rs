@@ -148,8 +148,8 @@ async fn exchange(
     tokio::pin!(answer);
     tokio::select! {
         answered = &mut answer => answered,
-        // Everything that came has been handed over already, so the answer may still be whole (a server that leaves
-        // without TLS's farewell, for instance); if it is not, the connection knows why.
+        // Everything that came has been handed over already, so the answer may still be whole (a server that
+        // leaves without TLS's farewell, for instance); if it is not, the connection knows why.
         closed = connection => answer.await.map_err(|why| closed.err().map_or(why, |closed| causes(&closed))),
     }
 }

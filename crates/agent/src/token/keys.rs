@@ -39,8 +39,8 @@ pub enum KeySetError {
     },
 }
 
-/// The algorithms of API servers (RS256, ES256) and their stronger kin (RFC 7518 §3.1). No HMAC: the public key would be the
-/// secret.
+/// The algorithms of API servers (RS256, ES256) and their stronger kin (RFC 7518 §3.1). No HMAC: the public
+/// key would be the secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names of RFC 7518")]
 pub(super) enum Algorithm {
@@ -90,9 +90,9 @@ pub struct KeySet {
 #[derive(Clone)]
 struct Key {
     id: Option<String>,
-    /// For each algorithm that it may be used with: the key decides that, never the token alone, so that no key can be taken for
-    /// another's (RFC 8725 §3.1). Parsed once: else aws-lc works out an RSA key's Montgomery context
-    /// anew for each token.
+    /// For each algorithm that it may be used with: the key decides that, never the token alone, so that no
+    /// key can be taken for another's (RFC 8725 §3.1). Parsed once: else aws-lc works out an RSA key's
+    /// Montgomery context anew for each token.
     uses: Vec<(Algorithm, Arc<ParsedPublicKey>)>,
 }
 
@@ -118,8 +118,8 @@ struct Jwk {
 }
 
 impl KeySet {
-    /// Reads a key set. Keys of other kinds, too weak ones and those for encryption are passed over; one usable key
-    /// has to remain.
+    /// Reads a key set. Keys of other kinds, too weak ones and those for encryption are passed over; one
+    /// usable key has to remain.
     pub fn parse(json: &[u8]) -> Result<Self, KeySetError> {
         let set: Set = serde_json::from_slice(json).map_err(|e| KeySetError::Json(e.to_string()))?;
         let total = set.keys.len();

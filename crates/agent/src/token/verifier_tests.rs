@@ -400,7 +400,8 @@ async fn the_background_reading_makes_ready_and_stops_when_told() {
     task.await.unwrap();
 }
 
-/// A request that came before the configuration changed holds the old verifier, and may wait seconds for its keys.
+/// A request that came before the configuration changed holds the old verifier, and may wait seconds for its
+/// keys.
 #[tokio::test]
 async fn a_verifier_with_a_successor_states_nothing() {
     let bench = Bench::new(Keys::File("/nonexistent/jwks.json".into()));

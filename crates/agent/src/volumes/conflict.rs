@@ -11,8 +11,9 @@ pub(super) fn conflict_id(entry: &Entry, volume: &Volume) -> Option<&'static str
     (entry.volume.id != volume.id).then_some("volume_id")
 }
 
-/// The first field in which a publish differs from what this agent has published, or from the pod that a record's verified token
-/// proves. Nothing else that a record says binds a publish: the agent that wrote it may have been hostile.
+/// The first field in which a publish differs from what this agent has published, or from the pod that a
+/// record's verified token proves. Nothing else that a record says binds a publish: the agent that wrote it
+/// may have been hostile.
 pub(super) fn conflict(
     entry: &Entry,
     known: Option<&Facts>,

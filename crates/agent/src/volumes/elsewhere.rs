@@ -17,7 +17,8 @@ impl Volumes {
             return Err(VolumeError::Conflict { field, volume: volume.clone() });
         }
         if slot.facts.is_some() || slot.serving.is_some() {
-            // Of the time when the source was `authority`: it goes on as it is (see `IdentityError::OtherSource`).
+            // Of the time when the source was `authority`: it goes on as it is (see
+            // `IdentityError::OtherSource`).
             return Ok(());
         }
         if slot.directory.as_ref().is_some_and(|before| *before != request.parameters) {
@@ -51,8 +52,9 @@ impl Volumes {
         Ok(())
     }
 
-    /// A publish over another driver's mount succeeds, changes nothing, and is reported. The kubelet republishes
-    /// the volumes of a driver that was here before, under the same name, when the CSIDriver object is patched.
+    /// A publish over another driver's mount succeeds, changes nothing, and is reported. The kubelet
+    /// republishes the volumes of a driver that was here before, under the same name, when the CSIDriver
+    /// object is patched.
     pub(super) fn foreign(&self, entry: &Entry, request: &PublishRequest) {
         if self.elsewhere(entry, request) {
             entry.span().in_scope(|| {

@@ -31,7 +31,8 @@ pub(super) enum Basis {
     Published(Parameters),
     /// A record whose token was verified again.
     Proved,
-    /// A record whose token cannot be verified yet: good enough to serve what the authority has signed, not to ask for more.
+    /// A record whose token cannot be verified yet: good enough to serve what the authority has signed, not
+    /// to ask for more.
     Claimed,
 }
 

@@ -97,8 +97,8 @@ pub fn conditions(status: Option<&Status>, disk: OnDisk, now: SystemTime) -> Vec
     found
 }
 
-/// The fault of a volume of which these containers hold something dead by `subPath`; goes before all others, because a
-/// restart of the pod is the only remedy.
+/// The fault of a volume of which these containers hold something dead by `subPath`; goes before all others,
+/// because a restart of the pod is the only remedy.
 pub fn dead_subpaths(containers: &str) -> Option<Condition> {
     (!containers.is_empty()).then(|| Condition {
         severity: Severity::Inaccessible,

@@ -1,5 +1,5 @@
-//! Leftovers: seen in each list of the node's volumes, told, and taken away by the kubelet's unpublish alone. On
-//! a node nothing but a missing `vol_data.json` or pod directory shows that a volume is an orphan.
+//! Leftovers: seen in each list of the node's volumes, told, and taken away by the kubelet's unpublish alone.
+//! On a node nothing but a missing `vol_data.json` or pod directory shows that a volume is an orphan.
 
 use seamount_mounter_protocol::flag;
 

@@ -1,12 +1,14 @@
 //! A model (`crate::model`) of one volume's slot: publishes and unpublishes that overlap (the kubelet has
-//! given up on one and calls again) or meet the end of a restore; identities made beside them; an authority that goes and comes; a slow mounter.
+//! given up on one and calls again) or meet the end of a restore; identities made beside them; an authority
+//! that goes and comes; a slow mounter.
 //!
-//! After each step whoever looks finds a slot that fits together, and at the end: a volume that was taken away is gone
-//! with its record and its key, nothing of an earlier incarnation lives on, and nobody goes round in circles.
+//! After each step whoever looks finds a slot that fits together, and at the end: a volume that was taken
+//! away is gone with its record and its key, nothing of an earlier incarnation lives on, and nobody goes
+//! round in circles.
 //!
-//! It found one that did: an attempt that failed for want of an authority made a volume due that had been unpublished
-//! meanwhile, and when the authority came it was attempted again and again. Put in by hand,
-//! it finds also an identity that comes late and does not look at `gone`.
+//! It found one that did: an attempt that failed for want of an authority made a volume due that had been
+//! unpublished meanwhile, and when the authority came it was attempted again and again. Put in by hand, it
+//! finds also an identity that comes late and does not look at `gone`.
 
 use super::tests::{embedded, request as asked, tenants, volume};
 use super::*;
@@ -276,7 +278,8 @@ impl World {
     }
 }
 
-/// Calls of a kubelet that is impatient (what it gave up on goes on all the same), and an authority that goes and comes.
+/// Calls of a kubelet that is impatient (what it gave up on goes on all the same), and an authority that goes
+/// and comes.
 async fn history(world: &Arc<World>) {
     let mut tasks = Vec::new();
     for token in 0..5 {

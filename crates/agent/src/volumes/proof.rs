@@ -1,8 +1,9 @@
 //! What an agent believes of the records that it finds.
 //!
-//! The agent before may have been hostile, and it could write into the state directory whatever it liked. So a record is a
-//! memory, not a fact: its token is verified again, and its SVID is served only where it is what the pod would get today. Until
-//! that is decided the volume's streams are held, as those of a new volume are.
+//! The agent before may have been hostile, and it could write into the state directory whatever it liked. So
+//! a record is a memory, not a fact: its token is verified again, and its SVID is served only where it is
+//! what the pod would get today. Until that is decided the volume's streams are held, as those of a new
+//! volume are.
 //!
 //! | token | authority | the recorded SVID |
 //! |---|---|---|
@@ -12,8 +13,9 @@
 //! | no keys yet, or no configuration | away | held |
 //! | of something else, or forged | any | never served; a republish with a good token begins anew |
 //!
-//! The third row is what carries running pods over a restart while the API server is away. The authority's signature proves the SVID
-//! then, and its key was in the hands of the agent before in any case: nothing is issued, and nothing lives longer by it.
+//! The third row is what carries running pods over a restart while the API server is away. The authority's
+//! signature proves the SVID then, and its key was in the hands of the agent before in any case: nothing is
+//! issued, and nothing lives longer by it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -156,7 +158,8 @@ impl Volumes {
         if busy { Some(BUSY) } else { no_keys.then_some(TICK) }
     }
 
-    /// One volume. No lock is waited for: whatever holds it may wait for the mounter, and the other volumes must not.
+    /// One volume. No lock is waited for: whatever holds it may wait for the mounter, and the other volumes
+    /// must not.
     async fn prove(&self, entry: &Arc<Entry>, look: bool) -> Step {
         let token = {
             let Ok(mut slot) = entry.slot.try_lock() else { return Step::Busy };
@@ -207,7 +210,8 @@ impl Volumes {
         }
     }
 
-    /// A publish does not wait for its turn in that: what is proved of the record binds it, and what is not gives way.
+    /// A publish does not wait for its turn in that: what is proved of the record binds it, and what is not
+    /// gives way.
     pub(super) async fn prove_for_publish(&self, volume: &Volume, slot: &mut Slot) {
         let undecided = slot.facts.as_ref().is_none_or(|facts| !facts.proved());
         if let Some(recalled) = slot.recalled.as_ref().filter(|_| undecided)
@@ -217,8 +221,8 @@ impl Volumes {
         }
     }
 
-    /// The record's token proves nothing here: as if there were no record. It is left where it is, and the next publish takes its
-    /// place.
+    /// The record's token proves nothing here: as if there were no record. It is left where it is, and the
+    /// next publish takes its place.
     fn disbelieve(&self, entry: &Arc<Entry>, slot: &mut Slot, why: &str) {
         (slot.recalled, slot.facts, slot.held) = (None, None, None);
         {

@@ -1,6 +1,8 @@
-//! The volumes for whoever operates the node: what the agent knows of each, and what the mounter finds on disk.
+//! The volumes for whoever operates the node: what the agent knows of each, and what the mounter finds on
+//! disk.
 //!
-//! Nothing here waits for a volume: one that is busy is told without its identity. Tokens and keys are not in it.
+//! Nothing here waits for a volume: one that is busy is told without its identity. Tokens and keys are not in
+//! it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,8 +32,8 @@ enum Disk {
 }
 
 impl Volumes {
-    /// All volumes that the agent or the mounter knows, by namespace, pod and name; and why the mounter could not be
-    /// asked, if it could not.
+    /// All volumes that the agent or the mounter knows, by namespace, pod and name; and why the mounter could
+    /// not be asked, if it could not.
     pub async fn report(&self) -> (Vec<node::Volume>, Option<String>) {
         let mut disk = match tokio::time::timeout(LIST, self.mounter.list()).await {
             Ok(Ok(found)) => {
@@ -73,7 +75,8 @@ impl Volumes {
         counts
     }
 
-    /// Validity of the certificate that signed the SVID that ends last; the authority may not have been asked yet.
+    /// Validity of the certificate that signed the SVID that ends last; the authority may not have been asked
+    /// yet.
     pub fn issuer(&self) -> Option<(SystemTime, SystemTime)> {
         let all = self.all().into_iter();
         let held = all.filter_map(|e| e.slot.try_lock().ok()?.held.as_ref().map(|h| Arc::clone(&h.svid)));

@@ -1,5 +1,5 @@
-//! Coming back: volumes from their records and from what the mounter finds on disk, and listeners back to a mounter
-//! that lost them.
+//! Coming back: volumes from their records and from what the mounter finds on disk, and listeners back to a
+//! mounter that lost them.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -21,11 +21,12 @@ use crate::mounter::{Found, Listener, MounterError};
 use crate::record::{Record, StoredSvid, VolumeSource};
 use crate::state::StateDir;
 
-/// Volumes that are brought back at once. Else each that needs a new socket waits for the mounter's turn on a busy node.
+/// Volumes that are brought back at once. Else each that needs a new socket waits for the mounter's turn on a
+/// busy node.
 const AT_ONCE: usize = 16;
 
-/// Records without a volume on disk that one restore looks after. Each takes a request to the mounter, and the kubelet's calls wait
-/// for the end of a restore.
+/// Records without a volume on disk that one restore looks after. Each takes a request to the mounter, and
+/// the kubelet's calls wait for the end of a restore.
 const MOST_LEFT: usize = 4096;
 
 /// What [`Volumes::restore`] did.
@@ -64,7 +65,8 @@ impl Volumes {
         Ok(state.put(&record)?)
     }
 
-    /// Brings every volume back that is on disk. May be repeated; a volume that is known already is left alone.
+    /// Brings every volume back that is on disk. May be repeated; a volume that is known already is left
+    /// alone.
     pub async fn restore(&self) -> Result<Restored, VolumeError> {
         let state = self.state()?;
         let mut done = Restored::default();
@@ -97,7 +99,8 @@ impl Volumes {
         Ok(done)
     }
 
-    /// What has a record and was not found on disk. Only the mounter's word that nothing is there ends a record.
+    /// What has a record and was not found on disk. Only the mounter's word that nothing is there ends a
+    /// record.
     async fn forget_records(
         &self,
         state: &Arc<StateDir>,
@@ -142,8 +145,8 @@ impl Volumes {
     ) -> Result<bool, (Volume, VolumeError)> {
         let Found { volume, flags, listener, .. } = found;
         let (entry, mut slot) = self.locked(&volume).await;
-        // Under the lock: it was taken away since it was found, or its record read. No publish comes before all is
-        // restored, so it is gone, and its listener is dead.
+        // Under the lock: it was taken away since it was found, or its record read. No publish comes before
+        // all is restored, so it is gone, and its listener is dead.
         if self.unpublished.lock().unwrap_or_else(PoisonError::into_inner).contains(&super::key(&volume)) {
             slot.go();
             self.forget(&entry);
@@ -234,8 +237,8 @@ impl Volumes {
         });
     }
 
-    /// A new connection to the mounter: it gets the listeners that it lost, and where it has another one for a volume,
-    /// that one is served. Fails where the mounter is gone again.
+    /// A new connection to the mounter: it gets the listeners that it lost, and where it has another one for
+    /// a volume, that one is served. Fails where the mounter is gone again.
     pub async fn reattach(&self) -> Result<(), MounterError> {
         for entry in self.all() {
             let mut slot = entry.slot.lock().await;
@@ -298,8 +301,8 @@ fn take(entry: &Entry, slot: &mut Slot, memory: Memory) {
     view.unproved = Some(Awaits::Look);
 }
 
-/// The records of these volumes, as far as they can be used. None of the others is read: how many there are is not known, and
-/// the agent before may have filled the directory.
+/// The records of these volumes, as far as they can be used. None of the others is read: how many there are
+/// is not known, and the agent before may have filled the directory.
 pub(super) fn recall_all(state: &StateDir, volumes: &[Volume]) -> HashMap<Volume, Memory> {
     volumes.iter().filter_map(|volume| Some((volume.clone(), recall(state, volume)?))).collect()
 }
@@ -313,7 +316,8 @@ fn recall(state: &StateDir, volume: &Volume) -> Option<Memory> {
         }
     };
     if record.volume != *volume {
-        // Of an earlier volume of that name, by the kubelet's record of this one: its token and key are nobody's.
+        // Of an earlier volume of that name, by the kubelet's record of this one: its token and key are
+        // nobody's.
         if let Err(e) = state.remove(volume) {
             tracing::error!(error = %e, "the record could not be wiped");
         }

@@ -1,6 +1,7 @@
 //! Identities: the first one, the next one, and what the streams see of it.
 //!
-//! Timers look at the wall clock at least every [`TICK`] (a monotonic clock stops in suspend, and an SVID does not).
+//! Timers look at the wall clock at least every [`TICK`] (a monotonic clock stops in suspend, and an SVID
+//! does not).
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -21,8 +22,9 @@ use crate::token::Token;
 
 /// How often the wall clock is looked at.
 pub const TICK: Duration = Duration::from_secs(1);
-/// How often all volumes are looked at although nothing is known to be due: what nobody was reminded of comes late by this
-/// much at most. Each tick would cost 500 volumes more than a thousandth of a processor where their memory has gone cold.
+/// How often all volumes are looked at although nothing is known to be due: what nobody was reminded of comes
+/// late by this much at most. Each tick would cost 500 volumes more than a thousandth of a processor where
+/// their memory has gone cold.
 pub(super) const ALL: Duration = Duration::from_secs(15);
 /// A clock that went back by more than this was set, and what is due by it may lie years ahead.
 const SET_BACK: Duration = Duration::from_secs(5);
@@ -94,7 +96,8 @@ impl Volumes {
             };
             tokio::select! {
                 () = cancel.cancelled() => return,
-                // These alone: among thousands of volumes, a look at all of them for each publish is what takes longest.
+                // These alone: among thousands of volumes, a look at all of them for each publish is what
+                // takes longest.
                 () = self.wake.notified() => {
                     let due = std::mem::take(&mut *self.due.lock().unwrap_or_else(PoisonError::into_inner));
                     self.look_at_these(&due, SystemTime::now());
@@ -238,7 +241,8 @@ impl Volumes {
         self.remind(now);
     }
 
-    /// Other bundles: every response is made again, and an SVID that they do not verify (the root was replaced) is due.
+    /// Other bundles: every response is made again, and an SVID that they do not verify (the root was
+    /// replaced) is due.
     pub(super) fn refresh_all(self: &Arc<Self>) {
         let mut all = self.all();
         // First all streams have it, then signatures are verified, which takes much longer.
@@ -249,8 +253,8 @@ impl Volumes {
         self.check(all);
     }
 
-    /// Shows the bundles of now. A volume that is busy is looked at with the next tick: one that waits for the mounter
-    /// must not keep the others waiting. False for that one, and where there is no SVID.
+    /// Shows the bundles of now. A volume that is busy is looked at with the next tick: one that waits for
+    /// the mounter must not keep the others waiting. False for that one, and where there is no SVID.
     fn refresh(&self, entry: &Entry) -> bool {
         let Ok(mut slot) = entry.slot.try_lock() else {
             self.remind(SystemTime::now());
@@ -268,8 +272,8 @@ impl Volumes {
         true
     }
 
-    /// Has SVIDs made anew that the bundles do not verify, or whose pod has another ID today. Signatures are verified where
-    /// identities are made, so that nothing waits for thousands of them.
+    /// Has SVIDs made anew that the bundles do not verify, or whose pod has another ID today. Signatures are
+    /// verified where identities are made, so that nothing waits for thousands of them.
     fn check(self: &Arc<Self>, entries: Vec<Arc<Entry>>) {
         if entries.is_empty() || !matches!(&*self.source.borrow(), Source::Authority(_)) {
             return;
@@ -419,7 +423,8 @@ impl Volumes {
             let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
                 return Err(IdentityError::Stopping);
             };
-            // Those with a permit wait for the end of a rush, and the others for them: each call's end would else wake all.
+            // Those with a permit wait for the end of a rush, and the others for them: each call's end would
+            // else wake all.
             self.rush.over(limit).await;
             if let Ok(slot) = entry.slot.try_lock() {
                 match &slot.facts {
@@ -469,7 +474,8 @@ impl Volumes {
         // What the record said is of no use any more.
         slot.recalled = None;
         entry.view().unproved = None;
-        // Others since it was asked for, perhaps ones that do not verify it; whoever looked at all then has not seen it.
+        // Others since it was asked for, perhaps ones that do not verify it; whoever looked at all then has
+        // not seen it.
         if self.has_other_id(&slot)
             || slot.held.as_ref().is_some_and(|held| *self.bundles(held) != *held.bundles)
         {
@@ -479,7 +485,8 @@ impl Volumes {
         Ok(Some((id, not_after, due)))
     }
 
-    /// The bundles that belong to this SVID: the authority's, or while there is none those it was issued under.
+    /// The bundles that belong to this SVID: the authority's, or while there is none those it was issued
+    /// under.
     pub(super) fn bundles(&self, held: &Held) -> Arc<BundleSet> {
         match &*self.source.borrow() {
             Source::Authority(signer) => signer.authority.bundles().borrow().clone(),

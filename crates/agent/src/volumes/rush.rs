@@ -1,7 +1,8 @@
 //! Whether the kubelet waits for something now.
 //!
-//! A node that has just come up gets hundreds of publishes at once. What is done behind their answers (an identity
-//! costs more than the publish) lets them pass first, but not for long: a pod's first stream waits for it.
+//! A node that has just come up gets hundreds of publishes at once. What is done behind their answers (an
+//! identity costs more than the publish) lets them pass first, but not for long: a pod's first stream waits
+//! for it.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -12,8 +13,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::sync::AtomicUsize;
 
-/// How long nobody may have called for the rush to be over: who calls one after the other leaves less between two calls.
-/// Work that begins in such a gap is in the way of the next call, on a processor that it has just warmed for itself.
+/// How long nobody may have called for the rush to be over: who calls one after the other leaves less between
+/// two calls. Work that begins in such a gap is in the way of the next call, on a processor that it has just
+/// warmed for itself.
 const QUIET: Duration = Duration::from_millis(2);
 
 /// Counts the calls under way.
@@ -44,7 +46,8 @@ impl Rush {
                 let begun = self.begun.load(Ordering::SeqCst);
                 self.none().await;
                 sleep(QUIET).await;
-                // A call that began before the first look and still goes on was waited for; one that began later counts here.
+                // A call that began before the first look and still goes on was waited for; one that began
+                // later counts here.
                 if self.begun.load(Ordering::SeqCst) == begun {
                     return;
                 }
@@ -127,8 +130,9 @@ mod tests {
         assert!(Instant::now() < limit + QUIET);
     }
 
-    /// A model (module `model`): who waits goes on, by the end of the rush and not by its limit, however calls come and
-    /// go. A waiter enrolled after the look is not found by it: there is no point between the two.
+    /// A model (module `model`): who waits goes on, by the end of the rush and not by its limit, however
+    /// calls come and go. A waiter enrolled after the look is not found by it: there is no point between the
+    /// two.
     #[test]
     fn the_end_of_a_rush_is_missed_by_nobody() {
         crate::model::explore(1000, || async {

@@ -23,7 +23,8 @@ use crate::mounter::Listener;
 /// How long the connections of a volume may take to close before their task is ended from outside.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// Descriptors that no new volume takes: for the kubelet's calls, records, keys, connections of volumes that are there.
+/// Descriptors that no new volume takes: for the kubelet's calls, records, keys, connections of volumes that
+/// are there.
 const RESERVED: u64 = 24;
 
 /// The listener, and its copy for the mounter.
@@ -43,8 +44,8 @@ pub struct Terms {
     pub observer: Arc<dyn Observer>,
 }
 
-/// Counts for one volume, and passes on. Each is a sum of what was added and taken away, in any order: nothing else
-/// is decided by it, so its order with other memory does not matter.
+/// Counts for one volume, and passes on. Each is a sum of what was added and taken away, in any order:
+/// nothing else is decided by it, so its order with other memory does not matter.
 struct Counted {
     connections: AtomicI64,
     streams: AtomicI64,
@@ -86,7 +87,8 @@ pub struct Serving {
     served: watch::Sender<Served>,
     counted: Arc<Counted>,
     cancel: CancellationToken,
-    /// Whether nobody waits in the queue and nobody ever will. Set and read by the holder of the volume's slot.
+    /// Whether nobody waits in the queue and nobody ever will. Set and read by the holder of the volume's
+    /// slot.
     emptied: AtomicBool,
     /// Whether clients may have sent descriptors along (`seamount_identity::quiet`).
     wary: bool,
@@ -176,16 +178,18 @@ impl Serving {
         self.cancel.cancel();
     }
 
-    /// Ends the socket for everybody who has a copy of the listener: nobody connects to it ever again, who waits in its
-    /// queue sees the end now, who was accepted as soon as the service has stopped. Does not wait for that.
+    /// Ends the socket for everybody who has a copy of the listener: nobody connects to it ever again, who
+    /// waits in its queue sees the end now, who was accepted as soon as the service has stopped. Does not
+    /// wait for that.
     pub fn cut(&self) {
         self.finish();
         self.emptied.store(self.empty(), Ordering::Relaxed);
     }
 
-    /// shutdown(2) of a listener lets nobody in any more and leaves who is in the queue where they are, until the last copy
-    /// is closed: the mounter's, which may be standing still. So they are taken out. (The descriptor does not block.)
-    /// Whether the kernel said that nobody is left; not where, say, there was no descriptor to take somebody out with.
+    /// shutdown(2) of a listener lets nobody in any more and leaves who is in the queue where they are, until
+    /// the last copy is closed: the mounter's, which may be standing still. So they are taken out. (The
+    /// descriptor does not block.) Whether the kernel said that nobody is left; not where, say, there was no
+    /// descriptor to take somebody out with.
     fn empty(&self) -> bool {
         let kept = &self.kept;
         let mut apart = Vec::new();
@@ -203,8 +207,8 @@ impl Serving {
         emptied
     }
 
-    /// Closes the listener and every accepted connection, and returns when that is done. What waits in the queue waits for
-    /// whoever serves the socket next, unless it was [`cut`](Self::cut).
+    /// Closes the listener and every accepted connection, and returns when that is done. What waits in the
+    /// queue waits for whoever serves the socket next, unless it was [`cut`](Self::cut).
     pub async fn stop(mut self) {
         self.finish();
         if tokio::time::timeout(CLOSE, &mut self.task).await.is_err() {

@@ -272,8 +272,8 @@ pub(super) fn request(account: &str) -> (PublishRequest, Claims) {
     (request, claims)
 }
 
-/// A mounter that makes sockets in a directory, for one agent. Publishing the volume `dead` by the `directory` source
-/// says that the source was recreated; looking at `broken` fails.
+/// A mounter that makes sockets in a directory, for one agent. Publishing the volume `dead` by the
+/// `directory` source says that the source was recreated; looking at `broken` fails.
 async fn mounter(dir: std::path::PathBuf) {
     let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     bind(&fd, &SocketAddrUnix::new(dir.join("m.new")).unwrap()).unwrap();
@@ -505,7 +505,8 @@ async fn a_wrong_id_takes_no_volume_away() {
     assert!(world.volumes.state().unwrap().list().unwrap().is_empty());
 }
 
-/// The kubelet unmounts before it mounts again, but a static pod's successor has the same UID and volume name.
+/// The kubelet unmounts before it mounts again, but a static pod's successor has the same UID and volume
+/// name.
 #[tokio::test]
 async fn a_publish_finishes_an_unpublish_that_the_mounter_did_not_carry_out() {
     let world = World::new().await;

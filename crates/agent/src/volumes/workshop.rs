@@ -1,8 +1,8 @@
 //! The thread on which keys are made and certificates asked for.
 //!
-//! An SVID costs more processor time than the whole publish before it, and the kubelet waits for publishes alone: with
-//! its low priority this thread yields to everything else that the agent does, and takes what is left. What makes an
-//! identity holds nothing here that others wait for: no lock, no record, no log line.
+//! An SVID costs more processor time than the whole publish before it, and the kubelet waits for publishes
+//! alone: with its low priority this thread yields to everything else that the agent does, and takes what is
+//! left. What makes an identity holds nothing here that others wait for: no lock, no record, no log line.
 
 use std::io;
 use std::thread;
@@ -10,16 +10,17 @@ use std::thread;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// Added to the agent's own niceness. A ninth of the share of a thread at the default: on a node without a free
-/// processor it still goes on.
+/// Added to the agent's own niceness. A ninth of the share of a thread at the default: on a node without a
+/// free processor it still goes on.
 const NICER: i32 = 10;
 
 /// The thread; it ends with this.
 ///
-/// Nothing is shared with it but tokio's own queues. `_stop` is never sent to: its drop ends `block_on`, and the runtime,
-/// which that thread owns, drops whatever still waits there; who awaits it (`run`) is told by the join handle. What is
-/// started after that is dropped by tokio at once, which looks the same. Work that was begun for a volume that is gone
-/// ends as any other: what it comes to is compared with the slot by whoever asked for it.
+/// Nothing is shared with it but tokio's own queues. `_stop` is never sent to: its drop ends `block_on`, and
+/// the runtime, which that thread owns, drops whatever still waits there; who awaits it (`run`) is told by
+/// the join handle. What is started after that is dropped by tokio at once, which looks the same. Work that
+/// was begun for a volume that is gone ends as any other: what it comes to is compared with the slot by
+/// whoever asked for it.
 pub(super) struct Workshop {
     runtime: Handle,
     _stop: oneshot::Sender<()>,
@@ -32,7 +33,8 @@ impl Workshop {
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         thread::Builder::new().name("identities".to_owned()).spawn(move || {
-            // On Linux this is the calling thread's alone. Where it is refused, the work goes on as important as any.
+            // On Linux this is the calling thread's alone. Where it is refused, the work goes on as important
+            // as any.
             if let Err(e) = rustix::process::nice(NICER) {
                 tracing::debug!(error = %e, "the priority of making identities could not be lowered");
             }

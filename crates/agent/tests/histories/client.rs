@@ -1,4 +1,5 @@
-//! A pod's program: it connects to a socket, by the path or by an inode that it held on to, and listens to a stream.
+//! A pod's program: it connects to a socket, by the path or by an inode that it held on to, and listens to a
+//! stream.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;

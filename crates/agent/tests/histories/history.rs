@@ -1,7 +1,8 @@
-//! Histories as data: what a kubelet, hostile pods' authors, crashes and a confused mounter do, one after the other.
+//! Histories as data: what a kubelet, hostile pods' authors, crashes and a confused mounter do, one after the
+//! other.
 //!
-//! Names come from very small sets, so that they are reused all the time. A failing history prints as Rust and can be
-//! put into `known.rs` as it is.
+//! Names come from very small sets, so that they are reused all the time. A failing history prints as Rust
+//! and can be put into `known.rs` as it is.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -61,7 +62,8 @@ pub enum Mischief {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// The kubelet publishes, or publishes again. With `prepare` it writes its record first, unless there is one.
+    /// The kubelet publishes, or publishes again. With `prepare` it writes its record first, unless there is
+    /// one.
     Publish {
         pod: Pod,
         volume: u8,
@@ -69,7 +71,8 @@ pub enum Op {
         proof: Proof,
         prepare: bool,
     },
-    /// The pod's author has put another pod's facts into `volume_context` (podInfoOnMount off), the token is his own.
+    /// The pod's author has put another pod's facts into `volume_context` (podInfoOnMount off), the token is
+    /// his own.
     Forge {
         pod: Pod,
         says: Pod,

@@ -1,5 +1,6 @@
-//! A pod's volume is never served with another pod's identity, whatever the order of kills, late replies, reuse of
-//! names and UIDs, quick delete and create, or replay of an old publish: random histories against a model.
+//! A pod's volume is never served with another pod's identity, whatever the order of kills, late replies,
+//! reuse of names and UIDs, quick delete and create, or replay of an old publish: random histories against a
+//! model.
 //!
 //! That it can fail was tried with these faults in the agent, one at a time:
 //!
@@ -13,8 +14,8 @@
 //! | an unpublish leaves the agent's memory | `known`, random | a good publish failed |
 //! | an unpublish leaves a copy of the listener open | random | unpublished, and still there |
 //!
-//! Not found here: an answer for another volume that is believed (the crate's own tests of the mounter's client find
-//! it), and a publish that is let in before the records are read (those of the volumes).
+//! Not found here: an answer for another volume that is believed (the crate's own tests of the mounter's
+//! client find it), and a publish that is let in before the records are read (those of the volumes).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -55,8 +56,8 @@ fn carry_out<B: Bench>(make: impl FnOnce() -> B, history: &[Op]) -> Result<(), S
 fn explore(name: &str, cases: u32, length: usize, run: impl Fn(&[Op]) -> Result<(), String>) {
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
     let cases = number("HISTORIES").map_or(cases, |n: u64| u32::try_from(n).unwrap());
-    // The same histories in every run of `make test`, so that a change is judged by what it changes; others by
-    // HISTORIES_SEED=random or a number. HISTORIES is how many.
+    // The same histories in every run of `make test`, so that a change is judged by what it changes; others
+    // by HISTORIES_SEED=random or a number. HISTORIES is how many.
     let seed = if std::env::var("HISTORIES_SEED").is_ok_and(|seed| seed == "random") {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         now.as_nanos() as u64

@@ -83,7 +83,8 @@ impl Mixer {
         })
     }
 
-    /// What was kept back, the last first. Forgets all others: a descriptor that is remembered keeps its listener alive.
+    /// What was kept back, the last first. Forgets all others: a descriptor that is remembered keeps its
+    /// listener alive.
     pub fn late(&mut self) -> Vec<Answer> {
         self.before.clear();
         self.late.drain(..).rev().collect()

@@ -1,8 +1,8 @@
 //! What is known of each target path: which identities its socket may show.
 //!
-//! A path has *epochs*: one ends when an unpublish that no other call overlapped is answered with success. What a
-//! socket of an epoch may ever say is what was accepted, or may have been, within that epoch. What may be there now is
-//! a set: a call that broke off leaves both outcomes possible until a later one decides.
+//! A path has *epochs*: one ends when an unpublish that no other call overlapped is answered with success.
+//! What a socket of an epoch may ever say is what was accepted, or may have been, within that epoch. What may
+//! be there now is a set: a call that broke off leaves both outcomes possible until a later one decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,8 +30,8 @@ pub struct Call {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Accepted at most if `proved` (the token is good and says the same as the request) and `known` (the kubelet's
-    /// record has this volume id).
+    /// Accepted at most if `proved` (the token is good and says the same as the request) and `known` (the
+    /// kubelet's record has this volume id).
     Publish { who: Pod, proved: bool, known: bool },
     /// Carried out only if `known`: the kubelet's record has this volume id, or there is none.
     Unpublish { known: bool },

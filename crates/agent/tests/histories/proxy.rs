@@ -1,5 +1,5 @@
-//! Stands between the real agent and the real mounter and mixes the answers up. It has the agent's uid, which is the
-//! only one that the mounter serves.
+//! Stands between the real agent and the real mounter and mixes the answers up. It has the agent's uid, which
+//! is the only one that the mounter serves.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

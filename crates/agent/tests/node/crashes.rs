@@ -180,7 +180,8 @@ fn a_volume_without_record_waits_for_the_republish() {
 fn a_registration_that_nobody_heard_is_known_by_the_next_call() {
     on_node("a_registration_that_nobody_heard_is_known_by_the_next_call", async |node| {
         let before = published(node).await;
-        // As if the agent had been killed before it heard of its registration, which the kubelet does not repeat.
+        // As if the agent had been killed before it heard of its registration, which the kubelet does not
+        // repeat.
         node.agent.take().unwrap().crash().unwrap();
         std::fs::remove_file(node.kubelet.root().join("plugins").join(DRIVER).join("state/node")).unwrap();
         node.start_agent();

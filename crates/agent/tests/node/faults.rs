@@ -1,4 +1,5 @@
-//! What happens to a whole node: a reboot, other releases, two pairs at once, and what another driver has left.
+//! What happens to a whole node: a reboot, other releases, two pairs at once, and what another driver has
+//! left.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,7 +65,8 @@ fn a_rebooted_node_has_its_volumes_again_after_the_republish() {
         node.start_agent();
         node.start_mounter();
         node.register().await;
-        // The pod's containers were started again by the kubelet and connect before it has republished: they wait.
+        // The pod's containers were started again by the kubelet and connect before it has republished: they
+        // wait.
         let early = early(&view);
         node.until("the truth about the volume", async || {
             let condition = node.kubelet.stats(&volume).await.unwrap().volume_condition.unwrap();
@@ -158,7 +160,8 @@ fn after_a_roll_back_a_newer_record_is_left_alone_until_the_republish() {
 #[test]
 fn of_two_pairs_one_waits_and_goes_on_with_the_same_serials() {
     on_node("of_two_pairs_one_waits_and_goes_on_with_the_same_serials", async |node| {
-        // The directory of the pair that will wait is the older one: a container of the old pod that was started again.
+        // The directory of the pair that will wait is the older one: a container of the old pod that was
+        // started again.
         node.make_run("older").unwrap();
         let run = node.path(RUN);
         std::fs::remove_dir_all(&run).unwrap();
@@ -202,8 +205,8 @@ fn of_two_pairs_one_waits_and_goes_on_with_the_same_serials() {
 #[test]
 fn what_another_driver_left_is_reported_and_left_alone() {
     on_node("what_another_driver_left_is_reported_and_left_alone", async |node| {
-        // Two mounts on top of each other in a volume that is ours by the kubelet's record; a volume whose record is gone;
-        // one of another driver.
+        // Two mounts on top of each other in a volume that is ours by the kubelet's record; a volume whose
+        // record is gone; one of another driver.
         let stacked = node.volume("shop", "frontend", "web-1");
         node.kubelet.prepare(&stacked).unwrap();
         let target = node.kubelet.target_path(&stacked);

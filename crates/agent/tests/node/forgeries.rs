@@ -12,7 +12,8 @@ use super::harness::*;
 
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 
-/// Publishes with this change, and demands a refusal with this code and these words, and that nothing was made.
+/// Publishes with this change, and demands a refusal with this code and these words, and that nothing was
+/// made.
 async fn refused(
     node: &Node,
     volume: &PodVolume,

@@ -243,7 +243,8 @@ fn the_directory_source_binds_and_tells_when_it_is_stale() {
         assert!(condition.abnormal && condition.message.contains("restart the pod"), "{condition:?}");
         node.kubelet.tear_down(&volume).await.unwrap();
 
-        // Removed and made anew: the republish binds the new one, and running containers still hold the dead one.
+        // Removed and made anew: the republish binds the new one, and running containers still hold the dead
+        // one.
         let volume = node.volume("shop", "frontend", "web-3");
         node.kubelet.prepare(&volume).unwrap();
         node.kubelet.publish(&volume, None).await.unwrap();
@@ -281,7 +282,8 @@ fn no_core_file_can_hold_the_keys() {
     on_node("no_core_file_can_hold_the_keys", async |node| {
         use std::os::unix::fs::MetadataExt as _;
         node.start().await;
-        // proc(5): of a process whose memory is not dumped, and which its own uid may not trace, this is root's.
+        // proc(5): of a process whose memory is not dumped, and which its own uid may not trace, this is
+        // root's.
         let maps = format!("/proc/{}/maps", node.agent().pid());
         assert_eq!(std::fs::metadata(maps).unwrap().uid(), 0);
     });

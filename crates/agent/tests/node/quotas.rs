@@ -24,8 +24,8 @@ use seamount_testkit::skip;
 
 use crate::harness::{LONG, Node, RUN, UID, fetch, leaf, on_node, open};
 
-/// Watches that a uid may have while these tests run: many times what anything else on a machine has, and few enough to
-/// use up in a moment.
+/// Watches that a uid may have while these tests run: many times what anything else on a machine has, and few
+/// enough to use up in a moment.
 const WATCHES: u32 = 131_072;
 const SYSCTL: &str = "/proc/sys/fs/epoll/max_user_watches";
 
@@ -130,8 +130,9 @@ fn health(node: &Node, what: &str) -> (bool, String) {
     (output.status.success(), String::from_utf8(output.stdout).unwrap())
 }
 
-/// The uids of the agent that a client finds out: of the sender of what it reads, where it asks for credentials, and of the
-/// socket that was accepted, which is in the client's network namespace (sock_diag(7)).
+/// The uids of the agent that a client finds out: of the sender of what it reads, where it asks for
+/// credentials, and of the socket that was accepted, which is in the client's network namespace
+/// (sock_diag(7)).
 fn uids_of_the_other_end(socket: &Path) -> (u32, u32) {
     let mut stream = UnixStream::connect(socket).unwrap();
     set_socket_passcred(&stream, true).unwrap();

@@ -1,4 +1,5 @@
-//! What the kubelet finds by name, where it is removed, and a kubelet that did not see or did not want the driver.
+//! What the kubelet finds by name, where it is removed, and a kubelet that did not see or did not want the
+//! driver.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! The agent was hostile once, and what comes after it is clean: records and listeners that it left behind, and the procedure of
-//! `docs/stolen-agent.md`.
+//! The agent was hostile once, and what comes after it is clean: records and listeners that it left behind,
+//! and the procedure of `docs/stolen-agent.md`.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
@@ -179,7 +179,8 @@ fn the_procedure_for_a_stolen_agent_ends_in_a_clean_state() {
     on_node("the_procedure_for_a_stolen_agent_ends_in_a_clean_state", async |node| {
         let (victim, thief) = victim_and_thief(node).await;
         let volumes = [&victim, &thief];
-        // What an attacker in the agent takes along: the state directory and every socket, and a forged record stays behind.
+        // What an attacker in the agent takes along: the state directory and every socket, and a forged
+        // record stays behind.
         let stolen = listeners_of(node.agent().pid());
         assert!(stolen.len() >= 4, "{}", stolen.len());
         let directory = std::fs::File::open(node.state()).unwrap();

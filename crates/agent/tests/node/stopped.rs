@@ -82,7 +82,8 @@ fn clients_of_all_volumes_together_leave_room_for_a_publish() {
     });
 }
 
-/// Answers that come late from an agent that stood still: to calls that the kubelet has given up, and to clients that waited.
+/// Answers that come late from an agent that stood still: to calls that the kubelet has given up, and to
+/// clients that waited.
 #[test]
 fn a_stopped_agent_answers_late_and_to_everybody_with_their_own_identity() {
     on_node("a_stopped_agent_answers_late_and_to_everybody_with_their_own_identity", async |node| {

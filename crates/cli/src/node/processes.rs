@@ -108,8 +108,8 @@ fn program(args: &[String]) -> Option<Program> {
     [Program::Mounter, Program::Agent].into_iter().find(|p| name == p.name() && !asks)
 }
 
-/// Whether the root that a process names is ours: by device and inode, in the process's own mount namespace. The agent
-/// has no such directory: for it the name has to do, or the name as seen from its own root.
+/// Whether the root that a process names is ours: by device and inode, in the process's own mount namespace.
+/// The agent has no such directory: for it the name has to do, or the name as seen from its own root.
 fn same(process: &Path, its: &Path, ours: &Path, program: Program) -> bool {
     let inside = process.join("root");
     let there = inside.join(its.strip_prefix("/").unwrap_or(its));
@@ -145,7 +145,8 @@ fn of_config(process: &Path, path: &str) -> Option<(Option<String>, Option<Strin
     Some((field("kubeletRoot"), field("driverName")))
 }
 
-/// State and start (field 22, in ticks since boot) of proc_pid_stat(5). The name in parentheses may hold anything.
+/// State and start (field 22, in ticks since boot) of proc_pid_stat(5). The name in parentheses may hold
+/// anything.
 fn stat(line: &str) -> Option<(bool, u64)> {
     let (_, rest) = line.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();

@@ -1,11 +1,11 @@
 //! The authority inside this process.
 //!
 //! A *slot* is a root and an intermediate below it; leaves are signed by the active slot's intermediate. In
-//! memory each slot has a root of its own whose key is forgotten as soon as the intermediate is signed. With a
-//! directory the root is the one that is there (read again for each slot), and only intermediates are made.
+//! memory each slot has a root of its own whose key is forgotten as soon as the intermediate is signed. With
+//! a directory the root is the one that is there (read again for each slot), and only intermediates are made.
 //!
-//! Rotation follows SPIRE's server: the next slot is *prepared* when at most half of the active one's life
-//! is left (or 30 days), which puts its root into the bundle; it is *activated* when at most a sixth is left (or
+//! Rotation follows SPIRE's server: the next slot is *prepared* when at most half of the active one's life is
+//! left (or 30 days), which puts its root into the bundle; it is *activated* when at most a sixth is left (or
 //! 7 days). In between, every workload learns the new root before anything is signed below it.
 
 use std::{
@@ -86,7 +86,8 @@ struct Slot {
 }
 
 impl Slot {
-    /// Whether nothing that it signs can be valid: it has expired, or the clock was set back to before its time.
+    /// Whether nothing that it signs can be valid: it has expired, or the clock was set back to before its
+    /// time.
     fn is_useless(&self, now: SystemTime) -> bool {
         now >= self.not_after || now < self.not_before
     }
@@ -108,9 +109,10 @@ struct State {
 
 /// An authority in this process. It does not look at the pod's token: whoever calls it has verified it.
 ///
-/// Order of locks: `rotation`, then `state`, then the watch's own. Signing reads `state` for as long as it takes to clone an
-/// `Arc` and signs without a lock. `bundles` is sent while `state` is locked for writing, so that bundles are told in the
-/// order in which they came into force; a slot signs only after the bundle with its root was sent.
+/// Order of locks: `rotation`, then `state`, then the watch's own. Signing reads `state` for as long as it
+/// takes to clone an `Arc` and signs without a lock. `bundles` is sent while `state` is locked for writing,
+/// so that bundles are told in the order in which they came into force; a slot signs only after the bundle
+/// with its root was sent.
 pub struct Embedded {
     config: EmbeddedConfig,
     clock: Clock,
@@ -139,9 +141,9 @@ impl Embedded {
         Ok(Self { config, clock, state: RwLock::new(state), rotation: Mutex::new(()), bundles })
     }
 
-    /// The same authority with other lifetimes: its roots stay, and with them everything that was issued. An SVID gets
-    /// its new lifetime at once, as far as the intermediate lives; the intermediate and a root in memory get theirs when
-    /// they are replaced next.
+    /// The same authority with other lifetimes: its roots stay, and with them everything that was issued. An
+    /// SVID gets its new lifetime at once, as far as the intermediate lives; the intermediate and a root in
+    /// memory get theirs when they are replaced next.
     pub fn with_lifetimes(&self, ca_ttl: Duration, svid_ttl: Duration) -> Result<Self, AuthorityError> {
         let config = EmbeddedConfig { ca_ttl, svid_ttl, ..self.config.clone() };
         check_lifetimes(&config)?;
@@ -157,15 +159,16 @@ impl Embedded {
         Ok(Self { config, clock, state: RwLock::new(state), rotation: Mutex::new(()), bundles })
     }
 
-    /// Makes the next slot and puts its root into the bundle; a slot that was prepared before is replaced (its
-    /// root leaves the bundle, for nothing was signed below it). With a directory, the root is read again.
+    /// Makes the next slot and puts its root into the bundle; a slot that was prepared before is replaced
+    /// (its root leaves the bundle, for nothing was signed below it). With a directory, the root is read
+    /// again.
     pub fn prepare(&self) -> Result<(), AuthorityError> {
         let _one = self.rotating();
         self.prepare_at((self.clock)())
     }
 
-    /// Lets the prepared slot sign; prepares one if there is none. The former root stays in the bundle until it
-    /// expires.
+    /// Lets the prepared slot sign; prepares one if there is none. The former root stays in the bundle until
+    /// it expires.
     pub fn activate(&self) -> Result<(), AuthorityError> {
         let _one = self.rotating();
         if self.read(|state| state.prepared.is_none()) {
@@ -174,8 +177,9 @@ impl Embedded {
         self.activate_prepared()
     }
 
-    /// Does what is due at `now`; to be called every few seconds. Preparing and activating happen in different
-    /// calls, so that the bundle is known before it is needed, unless the active slot is of no use any more.
+    /// Does what is due at `now`; to be called every few seconds. Preparing and activating happen in
+    /// different calls, so that the bundle is known before it is needed, unless the active slot is of no use
+    /// any more.
     pub fn tick(&self, now: SystemTime) -> Result<Done, AuthorityError> {
         let _one = self.rotating();
         let mut done = Done { pruned: self.prune(now)?, ..Done::default() };
@@ -274,8 +278,8 @@ impl Embedded {
         })
     }
 
-    /// Drops expired roots, and a prepared slot that expired while nobody looked (a suspended machine) or is of a time
-    /// that the clock was set back from.
+    /// Drops expired roots, and a prepared slot that expired while nobody looked (a suspended machine) or is
+    /// of a time that the clock was set back from.
     fn prune(&self, now: SystemTime) -> Result<usize, AuthorityError> {
         let stale = |state: &State| {
             state.prepared.as_ref().is_some_and(|slot| slot.is_useless(now))
@@ -321,7 +325,8 @@ impl Authority for Embedded {
     }
 }
 
-/// Oldest root first, so that an activation, which changes nothing in the set, is no change in its bytes either.
+/// Oldest root first, so that an activation, which changes nothing in the set, is no change in its bytes
+/// either.
 fn bundle_of(trust_domain: &TrustDomain, state: &State) -> Result<BundleSet, AuthorityError> {
     let retired = state.retired.iter().map(|(root, _)| root.clone());
     let current = [Some(&state.active), state.prepared.as_ref()].into_iter().flatten();

@@ -1,7 +1,9 @@
-//! Reads the authority's root from a directory: `tls.crt` and `tls.key`, as a Kubernetes TLS Secret is mounted.
+//! Reads the authority's root from a directory: `tls.crt` and `tls.key`, as a Kubernetes TLS Secret is
+//! mounted.
 //!
-//! `tls.crt` may hold several roots. The first, whose key is there, signs; the others are trusted too. So a root is
-//! replaced without a gap: first every node trusts the new one, then it signs, then the old one leaves.
+//! `tls.crt` may hold several roots. The first, whose key is there, signs; the others are trusted too. So a
+//! root is replaced without a gap: first every node trusts the new one, then it signs, then the old one
+//! leaves.
 
 use std::{
     fs::File,

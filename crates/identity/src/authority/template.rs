@@ -95,10 +95,11 @@ enum Part {
 ///
 /// Placeholders: `{trustDomain}`, `{namespace}`, `{serviceAccount}`, `{podName}`, `{podUid}`, `{node}`.
 ///
-/// Different pods must not get one ID by accident or by choice of names, hence two rules beyond those of a SPIFFE
-/// ID: the template holds `{namespace}` or `{podUid}` (names of service accounts, pods and nodes repeat in other
-/// namespaces, where somebody else chooses them; a constant ID is refused for the same reason), and no path
-/// segment holds two placeholders (`{namespace}-{serviceAccount}` is the same for `a-b`,`c` and `a`,`b-c`).
+/// Different pods must not get one ID by accident or by choice of names, hence two rules beyond those of a
+/// SPIFFE ID: the template holds `{namespace}` or `{podUid}` (names of service accounts, pods and nodes
+/// repeat in other namespaces, where somebody else chooses them; a constant ID is refused for the same
+/// reason), and no path segment holds two placeholders (`{namespace}-{serviceAccount}` is the same for
+/// `a-b`,`c` and `a`,`b-c`).
 #[derive(Clone, PartialEq, Eq)]
 pub struct IdTemplate {
     trust_domain: TrustDomain,

@@ -1,8 +1,8 @@
 //! Signatures of intermediate certificates that were verified before.
 //!
-//! Whether a key made a signature never changes, and every SVID of an hour has the same intermediate: verifying it again
-//! for each took a quarter of the time of issuing one. Only what was signed by a bundle's authority is remembered, so that
-//! nobody else can push it out.
+//! Whether a key made a signature never changes, and every SVID of an hour has the same intermediate:
+//! verifying it again for each took a quarter of the time of issuing one. Only what was signed by a bundle's
+//! authority is remembered, so that nobody else can push it out.
 
 use std::{
     collections::VecDeque,
@@ -21,8 +21,8 @@ struct Signed {
     key: Box<[u8]>,
 }
 
-/// Held for a search or a push, never over a verification: two that verify the same one at once remember it twice, which
-/// costs a place and nothing else.
+/// Held for a search or a push, never over a verification: two that verify the same one at once remember it
+/// twice, which costs a place and nothing else.
 static VERIFIED: Mutex<VecDeque<Signed>> = Mutex::new(VecDeque::new());
 
 /// [`super::is_signed_by`] for a certificate authority's certificate.

@@ -31,7 +31,8 @@ async fn bytes_go_both_ways_and_the_end_is_seen() {
     assert_eq!(ours.read(&mut got).await.unwrap(), 0, "the end stays the end");
 }
 
-/// Far more than the socket takes at once, in both directions at the same time, in pieces that do not fit evenly.
+/// Far more than the socket takes at once, in both directions at the same time, in pieces that do not fit
+/// evenly.
 #[tokio::test]
 async fn a_slow_reader_gets_everything_while_the_other_direction_goes_on() {
     const LEN: usize = 3_000_017;
@@ -86,7 +87,8 @@ async fn writing_to_a_reader_that_left_ends() {
     assert_eq!(write.await.unwrap().kind(), io::ErrorKind::BrokenPipe);
 }
 
-/// What the kernel reports of a descriptor: the masks of this process's epoll descriptors (proc_pid_fdinfo(5)).
+/// What the kernel reports of a descriptor: the masks of this process's epoll descriptors
+/// (proc_pid_fdinfo(5)).
 fn watched(fd: RawFd) -> Vec<u32> {
     let mut masks = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fdinfo").unwrap() {
@@ -133,7 +135,8 @@ async fn heard(reading: tokio::task::JoinHandle<[u8; 4]>) -> [u8; 4] {
     tokio::time::timeout(Duration::from_secs(60), reading).await.expect("never woken").unwrap()
 }
 
-/// Who waits to read waits on, whether the other direction becomes full or empty meanwhile, and whoever writes.
+/// Who waits to read waits on, whether the other direction becomes full or empty meanwhile, and whoever
+/// writes.
 #[tokio::test]
 async fn a_reader_hears_while_a_writer_waits_and_afterwards() {
     for while_full in [true, false] {

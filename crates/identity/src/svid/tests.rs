@@ -1,4 +1,5 @@
-//! Each rule of the X509-SVID standard, named after its section, with a certificate that breaks just that rule.
+//! Each rule of the X509-SVID standard, named after its section, with a certificate that breaks just that
+//! rule.
 
 use proptest::prelude::*;
 use rcgen::{

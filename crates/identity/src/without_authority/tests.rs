@@ -82,7 +82,8 @@ fn frames_are_found_however_the_bytes_arrive() {
     }
 }
 
-/// Sends a request as grpc-go does to a socket that it dialled by path; returns the type of the first frame in answer.
+/// Sends a request as grpc-go does to a socket that it dialled by path; returns the type of the first frame
+/// in answer.
 async fn answer(mut client: DuplexStream) -> u8 {
     let mut block = vec![0x83, 0x86];
     for (index, value) in [(0x44_u8, "/a.B/C"), (0x41, "%2Fvar%2Flib%2Fkubelet%2Fplugins_registry%2Fx.sock")]

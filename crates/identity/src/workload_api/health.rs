@@ -21,7 +21,8 @@ pub(super) const REFLECTION_V1_PREFIX: &str = "/grpc.reflection.v1.ServerReflect
 /// See [`REFLECTION_V1_PREFIX`].
 pub(super) const REFLECTION_V1ALPHA_PREFIX: &str = "/grpc.reflection.v1alpha.ServerReflection/";
 
-/// Serving as soon as it is known what to answer: an identity, or that there is none (as SPIRE's agent has it).
+/// Serving as soon as it is known what to answer: an identity, or that there is none (as SPIRE's agent has
+/// it).
 pub(super) struct View(pub(super) watch::Receiver<Served>);
 
 fn status(served: &Served) -> ServingStatus {

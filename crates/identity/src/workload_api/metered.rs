@@ -16,7 +16,8 @@ use tokio::{
 use super::tenant::{Ledger, Seat};
 use crate::quiet::{Quiet, close_apart};
 
-/// How long a connection rests that has brought as much as is read at once. Calls of ordinary clients are shorter.
+/// How long a connection rests that has brought as much as is read at once. Calls of ordinary clients are
+/// shorter.
 const REST: Duration = Duration::from_millis(1);
 
 /// The stream. What a client sends beyond its tenant's rate stays in the socket, and the client waits when
@@ -64,8 +65,8 @@ impl AsyncRead for Metered {
         let before = buf.filled().len();
         ready!(this.stream()?.poll_read(cx, buf))?;
         if buf.remaining() == 0 {
-            // What came is looked at first, and what it costs is known before more is read. hyper asks for more
-            // before each request that it begins, so that giving way for a turn would not do.
+            // What came is looked at first, and what it costs is known before more is read. hyper asks for
+            // more before each request that it begins, so that giving way for a turn would not do.
             this.asleep = Some(Box::pin(sleep(REST)));
         }
         this.ledger.read(buf.filled().len() - before);

@@ -15,9 +15,9 @@ use crate::{
     svid::X509Svid,
 };
 
-/// An `X509SVIDResponse` and an `X509BundlesResponse`. Each is encoded and framed for gRPC when the first stream wants it, and
-/// shared by all streams from then on: most volumes of a node are asked for one of the two, some for none. The bytes, which
-/// hold private keys, are wiped when the last stream lets go of them.
+/// An `X509SVIDResponse` and an `X509BundlesResponse`. Each is encoded and framed for gRPC when the first
+/// stream wants it, and shared by all streams from then on: most volumes of a node are asked for one of the
+/// two, some for none. The bytes, which hold private keys, are wiped when the last stream lets go of them.
 pub struct Response {
     /// Those that a client can use.
     usable: Box<[Arc<X509Svid>]>,
@@ -27,9 +27,9 @@ pub struct Response {
 }
 
 impl Response {
-    /// What a pod's clients get: all its SVIDs, the first being the default one, each with its trust
-    /// domain's bundle out of `bundles` (Workload API §5.2). An SVID whose trust domain has no bundle there is
-    /// left out, because no client could use it. Without any SVID, streams are denied.
+    /// What a pod's clients get: all its SVIDs, the first being the default one, each with its trust domain's
+    /// bundle out of `bundles` (Workload API §5.2). An SVID whose trust domain has no bundle there is left
+    /// out, because no client could use it. Without any SVID, streams are denied.
     pub fn new(svids: &[Arc<X509Svid>], bundles: &BundleSet) -> Self {
         let usable = svids.iter().filter(|svid| bundles.get(svid.id().trust_domain()).is_some());
         Self {
@@ -97,8 +97,8 @@ impl AsRef<[u8]> for Wiped {
     }
 }
 
-/// One message as gRPC carries it: not compressed, length, bytes. The buffer never grows, so that no copy of a
-/// key stays behind.
+/// One message as gRPC carries it: not compressed, length, bytes. The buffer never grows, so that no copy of
+/// a key stays behind.
 fn frame(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut out = Zeroizing::new(Vec::with_capacity(length + 5));

@@ -207,9 +207,9 @@ impl Drop for Seat {
 
 /// One connection's part of its tenant's account; it ends with the connection and its last stream.
 ///
-/// `begun` is raised before the request is answered, and `active` and `begun` are read by the connection's own task after a sleep
-/// of many seconds. A stream that begins at the very moment of the goodbye is cut soon after, and its client
-/// connects again.
+/// `begun` is raised before the request is answered, and `active` and `begun` are read by the connection's
+/// own task after a sleep of many seconds. A stream that begins at the very moment of the goodbye is cut soon
+/// after, and its client connects again.
 pub(super) struct Ledger {
     tenant: Arc<Tenant>,
     observer: Arc<dyn Observer>,

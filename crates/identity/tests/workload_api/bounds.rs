@@ -89,8 +89,8 @@ async fn many_streams_all_get_every_change() {
     assert_eq!(server.seen.streams(), 256);
 }
 
-/// Opening and resetting streams as fast as possible ("rapid reset") ends the connection or is survived; either
-/// way the others do not notice.
+/// Opening and resetting streams as fast as possible ("rapid reset") ends the connection or is survived;
+/// either way the others do not notice.
 #[tokio::test]
 async fn rapid_resets_hurt_nobody_else() {
     let server = Server::start(ready(&svid("a")));

@@ -1,4 +1,5 @@
-//! Codes, texts and order, through tonic (Workload Endpoint §4, Workload API §5, and what SPIRE's agent does).
+//! Codes, texts and order, through tonic (Workload Endpoint §4, Workload API §5, and what SPIRE's agent
+//! does).
 
 use std::{sync::Arc, time::Duration};
 

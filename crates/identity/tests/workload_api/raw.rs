@@ -1,4 +1,5 @@
-//! HTTP/2 by hand: hyper's client for requests that no gRPC client would send, and frames for what hyper would not.
+//! HTTP/2 by hand: hyper's client for requests that no gRPC client would send, and frames for what hyper
+//! would not.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};

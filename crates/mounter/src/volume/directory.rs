@@ -50,8 +50,8 @@ impl Node {
             source => source?,
         };
         let clone = tmpfs::clone(&source)?;
-        // Writable on the host, as upstream; the kubelet mounts it read-only into containers, because the agent refuses a
-        // volume without `readOnly`.
+        // Writable on the host, as upstream; the kubelet mounts it read-only into containers, because the
+        // agent refuses a volume without `readOnly`.
         set_attributes(&clone, PLAIN.bits().into(), None).doing("restrict the clone")?;
         // Anew for containers that start later; running ones keep the dead directory until the pod restarts.
         if before.is_some() {

@@ -33,8 +33,8 @@ impl Node {
         made
     }
 
-    /// Links first, the socket last: its rename is the moment from which there is a volume. A socket that is there is
-    /// replaced by that rename, so its name is never missing.
+    /// Links first, the socket last: its rename is the moment from which there is a volume. A socket that is
+    /// there is replaced by that rename, so its name is never missing.
     fn fill(&self, dir: &OwnedFd, created: bool) -> Outcome<OwnedFd> {
         let first = self.config.socket_name();
         let before = if created { Ok(Vec::new()) } else { path::names(dir, 64) };

@@ -71,7 +71,8 @@ impl Node {
         let stacks = stacks();
         for pod in path::names(&self.pods, MAX).doing("read the kubelet's pods")? {
             let Some(pod) = pod.to_str().ok().and_then(|p| p.parse::<PodUid>().ok()) else { continue };
-            // A pod that goes while we look, or that is no directory of the kubelet's, is not a reason to see none.
+            // A pod that goes while we look, or that is no directory of the kubelet's, is not a reason to see
+            // none.
             let csi = format!("{pod}/{CSI}");
             let csi = path::open(&self.pods, csi, DIRECTORY, ResolveFlags::NO_XDEV);
             let names = csi.and_then(|csi| path::names(csi, MAX)).unwrap_or_default();
@@ -110,8 +111,9 @@ impl Node {
         Ok((self.flags(target) | subpath, numbers(target)?, dead))
     }
 
-    /// The containers that hold something of the volume by `subPath` that has been replaced since, as the socket is when
-    /// both processes died. A directory that is mounted shows the new one; a file that is mounted is that file for ever.
+    /// The containers that hold something of the volume by `subPath` that has been replaced since, as the
+    /// socket is when both processes died. A directory that is mounted shows the new one; a file that is
+    /// mounted is that file for ever.
     fn dead_subpaths(&self, pod: &PodUid, name: &VolumeName) -> String {
         let below = format!("{pod}/{SUBPATHS}/{name}");
         let Ok(volume) = path::open(&self.pods, below, DIRECTORY, ResolveFlags::NO_XDEV) else {
@@ -147,13 +149,14 @@ fn numbers(target: &Target) -> Outcome<[u64; 3]> {
     Ok([target.stat.stx_blocks * 512, 1 + names, target.is_mount().into()])
 }
 
-/// By mount id, how many mounts lie on the same path up to this one. One look at the mount table per scan: a single
-/// volume is never worth one.
+/// By mount id, how many mounts lie on the same path up to this one. One look at the mount table per scan: a
+/// single volume is never worth one.
 fn stacks() -> HashMap<u64, u64> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut at: HashMap<&str, u64> = HashMap::new();
     let mut by_id = HashMap::new();
-    // proc_pid_mountinfo(5): id, parent, major:minor, root, mount point …; a mount comes after the one below it.
+    // proc_pid_mountinfo(5): id, parent, major:minor, root, mount point …; a mount comes after the one below
+    // it.
     for mut fields in table.lines().map(|line| line.split(' ')) {
         let (Some(Ok(id)), Some(point)) = (fields.next().map(str::parse), fields.nth(3)) else { continue };
         let below = at.entry(point).or_default();

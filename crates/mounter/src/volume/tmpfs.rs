@@ -1,11 +1,13 @@
 //! A tmpfs that the agent fills through a detached clone, and whose files become root's.
 //!
-//! A runtime that makes a volume read-only by `MS_REMOUNT|MS_BIND|MS_RDONLY` alone takes `nosuid`, `nodev` and `noexec` away: they
-//! belong to each mount, the super block has none of them (fsconfig(2) refuses `nosuid`), and a flag is locked only where a mount is
-//! copied into the mount namespace of another user namespace. A super block that belongs to a user namespace of its own has no
-//! set-user-ID files and no devices whatever the flags say, but cannot be `noswap`, and keys are in these volumes. (Tried on
-//! 6.18.) So there is never a file that would be dangerous without the flags: the agent, who cannot make devices, never owns a file
-//! that is root's, as it would through an idmapped clone. What it has written is settled: given to root, if its mode is at most 0777.
+//! A runtime that makes a volume read-only by `MS_REMOUNT|MS_BIND|MS_RDONLY` alone takes `nosuid`, `nodev`
+//! and `noexec` away: they belong to each mount, the super block has none of them (fsconfig(2) refuses
+//! `nosuid`), and a flag is locked only where a mount is copied into the mount namespace of another user
+//! namespace. A super block that belongs to a user namespace of its own has no set-user-ID files and no
+//! devices whatever the flags say, but cannot be `noswap`, and keys are in these volumes. (Tried on 6.18.) So
+//! there is never a file that would be dangerous without the flags: the agent, who cannot make devices, never
+//! owns a file that is root's, as it would through an idmapped clone. What it has written is settled: given
+//! to root, if its mode is at most 0777.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
@@ -25,8 +27,8 @@ use crate::wire::Attached;
 
 /// The file system's magic number (statfs(2)).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
-/// Bounds the kernel memory that inodes take. An unusual number, because it also tells our tmpfs from another driver's:
-/// statfs is all that can be asked of a mount in O(1) before Linux 6.8.
+/// Bounds the kernel memory that inodes take. An unusual number, because it also tells our tmpfs from another
+/// driver's: statfs is all that can be asked of a mount in O(1) before Linux 6.8.
 pub const INODES: u64 = 10_007;
 /// The largest volume.
 const MAX_SIZE: u64 = 1 << 30;
@@ -106,8 +108,8 @@ impl Node {
         Ok(Some(Rc::new(handed?.into())))
     }
 
-    /// Gives the files of one version directory, which is somewhere in the tmpfs, to root and the volume's group, and refuses modes above 0777. Directories
-    /// stay the agent's, who has to remove old versions.
+    /// Gives the files of one version directory, which is somewhere in the tmpfs, to root and the volume's
+    /// group, and refuses modes above 0777. Directories stay the agent's, who has to remove old versions.
     pub fn settle(&mut self, volume: &Volume, version: &str) -> Outcome<Attached> {
         let name = CString::new(version).unwrap_or_default();
         let target = match self.ours(volume)?.target()? {
@@ -132,8 +134,8 @@ fn give_to_root(dir: &OwnedFd, name: &CStr, gid: u32, depth: u32) -> Outcome<()>
                 "{name:?} has a set-user-ID, set-group-ID or sticky bit: write it without"
             );
         }
-        // One that is set just now stops chown(2), which has no right to clear it, or is cleared by its new owner. That goes by a
-        // descriptor that can be read from, and to the same file.
+        // One that is set just now stops chown(2), which has no right to clear it, or is cleared by its new
+        // owner. That goes by a descriptor that can be read from, and to the same file.
         let file = (kind == FileType::RegularFile)
             .then(|| path::open(dir, name, OFlags::NONBLOCK, ResolveFlags::NO_XDEV));
         let owned = fs::chownat(&fd, "", Some(Uid::ROOT), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH);

@@ -65,8 +65,8 @@ impl Node {
         self.config.socket_names.iter().any(|ours| ours.as_bytes() == name.to_bytes())
     }
 
-    /// Removes what is in the target directory: by name, one level, never a directory, never across a mount. What
-    /// cannot be proved ours loses only the names that we make.
+    /// Removes what is in the target directory: by name, one level, never a directory, never across a mount.
+    /// What cannot be proved ours loses only the names that we make.
     pub fn empty(&self, dir: &OwnedFd, ours: bool) -> Outcome<()> {
         for name in path::names(dir, MAX).doing("read the target directory")? {
             if ours || socket::made_at(name.to_bytes()).is_some() || self.is_socket_name(&name) {

@@ -60,7 +60,8 @@ fn removed(pid: u32) -> usize {
     targets.filter(|target| target.to_string_lossy().ends_with("(deleted)")).count()
 }
 
-/// What close(2) of a removed directory waits for, no request does: it is answered while the directory is open still.
+/// What close(2) of a removed directory waits for, no request does: it is answered while the directory is
+/// open still.
 #[test]
 fn a_request_does_not_wait_until_what_it_removed_is_freed() {
     bench("a_request_does_not_wait_until_what_it_removed_is_freed", |bench: &mut Bench| {

@@ -234,8 +234,8 @@ fn swapping_a_component_while_requests_run_gains_nothing() {
                     while !stop.load(Ordering::Relaxed) {
                         let swapped = renameat_with(CWD, &here, CWD, &decoy, RenameFlags::EXCHANGE);
                         swaps.fetch_add(swapped.is_ok().into(), Ordering::Relaxed);
-                        // The last component is the mounter's: it removes the link as a leftover, and mounts on the
-                        // directory that has the decoy's name by then. Then another link is needed.
+                        // The last component is the mounter's: it removes the link as a leftover, and mounts
+                        // on the directory that has the decoy's name by then. Then another link is needed.
                         if !decoy.is_symlink() && !here.is_symlink() {
                             let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
                             while rustix::mount::unmount(&decoy, flags).is_ok() {}
@@ -244,8 +244,9 @@ fn swapping_a_component_while_requests_run_gains_nothing() {
                         }
                     }
                 });
-                // A mount point cannot be exchanged (EBUSY), and the last component is one now and then: 1,000 rounds
-                // have seen 41 swaps there, and 100,000 elsewhere. So it goes on until there were enough.
+                // A mount point cannot be exchanged (EBUSY), and the last component is one now and then:
+                // 1,000 rounds have seen 41 swaps there, and 100,000 elsewhere. So it goes on until there
+                // were enough.
                 for round in 0.. {
                     if round >= 1000 && swaps.load(Ordering::Relaxed) > 100 {
                         break;

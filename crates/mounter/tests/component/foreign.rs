@@ -1,5 +1,5 @@
-//! What an agent that was stolen, or a pod, can give to the mounter: a listener of its own making is not taken, and nothing that
-//! is sent along keeps the mounter waiting.
+//! What an agent that was stolen, or a pod, can give to the mounter: a listener of its own making is not
+//! taken, and nothing that is sent along keeps the mounter waiting.
 
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
@@ -68,7 +68,8 @@ fn a_listener_that_no_mounter_made_is_not_taken() {
     });
 }
 
-/// The end of a TCP connection that close(2) waits an hour for: its peer reads nothing and all buffers are full.
+/// The end of a TCP connection that close(2) waits an hour for: its peer reads nothing and all buffers are
+/// full.
 fn lingering() -> (OwnedFd, std::net::TcpStream) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -86,8 +87,8 @@ fn nothing_that_is_sent_along_keeps_the_mounter_waiting() {
         let pid = Pid::from_raw(bench.start(&[]) as i32).unwrap();
         let volume = bench.volume("v");
         let request = Request::Store { volume: Some(volume.clone()), slot: keep::VOLUME, cookie: 1 };
-        // Sent while the mounter stands still, so that nothing but the messages has them when it reads: one or several in a
-        // message, and from agents that are refused and never read.
+        // Sent while the mounter stands still, so that nothing but the messages has them when it reads: one
+        // or several in a message, and from agents that are refused and never read.
         kill_process(pid, Signal::STOP).unwrap();
         let (mut agents, mut peers) = (Vec::new(), Vec::new());
         for count in [1, 2, 1, 3, 1, 1] {

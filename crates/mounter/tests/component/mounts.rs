@@ -198,7 +198,8 @@ fn the_source_directory_is_shown_and_can_be_relabelled() {
         assert!(made.has(flag::DIRECTORY) && !made.has(flag::STALE) && made.fd.is_none());
         dial(target.join("agent.sock"));
         listener.accept().unwrap();
-        // Writable on the host, or the runtime could not relabel it for SELinux; but nothing in it runs or is a device.
+        // Writable on the host, or the runtime could not relabel it for SELinux; but nothing in it runs or is
+        // a device.
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let line = table.lines().find(|l| l.contains(target.to_str().unwrap())).unwrap();
         assert!(line.contains(" rw,nosuid,nodev,noexec"), "{line}");

@@ -125,7 +125,8 @@ fn another_process_keeps_the_name_that_it_took() {
         fs::rename(&short, &csi).unwrap();
         let inode = fs::metadata(&csi).unwrap().ino();
         agent.ask(&Request::CsiListener).bad(Fault::Busy, "another process serves csi.sock");
-        // Also where it accepts nothing, and its queue is full of the one question: the mounter does not wait for it.
+        // Also where it accepts nothing, and its queue is full of the one question: the mounter does not wait
+        // for it.
         rustix::net::listen(&other, 0).unwrap();
         agent.ask(&Request::CsiListener).bad(Fault::Busy, "another process serves csi.sock");
         assert_eq!(fs::metadata(&csi).unwrap().ino(), inode);
@@ -182,7 +183,8 @@ fn a_container_that_holds_a_replaced_socket_by_subpath_is_named() {
         let agent = bench.agent();
         agent.identity(&volume).good();
         agent.identity(&other).good();
-        // As the kubelet does: a file, and the socket on it; a directory of the volume is mounted on a directory.
+        // As the kubelet does: a file, and the socket on it; a directory of the volume is mounted on a
+        // directory.
         let below = bench.path(&format!("pods/{POD}/volume-subpaths"));
         for (name, container) in [("v", "app"), ("v", "helper"), ("w", "app")] {
             let place = below.join(name).join(container);

@@ -11,7 +11,8 @@ use seamount_testkit::eventually;
 
 use crate::bench::{Agent, Bench, DEADLINE, as_agent, bench, dial, mode};
 
-/// The directory that another pod's two containers share: younger than all before, by the file system's clock.
+/// The directory that another pod's two containers share: younger than all before, by the file system's
+/// clock.
 fn pod(bench: &Bench, name: &str) -> PathBuf {
     std::thread::sleep(Duration::from_millis(20));
     let dir = bench.path(name);

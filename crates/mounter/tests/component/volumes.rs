@@ -133,7 +133,8 @@ fn unpublish_is_idempotent_and_cuts_access() {
         waiting.set_read_timeout(Some(DEADLINE)).unwrap();
         agent.unpublish(&volume).good();
         assert!(!bench.target(&volume).exists());
-        // The agent's own copy accepts no more, and does not keep what waited: a thread of the mounter takes it out.
+        // The agent's own copy accepts no more, and does not keep what waited: a thread of the mounter takes
+        // it out.
         assert_eq!(waiting.read(&mut [0; 1]).unwrap(), 0);
         assert!(listener.accept().is_err());
         agent.unpublish(&volume).good();

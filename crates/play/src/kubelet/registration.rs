@@ -57,7 +57,8 @@ pub enum Event {
 /// Which inode of the file system a socket is.
 pub(super) type Identity = (u64, u64, i64, i64);
 
-/// By socket, what its driver told; none where the kubelet has seen the socket, and has not registered the driver.
+/// By socket, what its driver told; none where the kubelet has seen the socket, and has not registered the
+/// driver.
 #[derive(Debug, Default)]
 pub(super) struct State(BTreeMap<PathBuf, (Identity, Option<NodeInfo>)>);
 
@@ -72,8 +73,9 @@ impl State {
 }
 
 impl Kubelet {
-    /// Looks once at the registration directory, as the kubelet's watcher does at each change of it: registers
-    /// drivers of new sockets, deregisters those whose socket is gone. A socket that was made anew is both.
+    /// Looks once at the registration directory, as the kubelet's watcher does at each change of it:
+    /// registers drivers of new sockets, deregisters those whose socket is gone. A socket that was made anew
+    /// is both.
     ///
     /// # Errors
     /// If the directory cannot be read. A driver that fails is an [`Event::Failed`].
@@ -130,8 +132,8 @@ impl Kubelet {
         }
     }
 
-    /// Loses the events of all sockets that are there, as a kubelet whose watcher missed them: none of them is looked at
-    /// until it appears again.
+    /// Loses the events of all sockets that are there, as a kubelet whose watcher missed them: none of them
+    /// is looked at until it appears again.
     ///
     /// # Errors
     /// If the directory cannot be read.
@@ -142,8 +144,8 @@ impl Kubelet {
         Ok(())
     }
 
-    /// Asks the drivers of new sockets, tells each that it is refused, and leaves it at that until the socket appears again.
-    /// Returns how many there were.
+    /// Asks the drivers of new sockets, tells each that it is refused, and leaves it at that until the socket
+    /// appears again. Returns how many there were.
     ///
     /// # Errors
     /// If the directory cannot be read.

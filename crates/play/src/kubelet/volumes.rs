@@ -38,8 +38,8 @@ impl Kubelet {
         fs::write(&data, self.vol_data(volume)).map_err(KubeletError::io("write", &data))
     }
 
-    /// Mounts one file of a published volume for a container, as the kubelet does for `subPath`: an empty file, and the
-    /// file of the volume on it. Returns where.
+    /// Mounts one file of a published volume for a container, as the kubelet does for `subPath`: an empty
+    /// file, and the file of the volume on it. Returns where.
     ///
     /// # Errors
     /// If it cannot be made or mounted.
@@ -60,7 +60,8 @@ impl Kubelet {
         Ok(mounted)
     }
 
-    /// What the kubelet writes into `vol_data.json`: keys in order, one line. The mode is 0644 less the umask.
+    /// What the kubelet writes into `vol_data.json`: keys in order, one line. The mode is 0644 less the
+    /// umask.
     pub fn vol_data(&self, volume: &PodVolume) -> String {
         let attachment = sha256_hex(&[&volume.volume_id, &self.driver, &self.node]);
         let mut json = serde_json::json!({

@@ -1,4 +1,5 @@
-//! N1, N2, N3, N8 and N11 once more, with the kubelet's root on a disk: a file beside this program, shown by a loop device.
+//! N1, N2, N3, N8 and N11 once more, with the kubelet's root on a disk: a file beside this program, shown by
+//! a loop device.
 
 use seamount_testkit::disk::FileSystem;
 use seamount_testkit::namespace::private_mounts;

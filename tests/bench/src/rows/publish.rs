@@ -1,7 +1,7 @@
 //! N1, N2, N3, N11: publish and unpublish.
 //!
-//! Two nodes stand side by side, one with 10 volumes and one with 2,000. One call after the other goes to the bare
-//! loop, to the small node and to the large one, so that all three see the same machine.
+//! Two nodes stand side by side, one with 10 volumes and one with 2,000. One call after the other goes to the
+//! bare loop, to the small node and to the large one, so that all three see the same machine.
 
 use std::cell::Cell;
 use std::time::Instant;
@@ -208,8 +208,8 @@ async fn one_at_a_time(
     Ok(run)
 }
 
-/// The loop runs on one processor. So does everything here, for once: no call wakes a processor that sleeps, and what it
-/// needs is in the caches of this one.
+/// The loop runs on one processor. So does everything here, for once: no call wakes a processor that sleeps,
+/// and what it needs is in the caches of this one.
 async fn together(bare: &mut Bare, (node, volumes): (&Node, &[Volume])) -> anyhow::Result<[[Samples; 2]; 2]> {
     let clients = node.clients(1).await?;
     let mut one = CpuSet::new();

@@ -76,8 +76,8 @@ pub fn measure_on(context: &Context, on: FileSystem, runs: usize) -> anyhow::Res
     })
 }
 
-/// Asks all volumes, and waits for every answer; their chains. A socket without a server is tried again, as client
-/// libraries do.
+/// Asks all volumes, and waits for every answer; their chains. A socket without a server is tried again, as
+/// client libraries do.
 fn all_serve(volumes: &[Volume]) -> anyhow::Result<Vec<Bytes>> {
     let mut asked: Vec<(&Path, Bare)> = Vec::new();
     for volume in volumes {

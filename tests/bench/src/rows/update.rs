@@ -1,7 +1,7 @@
 //! N6: many open streams, and a new bundle for all of them.
 //!
-//! The bundle changes because the authority prepares its next root, which it does at half of the present one's life.
-//! SVIDs of 20 s rotate meanwhile on all volumes.
+//! The bundle changes because the authority prepares its next root, which it does at half of the present
+//! one's life. SVIDs of 20 s rotate meanwhile on all volumes.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -97,7 +97,8 @@ fn run(context: &Context) -> anyhow::Result<[f64; 6]> {
     let Told::Updated { first_ns, last_ns } = told()? else { anyhow::bail!("streams out of order") };
     std::thread::sleep(Duration::from_secs(1));
     let after = usage::resident(agent)?;
-    // The agent logs the rotation when it has published the new bundle, so the first stream may have it by then.
+    // The agent logs the rotation when it has published the new bundle, so the first stream may have it by
+    // then.
     let begun = prepared(&node.agent_log())?.min(first_ns);
     let ms = |ns: i128| ns as f64 / 1e6;
     let per_stream = (open - alone) * 1e3 / streams as f64;

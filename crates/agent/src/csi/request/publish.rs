@@ -73,9 +73,9 @@ fn judge(request: &NodePublishVolumeRequest, rules: &Rules) -> Result<PublishReq
     })
 }
 
-/// A plain mount for one node. The SPIFFE CSI driver refuses SINGLE_NODE_READER_ONLY and so do we: an inline volume is
-/// always SINGLE_NODE_WRITER, made read-only by `readonly` alone. The modes for several nodes are refused too; no
-/// kubelet sends them for a volume that exists on one node.
+/// A plain mount for one node. The SPIFFE CSI driver refuses SINGLE_NODE_READER_ONLY and so do we: an inline
+/// volume is always SINGLE_NODE_WRITER, made read-only by `readonly` alone. The modes for several nodes are
+/// refused too; no kubelet sends them for a volume that exists on one node.
 fn capability(request: &NodePublishVolumeRequest) -> Result<i32, Refusal> {
     let missing = |field: &str| Refusal::Missing {
         field: field.to_owned(),
@@ -160,8 +160,8 @@ fn parameters(volume: &Volume, mode: i32, facts: [&str; 3]) -> Parameters {
     Parameters(out)
 }
 
-/// Compares what the request says with what the token proves: pod name, namespace, service account, pod UID (as in
-/// `target_path`) and this node. What comes out is proved.
+/// Compares what the request says with what the token proves: pod name, namespace, service account, pod UID
+/// (as in `target_path`) and this node. What comes out is proved.
 pub fn bind(request: &PublishRequest, claims: &Claims, node: &str) -> Result<Workload, Refusal> {
     same("volume_context[\"csi.storage.k8s.io/pod.namespace\"]", &request.namespace, &claims.namespace)?;
     same("volume_context[\"csi.storage.k8s.io/pod.name\"]", &request.pod_name, &claims.pod_name)?;
@@ -175,8 +175,8 @@ pub fn bind(request: &PublishRequest, claims: &Claims, node: &str) -> Result<Wor
     Ok(workload(claims))
 }
 
-/// Compares the volume that a stored token lies with, and this node, with what the token proves. What comes out is proved; a
-/// stored token of another pod, or of a pod on another node, proves nothing here.
+/// Compares the volume that a stored token lies with, and this node, with what the token proves. What comes
+/// out is proved; a stored token of another pod, or of a pod on another node, proves nothing here.
 pub fn bind_stored(volume: &Volume, claims: &Claims, node: &str) -> Result<Workload, Refusal> {
     same("the volume's pod UID", volume.pod.as_str(), &claims.pod_uid)?;
     same("nodeName", node, &claims.node)?;

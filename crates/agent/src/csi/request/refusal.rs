@@ -4,7 +4,8 @@ use tonic::{Code, Status};
 
 use crate::token::TokenError;
 
-/// A refusal. Nothing was changed. The message names the field and the remedy; values in it are quoted and cut.
+/// A refusal. Nothing was changed. The message names the field and the remedy; values in it are quoted and
+/// cut.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// A field that has to be there is not.
@@ -160,8 +161,8 @@ pub enum Refusal {
 const TOKENS: &str = super::TOKENS;
 
 impl Refusal {
-    /// `InvalidArgument` for a request of the wrong form (as the SPIFFE CSI driver), `PermissionDenied` for a token that
-    /// does not hold or does not fit the request, `Unavailable` where the kubelet is to try again.
+    /// `InvalidArgument` for a request of the wrong form (as the SPIFFE CSI driver), `PermissionDenied` for a
+    /// token that does not hold or does not fit the request, `Unavailable` where the kubelet is to try again.
     pub fn code(&self) -> Code {
         match self {
             Self::Token(TokenError::KeysUnavailable(_)) => Code::Unavailable,

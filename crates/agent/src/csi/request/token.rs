@@ -12,8 +12,8 @@ use crate::token::{MAX_TOKEN, Token};
 /// The longest JSON of tokens that is looked at, in bytes.
 const MAX_TOKENS: usize = 2 * MAX_TOKEN;
 
-/// The token for the configured audience. One of `secrets`; of `volume_context` only where that is allowed and
-/// `secrets` has none: the pod's author can write whatever he likes into the latter.
+/// The token for the configured audience. One of `secrets`; of `volume_context` only where that is allowed
+/// and `secrets` has none: the pod's author can write whatever he likes into the latter.
 pub(super) fn find(secrets: &Map, context: &Map, rules: &Rules) -> Result<Option<Token>, Refusal> {
     let Some(audience) = &rules.audience else { return Ok(None) };
     let (field, json) = match (secrets.get(TOKENS), context.get(TOKENS)) {

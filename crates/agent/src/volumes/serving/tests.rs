@@ -60,7 +60,8 @@ async fn a_stop_leaves_what_waits_to_the_next_one() {
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
-/// The kubelet hears of it, and not the log alone: connections would hang in the queue of a volume that counts as served.
+/// The kubelet hears of it, and not the log alone: connections would hang in the queue of a volume that
+/// counts as served.
 #[tokio::test]
 async fn what_the_kernel_does_not_watch_is_not_served() {
     // epoll_ctl(2): EPERM for a plain file, in the place of ENOSPC for one descriptor too many.

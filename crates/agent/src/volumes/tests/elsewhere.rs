@@ -75,7 +75,8 @@ async fn an_attempt_that_breaks_off_is_followed_by_the_next() {
     assert!(!view.signing && view.due.is_some() && view.failures == 1, "it counts as under way for ever");
 }
 
-/// A restore that broke off has left facts and a due date; the next one finds that the kubelet has taken the directory away.
+/// A restore that broke off has left facts and a due date; the next one finds that the kubelet has taken the
+/// directory away.
 #[tokio::test]
 async fn nothing_is_due_for_a_volume_that_went_between_two_restores() {
     let world = World::new().await;

@@ -1,4 +1,5 @@
-//! An agent after one that may have been hostile: what lies in the state directory is believed where it is proved.
+//! An agent after one that may have been hostile: what lies in the state directory is believed where it is
+//! proved.
 
 use super::*;
 use crate::record::Record;
@@ -157,7 +158,8 @@ fn with_other_template(world: &World) -> Signer {
 async fn another_template_is_in_force_at_once_and_after_a_restart() {
     let world = issued("frontend").await;
     world.source.send_replace(Source::Authority(with_other_template(&world)));
-    // The played authority knows the old one only, so that what is asked for is refused, which is how it is seen.
+    // The played authority knows the old one only, so that what is asked for is refused, which is how it is
+    // seen.
     world.answers.send(Answer::Sign).unwrap();
     world.until("another ID to be asked for", || world.failure().contains("expected")).await;
     assert!(world.identity().is_some(), "a running pod keeps what it has meanwhile");
@@ -233,7 +235,8 @@ async fn without_authority_a_proved_record_is_served_until_the_authority_says_ot
     assert_eq!(world.serial(), before);
     let entry = world.volumes.get(&volume()).unwrap();
     assert_eq!(entry.view().unproved, Some(Awaits::Source));
-    // It comes with another root: what was served under the roots of the record is taken back, not only replaced.
+    // It comes with another root: what was served under the roots of the record is taken back, not only
+    // replaced.
     let (signer, answers) = authority(Duration::from_secs(3600));
     world.answers = answers;
     world.source.send_replace(Source::Authority(signer));

@@ -242,7 +242,8 @@ fn a_root_is_replaced_without_a_gap() {
     let trusts = |authority: &Embedded, svid: &X509Svid| {
         svid.verify(authority.bundles().borrow().own(), time.now()).is_ok()
     };
-    // Nodes are never all of one step at the same time: each understands those of the step before and after it.
+    // Nodes are never all of one step at the same time: each understands those of the step before and after
+    // it.
     let steps: Vec<_> = [
         (of_old.clone(), &old),
         (format!("{of_old}{of_new}"), &old),

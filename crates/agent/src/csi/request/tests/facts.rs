@@ -60,7 +60,8 @@ fn what_the_token_proves_is_the_workload() {
     assert_eq!(workload.node, "node-1");
 }
 
-/// The forgeries of an author whose CSIDriver object has no `podInfoOnMount`: his attributes arrive as the kubelet's.
+/// The forgeries of an author whose CSIDriver object has no `podInfoOnMount`: his attributes arrive as the
+/// kubelet's.
 #[test]
 fn each_forged_fact_is_named() {
     let forgeries: [(&str, &str, &str); 3] = [
@@ -131,7 +132,8 @@ fn unpublish_needs_id_and_path_alone() {
     }
 }
 
-/// csi-sanity 5.6.0, NodeGetVolumeStats: missing id and path are InvalidArgument, an unknown volume or path NotFound.
+/// csi-sanity 5.6.0, NodeGetVolumeStats: missing id and path are InvalidArgument, an unknown volume or path
+/// NotFound.
 #[test]
 fn stats_and_health() {
     let stats = |id: &str, path: &str| {
