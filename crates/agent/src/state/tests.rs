@@ -204,7 +204,7 @@ fn records_of_volumes_that_are_gone_are_found_within_bounds() {
 #[test]
 fn an_agent_that_took_its_own_right_away_is_undone() {
     let (dir, _) = open();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o0)).unwrap();
     let state = StateDir::new(
         rustix::fs::open(dir.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap(),
     );
