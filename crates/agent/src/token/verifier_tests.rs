@@ -381,7 +381,12 @@ async fn a_silent_server_is_given_up() {
         }
     }
     advance(super::fetch::TIMEOUT).await;
+    // The wall clock goes on while it is waited for.
+    bench.later(super::fetch::TIMEOUT);
     unavailable(&verify.await, "no answer within 10 s");
+    // All records of a node are looked at one after the other: they do not wait in turn for a server that is silent.
+    unavailable(&bench.verify(&by).await, "no answer within 10 s");
+    assert_eq!(server.requests.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
