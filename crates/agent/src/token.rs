@@ -3,12 +3,15 @@
 //! (RFC 7519).
 
 mod check;
+mod error;
 mod fetch;
 mod issuers;
 mod keys;
+mod stamp;
 mod verifier;
 
-pub use check::{Claims, LEEWAY, MAX_TOKEN, TokenError};
+pub use check::{Claims, LEEWAY};
+pub use error::{MAX_TOKEN, TokenError};
 pub use keys::{KeySet, KeySetError, MAX_JWKS};
 pub use verifier::{Clock, KEYS_REFRESH, KEYS_STALE, TokenVerifier, UNKNOWN_KEY_PAUSE};
 

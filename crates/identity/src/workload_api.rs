@@ -23,6 +23,7 @@ mod health;
 mod metered;
 mod response;
 mod service;
+mod status;
 mod tenant;
 
 pub use response::Response;

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::MAX_TOKEN;
 use super::fetch::{FetchError, read};
-use super::verifier::{Stamp, stamp};
+use super::stamp::{Stamp, stamp};
 use crate::config::{Keys, TokenConfig};
 
 /// The same bound as for configured ones.

@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 
-use super::check::TokenError;
+use super::error::TokenError;
 
 /// The longest key set that is read, in bytes.
 pub const MAX_JWKS: usize = 256 * 1024;

@@ -11,10 +11,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Token;
-use super::check::{Claims, TokenError, check, claimed};
+use super::check::{Claims, check, claimed};
+use super::error::TokenError;
 use super::fetch::{self, FetchError};
 use super::issuers::Issuers;
 use super::keys::KeySet;
+use super::stamp::{Stamp, stamp};
 use crate::config::{ApiServer, Keys, TokenConfig, format_duration};
 use crate::http::{Condition, Readiness, Standing};
 use crate::metrics::{Metrics, Outcome};
@@ -80,14 +82,6 @@ struct Reading {
     error: Option<String>,
     /// What the file looked like when it was read.
     file: Option<Stamp>,
-}
-
-/// What tells that a file is another one than before.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    modified: Option<SystemTime>,
-    length: u64,
-    inode: u64,
 }
 
 impl TokenVerifier {
@@ -297,10 +291,4 @@ impl TokenVerifier {
             }
         }
     }
-}
-
-pub(super) fn stamp(path: &Path) -> Option<Stamp> {
-    use std::os::unix::fs::MetadataExt as _;
-    let found = std::fs::metadata(path).ok()?;
-    Some(Stamp { modified: found.modified().ok(), length: found.len(), inode: found.ino() })
 }

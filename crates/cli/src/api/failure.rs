@@ -1,13 +1,12 @@
 //! Why there is no answer, and what to do about it.
 
+use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use spiffe::WorkloadApiError;
 use spiffe::transport::{GrpcStatusCode, TransportError};
-
-use super::socket::Chosen;
 
 const VOLUME: &str = "add to the pod\n  \
     volumes: [{name: spiffe, csi: {driver: csi.spiffe.io, readOnly: true}}]\n\
@@ -127,7 +126,7 @@ pub enum Failure {
 
 impl Failure {
     /// Names the client's error.
-    pub fn of(endpoint: &Chosen, error: WorkloadApiError) -> Self {
+    pub fn of(endpoint: &impl Display, error: WorkloadApiError) -> Self {
         let socket = endpoint.to_string();
         match error {
             WorkloadApiError::NoIdentityIssued => {

@@ -12,7 +12,7 @@ use tokio_stream::{Stream as _, wrappers::WatchStream};
 
 use super::{
     Observer, Response, Served,
-    grpc::{Code, Status},
+    status::{Code, Status},
     tenant::Request,
 };
 

@@ -14,8 +14,9 @@ use tower::ServiceExt as _;
 use super::{
     Served, Shared,
     body::{Body, Kind, Updates, denied},
-    grpc::{Code, MAX_REQUEST, Status, is_grpc, read_message, streaming},
+    grpc::{MAX_REQUEST, is_grpc, read_message, streaming},
     health::{self, HEALTH_PREFIX, REFLECTION_V1_PREFIX, REFLECTION_V1ALPHA_PREFIX},
+    status::{Code, Status},
     tenant::{Ledger, Request},
 };
 
