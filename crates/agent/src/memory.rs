@@ -23,6 +23,10 @@ const CGROUP: &str = "/sys/fs/cgroup/memory.max";
 /// So much of that is the agent's to use: the kernel counts socket buffers and pages of files there, too.
 const SHARE: (u64, u64) = (4, 5);
 
+/// How long what was cut may take to give its memory back, before the next pod is cut: else pods that are not
+/// the reason would lose their connections meanwhile.
+const REST: Duration = Duration::from_secs(5);
+
 /// How often the log tells of it.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -46,6 +50,8 @@ pub struct Watch {
     told: (Option<Instant>, Option<Instant>),
     /// Connections that were cut since the log told of it.
     untold: usize,
+    /// When a pod was cut last.
+    cut: Option<Instant>,
 }
 
 impl Watch {
@@ -54,7 +60,7 @@ impl Watch {
         let statm = File::open("/proc/self/statm")
             .inspect_err(|e| tracing::warn!(error = %e, "the agent cannot see how much memory it takes; memoryLimit is not kept"))
             .ok();
-        Self { statm, page: page_size(), limit, told: (None, None), untold: 0 }
+        Self { statm, page: page_size(), limit, told: (None, None), untold: 0, cut: None }
     }
 
     /// Resident bytes; none where that cannot be seen.
@@ -69,10 +75,11 @@ impl Watch {
     pub fn look(&mut self, volumes: &Volumes, metrics: &Metrics) {
         let Some(resident) = self.resident() else { return };
         metrics.memory(resident);
-        if resident <= self.limit {
+        if resident <= self.limit || self.cut.is_some_and(|cut| cut.elapsed() < REST) {
             return;
         }
         let shed = volumes.shed();
+        self.cut = shed.as_ref().map(|_| Instant::now());
         self.untold += shed.as_ref().map_or(0, |shed| shed.connections);
         let told = if shed.is_some() { &mut self.told.0 } else { &mut self.told.1 };
         if told.is_some_and(|told| told.elapsed() < QUIET) {

@@ -17,12 +17,11 @@ use crate::node::Node;
 use crate::succession::LOCK;
 use crate::wire::{PATIENCE, receive, send};
 
-/// An agent that is silent for this long while a successor waits is stopped, and not waited for.
+/// How long an agent may go on to ask while a successor waits. One that is silent for so long is stopped, and
+/// not waited for. All that is waited for here has to be over before the successor gives up.
 const LEAVE: Duration = Duration::from_secs(2);
 /// How often it is looked whether something was removed by hand that has to be there.
 const TEND: Duration = Duration::from_secs(5);
-/// What an agent may ask for still, while a successor waits.
-const LAST_REQUESTS: usize = 10_000;
 
 /// Serves one agent at a time, until a successor has taken over.
 pub fn serve(node: &mut Node) -> Outcome<()> {
@@ -79,14 +78,13 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
 /// Lets the agent finish what it does, and leave; then everything goes to the successor.
 pub fn hand_over(to: &Foreign, agent: Option<Foreign>, node: &mut Node) -> Result<(), Errno> {
     if let Some(agent) = agent {
-        let _ = send(&agent, &Reply::refusal(0, Fault::Superseded, String::new()).encode(), &None);
-        let _ = set_socket_timeout(&agent, Timeout::Recv, Some(LEAVE));
-        // Bounded: one that never ends to ask must not keep a roll-out from its end.
-        for _ in 0..LAST_REQUESTS {
-            if exchange(&agent, node).is_err() {
-                break;
-            }
+        for side in [Timeout::Send, Timeout::Recv] {
+            let _ = set_socket_timeout(&agent, side, Some(LEAVE));
         }
+        let _ = send(&agent, &Reply::refusal(0, Fault::Superseded, String::new()).encode(), &None);
+        // Bounded: one that never ends to ask must not keep a roll-out from its end.
+        let end = Instant::now() + LEAVE;
+        while Instant::now() < end && exchange(&agent, node).is_ok() {}
     }
     for (slot, fd) in &node.seat.kept {
         send(to, slot.as_bytes(), &Some(Rc::clone(fd)))?;

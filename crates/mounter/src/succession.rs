@@ -2,9 +2,9 @@
 //!
 //! Who holds the lock is the mounter. It belongs to the open file (flock(2)): it ends with the process, and
 //! it can be handed on without ever being free. Of two pods on a node (a roll-out with `maxSurge`, or a pod
-//! deleted by force) the younger one takes over; a pod is as old as the directory that its two containers
-//! share, and the holder writes that on the lock as its time of modification. The older one, started again,
-//! waits until the younger is gone.
+//! deleted by force) the younger one takes over; a pod is as old as the first start of its mounter
+//! ([`BORN`]), and the holder writes that on the lock as its time of modification. The older one, started
+//! again, waits until the younger is gone.
 //!
 //! What is handed on is no part of the protocol with the agent, so that mounters of different releases
 //! understand each other: per message a descriptor and its slot in [`Kept`]; the lock comes last.
@@ -16,7 +16,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use rustix::event::{PollFlags, Timespec};
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, StatxFlags, Timestamps};
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Timestamps};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_cookie};
 use rustix::net::{SocketFlags, SocketType};
@@ -30,6 +30,9 @@ use crate::socket;
 use crate::wire::{PATIENCE, ready, receive};
 
 const SOCKET: &str = "take-over.sock";
+/// An empty file beside the agent's socket, whose time of modification is the pod's age: the time at which
+/// its mounter started first. The directory's own time will not do, for a tmpfs keeps none before Linux 5.18.
+const BORN: &str = ".born";
 /// Its file's name, and that of the last message.
 pub const LOCK: &str = "lock";
 /// How often a mounter that waits looks again.
@@ -53,15 +56,14 @@ impl Seat {
     /// start.
     pub fn take(root: &OwnedFd, config: &Config) -> Outcome<Self> {
         let (dir, name) = path::open_parent(&config.socket)?;
-        let stat = fs::statx(&dir, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
-        let born = stat.doing("look at the socket's directory")?.stx_btime;
-        let born = Timespec { tv_sec: born.tv_sec, tv_nsec: born.tv_nsec.into() };
+        let first = fs::fstat(&open_file(&dir, BORN)?).doing("look at the pod's age")?;
+        let born = Timespec { tv_sec: first.st_mtime, tv_nsec: first.st_mtime_nsec as i64 };
         let bind = || bind_agents(&dir, &name);
         let (mut agents, waits) = (None, Once::new());
         let (plugin, lock, kept) = loop {
             // By name each time: the lock of a file or directory that was removed says nothing.
             let plugin = path::plugin(root, &config.driver)?;
-            let file = open_lock(&plugin)?;
+            let file = open_file(&plugin, LOCK)?;
             // A lock that was removed seems to be free. Its holder is known by its socket, and takes it
             // again.
             if !socket::is_alive(&plugin, SOCKET, None)? && lock(&file)? {
@@ -93,6 +95,8 @@ impl Seat {
     /// Binds and locks again what was removed. `Busy` where another mounter has the lock now.
     pub fn tend(&mut self, root: &OwnedFd, config: &Config) -> Outcome<()> {
         let plugin = path::plugin(root, &config.driver)?;
+        // First: a mounter that has lost it takes no name from the one that has it.
+        self.hold_lock(&plugin)?;
         let (dir, name) = path::open_parent(&config.socket)?;
         let [agents, successors] = &mut self.doors;
         if !socket::leads_to(&dir, &name, &*agents) {
@@ -103,12 +107,16 @@ impl Seat {
             *successors = bind_successors(&plugin)?;
             done("the successor's socket was removed, and is there again", None);
         }
+        Ok(())
+    }
+
+    fn hold_lock(&mut self, plugin: &OwnedFd) -> Outcome<()> {
         let held = fs::fstat(&self.lock).doing("look at the lock")?;
-        let named = fs::statat(&plugin, LOCK, AtFlags::SYMLINK_NOFOLLOW);
+        let named = fs::statat(plugin, LOCK, AtFlags::SYMLINK_NOFOLLOW);
         if named.is_ok_and(|named| (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)) {
             return Ok(());
         }
-        let file = open_lock(&plugin)?;
+        let file = open_file(plugin, LOCK)?;
         if !lock(&file)? {
             return fail!(
                 Busy,
@@ -131,9 +139,9 @@ fn bind_successors(plugin: &OwnedFd) -> Outcome<OwnedFd> {
     socket::bind(plugin, SOCKET, SocketType::SEQPACKET, 0o600)
 }
 
-fn open_lock(plugin: &OwnedFd) -> Outcome<OwnedFd> {
+fn open_file(dir: &OwnedFd, name: &str) -> Outcome<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    fs::openat(plugin, LOCK, flags, Mode::from_raw_mode(0o600)).doing("open the lock")
+    fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).doing(format_args!("open {name}"))
 }
 
 /// Whether it is ours now; false where another mounter has it.

@@ -11,12 +11,13 @@ use seamount_testkit::eventually;
 
 use crate::bench::{Agent, Bench, DEADLINE, as_agent, bench, dial, mode};
 
-/// The directory that another pod's two containers share: younger than all before, by the file system's
-/// clock.
+/// The directory that another pod's two containers share, in which its mounter has been before: younger than
+/// all before, by the file system's clock.
 fn pod(bench: &Bench, name: &str) -> PathBuf {
     std::thread::sleep(Duration::from_millis(20));
     let dir = bench.path(name);
     fs::create_dir(&dir).unwrap();
+    fs::write(dir.join(".born"), "").unwrap();
     dir.join("mounter.sock")
 }
 
@@ -71,6 +72,63 @@ fn the_younger_one_takes_over_every_listener() {
         for name in ["a", "b", "c", "late"] {
             dial(bench.target(&bench.volume(name)).join("spire-agent.sock"));
         }
+    });
+}
+
+/// As tmpfs is before Linux 5.18, on which pods' memory volumes are.
+#[test]
+fn pods_whose_directories_have_no_time_of_birth_follow_each_other() {
+    bench("pods_whose_directories_have_no_time_of_birth_follow_each_other", |bench| {
+        let sockets = ["old", "young"].map(|name| {
+            let dir = bench.path(name);
+            fs::create_dir(&dir).unwrap();
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("none", &dir, "ramfs", flags, None).unwrap();
+            assert!(fs::metadata(&dir).unwrap().created().is_err());
+            dir.join("mounter.sock")
+        });
+        bench.spawn(command(bench, &sockets[0]), true);
+        let old = agent(&sockets[0]);
+        let before = publish(bench, &old);
+        drop(old);
+        std::thread::sleep(Duration::from_millis(20));
+        bench.spawn(command(bench, &sockets[1]), false);
+        let young = agent(&sockets[1]);
+        bench.wait_for(2, "msg=\"ready\"");
+        assert_eq!(publish(bench, &young), before);
+        // The container that is started again is no younger for that.
+        bench.ended_first();
+        bench.spawn(command(bench, &sockets[0]), false);
+        bench.wait_for(3, "waiting");
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!bench.log(3).contains("ready"));
+        assert_eq!(publish(bench, &young), before);
+    });
+}
+
+#[test]
+fn an_agent_that_never_ends_to_ask_does_not_hold_up_its_successor() {
+    bench("an_agent_that_never_ends_to_ask_does_not_hold_up_its_successor", |bench| {
+        let sockets = [pod(bench, "old"), pod(bench, "young")];
+        bench.spawn(command(bench, &sockets[0]), true);
+        let hostile = agent(&sockets[0]);
+        let before = publish(bench, &hostile);
+        bench.spawn(command(bench, &sockets[1]), false);
+        let young = agent(&sockets[1]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Longer than the successor waits, and not for ever.
+                for _ in 0..40 {
+                    if !hostile.pile_up(&Request::Hello.encode(1)) || hostile.receive().is_none() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+            });
+            bench.wait_for(2, "msg=\"ready\"");
+        });
+        assert!(!bench.log(2).contains("not taken over"), "{}", bench.log(2));
+        assert_eq!(publish(bench, &young), before);
     });
 }
 
