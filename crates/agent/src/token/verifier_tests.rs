@@ -384,7 +384,7 @@ async fn a_silent_server_is_given_up() {
     // The wall clock goes on while it is waited for.
     bench.later(super::fetch::TIMEOUT);
     unavailable(&verify.await, "no answer within 10 s");
-    // All records of a node are looked at one after the other: they do not wait in turn for a server that is silent.
+    // All records of a node are looked at one after the other: they do not wait in turn for a silent server.
     unavailable(&bench.verify(&by).await, "no answer within 10 s");
     assert_eq!(server.requests.lock().unwrap().len(), 1);
 }

@@ -1,7 +1,7 @@
 //! As much of gRPC over HTTP/2 as one request message and a stream of responses need.
 
 use bytes::{Buf as _, Bytes};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt as _;
 
