@@ -231,8 +231,8 @@ impl TokenVerifier {
         };
         // Keys are of no use without their issuer.
         let fetched = fetched.and_then(|keys| self.issuers.check().map(|()| keys));
-        // The clock is asked again: giving up on a silent server takes as long as the pause is, and each caller
-        // that waits would else ask it anew.
+        // The clock is asked again: giving up on a silent server takes as long as the pause is, and each
+        // caller that waits would else ask it anew.
         reading.last = Some((Instant::now(), (self.clock)()));
         self.take(fetched, &mut reading);
         reading.error.clone()

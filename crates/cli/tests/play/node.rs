@@ -1,5 +1,7 @@
 //! `seamount node` against a play that goes on.
 
+use std::time::{Duration, Instant};
+
 use super::stage::{Stage, everybody, script};
 
 #[test]
@@ -24,7 +26,13 @@ fn a_play_can_be_looked_at_like_a_node() {
         assert!(text.contains("node         play, driver csi.spiffe.io"), "{who:?}: {text}");
         let (_, text, _) = run(&["volumes"]);
         assert!(text.contains("ns/p "), "{who:?}: {text}");
-        let (code, text, _) = run(&["doctor"]);
-        assert_eq!(code, Some(0), "{who:?}: {text}");
+        // The pod's socket is there before the authority is made.
+        let began = Instant::now();
+        let mut doctor = run(&["doctor"]);
+        while doctor.0 != Some(0) && began.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(100));
+            doctor = run(&["doctor"]);
+        }
+        assert_eq!(doctor.0, Some(0), "{who:?}: {}", doctor.1);
     }
 }
