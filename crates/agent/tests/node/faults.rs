@@ -160,9 +160,10 @@ fn after_a_roll_back_a_newer_record_is_left_alone_until_the_republish() {
 #[test]
 fn of_two_pairs_one_waits_and_goes_on_with_the_same_serials() {
     on_node("of_two_pairs_one_waits_and_goes_on_with_the_same_serials", async |node| {
-        // The directory of the pair that will wait is the older one: a container of the old pod that was
-        // started again.
+        // The pair that will wait is the older one: a container of the old pod that is started again, whose
+        // mounter has been there before.
         node.make_run("older").unwrap();
+        std::fs::write(node.path("older").join(".born"), "").unwrap();
         let run = node.path(RUN);
         std::fs::remove_dir_all(&run).unwrap();
         node.make_run(RUN).unwrap();
