@@ -3,9 +3,9 @@
 //!
 //! Three kinds of process, each the same program: this one, in new user (without root), mount and PID
 //! namespaces; the supervisor, PID 1 of that PID namespace, which does everything (`supervisor.rs`); one per
-//! container until it becomes the container's command (`container.rs`). The supervisor dies with this process,
-//! the kernel kills a PID namespace with its PID 1, and a mount namespace goes with its last process: so
-//! `kill -9` of `play` leaves nothing.
+//! container until it becomes the container's command (`container.rs`). The supervisor dies with this
+//! process, the kernel kills a PID namespace with its PID 1, and a mount namespace goes with its last
+//! process: so `kill -9` of `play` leaves nothing.
 
 mod allow;
 mod container;
