@@ -42,7 +42,7 @@ attack: ## attack the agent as one hostile pod, measure what is left for other p
 	@tests/setup.sh build
 	@$(XTASK) attack --seconds $(or $(SECONDS),8) $(ATTACKS)
 
-chaos: ## kill agent and mounter a thousand times under a played kubelet, count what is lost (root; KILLS=…, SEED=…)
+chaos: ## kill agent and mounter a thousand times under a simulated kubelet, count what is lost (root; KILLS=…, SEED=…)
 	@tests/setup.sh build
 	@$(XTASK) chaos --kills $(or $(KILLS),1000) $(if $(SEED),--seed $(SEED))
 

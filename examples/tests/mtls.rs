@@ -10,7 +10,7 @@ use std::time::Duration;
 use seamount_identity::authority::{
     Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr,
 };
-use seamount_identity::workload_api::{self, Limits, Response, Served, Unobserved};
+use seamount_identity::workload_api::{self, IdentityState, Limits, Response, Unobserved};
 use seamount_identity::{TrustDomain, X509Svid};
 use seamount_testkit::processes::{Process, Spawn};
 use tokio::net::UnixListener;
@@ -70,10 +70,10 @@ impl Domain {
     }
 
     /// Serves the account's identity; what is sent afterwards replaces it.
-    async fn serve(&self, service_account: &str) -> (PathBuf, String, watch::Sender<Served>) {
+    async fn serve(&self, service_account: &str) -> (PathBuf, String, watch::Sender<IdentityState>) {
         let socket = self.directory.path().join(format!("{service_account}.sock"));
         let (response, serial) = self.issue(service_account).await;
-        let (sender, receiver) = watch::channel(Served::Ready(response));
+        let (sender, receiver) = watch::channel(IdentityState::Ready(response));
         tokio::spawn(workload_api::serve(
             UnixListener::bind(&socket).unwrap(),
             receiver,
@@ -203,7 +203,7 @@ async fn both_sides_use_a_new_svid_without_a_restart() {
 
     // First the server's, seen by it before the client ends.
     let (response, new_server) = domain.issue("server").await;
-    server_identity.send_replace(Served::Ready(response));
+    server_identity.send_replace(IdentityState::Ready(response));
     let mut server = server;
     let marker = format!("my SVID is new, I am {SERVER} (serial {new_server})");
     let server = waiting(move || {
@@ -212,7 +212,7 @@ async fn both_sides_use_a_new_svid_without_a_restart() {
     })
     .await;
     let (response, new_client) = domain.issue("client").await;
-    client_identity.send_replace(Served::Ready(response));
+    client_identity.send_replace(IdentityState::Ready(response));
 
     let (code, log) = end(client).await;
     assert_eq!(code, Some(0), "{log}");

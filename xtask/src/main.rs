@@ -38,7 +38,7 @@ enum Task {
     Bench(bench::Args),
     /// Attack the agent as one hostile pod (root), and measure what is left for other pods.
     Attack(attack::Args),
-    /// Kill mounter and agent at random under a played kubelet (root), and count what is lost.
+    /// Kill mounter and agent at random under a simulated kubelet (root), and count what is lost.
     Chaos(chaos::Args),
     /// Run the fuzz targets; a crash is a failure.
     Fuzz(fuzz::Args),

@@ -28,18 +28,18 @@ pub struct Seen {
     pub issuer: Option<Validity>,
 }
 
-/// The pulse of the authority.
+/// Whether the authority answers.
 ///
 /// `down` is sent while `seen` is locked, so that the last to change `down_since` is also the last to tell:
 /// volumes are made side by side, and one that fails beside one that succeeds could else leave "does not
 /// answer" standing for good. Nothing is locked or awaited inside; receivers take the watch's own lock alone.
-pub struct Pulse {
+pub struct AuthorityHealth {
     seen: Mutex<Seen>,
     down: watch::Sender<Option<Arc<str>>>,
     metrics: Arc<Metrics>,
 }
 
-impl Pulse {
+impl AuthorityHealth {
     /// Nothing known yet, which counts as up.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         let (down, _) = watch::channel(None);
@@ -126,23 +126,26 @@ mod tests {
     #[test]
     fn down_is_told_once_and_ends_with_an_answer() {
         let metrics = Arc::new(Metrics::new());
-        let pulse = Pulse::new(Arc::clone(&metrics));
-        let mut down = pulse.down();
+        let authority_health = AuthorityHealth::new(Arc::clone(&metrics));
+        let mut down = authority_health.down();
         let now = SystemTime::now();
-        pulse.refused(now);
-        pulse.misbehaved(now);
-        assert!(!pulse.is_down());
+        authority_health.refused(now);
+        authority_health.misbehaved(now);
+        assert!(!authority_health.is_down());
         for why in ["no route", "timeout"] {
-            pulse.failed(now, why);
+            authority_health.failed(now, why);
         }
         assert_eq!(down.borrow_and_update().as_deref(), Some("no route"));
-        assert_eq!(pulse.seen().last_failure.unwrap().1.as_ref(), "timeout");
-        pulse.answered(now, None);
-        assert!(down.has_changed().unwrap() && !pulse.is_down());
-        assert_eq!((pulse.seen().down_since, pulse.seen().last_success), (None, Some(now)));
-        pulse.failed(now, "again");
-        pulse.forget();
-        assert!(!pulse.is_down());
+        assert_eq!(authority_health.seen().last_failure.unwrap().1.as_ref(), "timeout");
+        authority_health.answered(now, None);
+        assert!(down.has_changed().unwrap() && !authority_health.is_down());
+        assert_eq!(
+            (authority_health.seen().down_since, authority_health.seen().last_success),
+            (None, Some(now))
+        );
+        authority_health.failed(now, "again");
+        authority_health.forget();
+        assert!(!authority_health.is_down());
         let text = metrics.encode().unwrap();
         for line in ["success\"} 1", "refused\"} 1", "error\"} 4"] {
             assert!(text.contains(&format!("authority_requests_total{{result=\"{line}")), "{text}");
@@ -154,18 +157,18 @@ mod tests {
     #[test]
     fn what_is_told_is_what_is_known_however_answers_and_failures_meet() {
         crate::model::explore(500, || async {
-            let pulse = Arc::new(Pulse::new(Arc::new(Metrics::new())));
+            let authority_health = Arc::new(AuthorityHealth::new(Arc::new(Metrics::new())));
             let now = SystemTime::now();
             let tasks: Vec<_> = (0..3)
                 .map(|_| {
-                    let pulse = Arc::clone(&pulse);
+                    let authority_health = Arc::clone(&authority_health);
                     crate::model::task(async move {
                         for _ in 0..3 {
                             match crate::model::any(4) {
-                                0 => pulse.refused(now),
-                                1 => pulse.answered(now, None),
-                                2 => pulse.forget(),
-                                _ => pulse.failed(now, "timeout"),
+                                0 => authority_health.refused(now),
+                                1 => authority_health.answered(now, None),
+                                2 => authority_health.forget(),
+                                _ => authority_health.failed(now, "timeout"),
                             }
                         }
                     })
@@ -174,7 +177,7 @@ mod tests {
             for task in tasks {
                 task.await.unwrap();
             }
-            assert_eq!(pulse.is_down(), pulse.seen().down_since.is_some());
+            assert_eq!(authority_health.is_down(), authority_health.seen().down_since.is_some());
         });
     }
 }

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use seamount_identity::quiet::Quiet;
-use seamount_identity::without_authority::WithoutAuthority;
+use seamount_identity::authority_header::AuthorityHeaderFilter;
+use seamount_identity::read_interest::ReadInterestStream;
 use seamount_sys::watch::explain;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -39,7 +39,7 @@ pub fn incoming(
     listener: UnixListener,
     uid: Arc<AtomicU32>,
     what: &'static str,
-) -> impl Stream<Item = WithoutAuthority<Quiet>> {
+) -> impl Stream<Item = AuthorityHeaderFilter<ReadInterestStream>> {
     unfold((listener, uid, reserve()), move |(listener, uid, mut spare)| async move {
         loop {
             if spare.is_none() {
@@ -74,14 +74,16 @@ fn reserve() -> Option<OwnedFd> {
 }
 
 /// The connection as it is served.
-fn admit(stream: UnixStream, wanted: u32) -> Result<WithoutAuthority<Quiet>, String> {
+fn admit(stream: UnixStream, wanted: u32) -> Result<AuthorityHeaderFilter<ReadInterestStream>, String> {
     // Not rustix's call: it takes the pid 0, which the kubelet has in a container without hostPID, for an
     // error.
     let uid = stream.peer_cred().map_err(|e| format!("who it is cannot be seen ({e})"))?.uid();
     if uid != wanted {
         return Err(format!("the peer's uid is {uid}; only {wanted} may (kubeletUid)"));
     }
-    Ok(WithoutAuthority::new(Quiet::new(stream).map_err(|e| format!("it cannot be watched ({e})"))?))
+    Ok(AuthorityHeaderFilter::new(
+        ReadInterestStream::new(stream).map_err(|e| format!("it cannot be watched ({e})"))?,
+    ))
 }
 
 #[cfg(test)]

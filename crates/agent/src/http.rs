@@ -42,7 +42,7 @@ pub const STUCK: Duration = Duration::from_secs(60);
 
 /// A condition of readiness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Condition {
+pub enum ReadinessCheck {
     /// The configuration is valid.
     Configuration,
     /// The mounter is connected.
@@ -55,13 +55,13 @@ pub enum Condition {
     TokenKeys,
 }
 
-impl Condition {
+impl ReadinessCheck {
     /// All of them.
     pub const ALL: [Self; 5] =
         [Self::Configuration, Self::Mounter, Self::Registration, Self::Authority, Self::TokenKeys];
 }
 
-impl fmt::Display for Condition {
+impl fmt::Display for ReadinessCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Configuration => "configuration",
@@ -75,7 +75,7 @@ impl fmt::Display for Condition {
 
 /// How a condition stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum ConditionStatus {
     /// Met; with a remark where one helps (for instance "using the last good configuration").
     Ready(String),
     /// Not met, and why.
@@ -93,58 +93,68 @@ pub enum Standing {
 #[derive(Debug)]
 pub struct Readiness {
     /// With the time since when it has been met, or not.
-    standings: Mutex<BTreeMap<Condition, (Standing, SystemTime)>>,
+    statuses: Mutex<BTreeMap<ReadinessCheck, (ConditionStatus, SystemTime)>>,
 }
 
 impl Default for Readiness {
     fn default() -> Self {
         let now = SystemTime::now();
-        let start = |c| (c, (Standing::NotReady("not looked at yet".to_owned()), now));
-        Self { standings: Mutex::new(Condition::ALL.into_iter().map(start).collect()) }
+        let start = |c| (c, (ConditionStatus::NotReady("not looked at yet".to_owned()), now));
+        Self { statuses: Mutex::new(ReadinessCheck::ALL.into_iter().map(start).collect()) }
     }
 }
 
 impl Readiness {
     /// States a condition. True where that changed something (a reason to log).
-    pub fn set(&self, condition: Condition, standing: Standing) -> bool {
-        self.change(None, condition, standing)
+    pub fn set(&self, condition: ReadinessCheck, status: ConditionStatus) -> bool {
+        self.change(None, condition, status)
     }
 
     /// The same for somebody who may have a successor, which cancels `end` before it states anything itself.
-    pub fn set_until(&self, end: &CancellationToken, condition: Condition, standing: Standing) -> bool {
-        self.change(Some(end), condition, standing)
+    pub fn set_until(
+        &self,
+        end: &CancellationToken,
+        condition: ReadinessCheck,
+        status: ConditionStatus,
+    ) -> bool {
+        self.change(Some(end), condition, status)
     }
 
-    fn change(&self, end: Option<&CancellationToken>, condition: Condition, standing: Standing) -> bool {
-        let mut standings = self.standings.lock().unwrap_or_else(PoisonError::into_inner);
+    fn change(
+        &self,
+        end: Option<&CancellationToken>,
+        condition: ReadinessCheck,
+        status: ConditionStatus,
+    ) -> bool {
+        let mut statuses = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
         if end.is_some_and(CancellationToken::is_cancelled) {
             return false;
         }
-        let (old, since) = match standings.get(&condition) {
-            Some((old, _)) if *old == standing => return false,
+        let (old, since) = match statuses.get(&condition) {
+            Some((old, _)) if *old == status => return false,
             Some((old, since)) => (Some(old), Some(*since)),
             None => (None, None),
         };
         // Another reason is no other state.
-        let same = old.is_some_and(|old| std::mem::discriminant(old) == std::mem::discriminant(&standing));
+        let same = old.is_some_and(|old| std::mem::discriminant(old) == std::mem::discriminant(&status));
         let since = since.filter(|_| same).unwrap_or_else(SystemTime::now);
-        standings.insert(condition, (standing, since));
+        statuses.insert(condition, (status, since));
         true
     }
 
     /// All conditions.
-    pub fn all(&self) -> BTreeMap<Condition, Standing> {
-        self.since().into_iter().map(|(condition, (standing, _))| (condition, standing)).collect()
+    pub fn all(&self) -> BTreeMap<ReadinessCheck, ConditionStatus> {
+        self.since().into_iter().map(|(condition, (status, _))| (condition, status)).collect()
     }
 
     /// All conditions, each with the time since when it has been met, not met, or not needed.
-    pub fn since(&self) -> BTreeMap<Condition, (Standing, SystemTime)> {
-        self.standings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn since(&self) -> BTreeMap<ReadinessCheck, (ConditionStatus, SystemTime)> {
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether every condition is met or not needed.
     pub fn is_ready(&self) -> bool {
-        !self.all().values().any(|s| matches!(s, Standing::NotReady(_)))
+        !self.all().values().any(|s| matches!(s, ConditionStatus::NotReady(_)))
     }
 }
 
@@ -181,7 +191,7 @@ fn seconds() -> u64 {
 
 /// What the routes show.
 #[derive(Debug, Clone, Default)]
-pub struct Shown {
+pub struct HttpState {
     /// Conditions of readiness.
     pub readiness: Arc<Readiness>,
     /// The process's progress.
@@ -191,12 +201,12 @@ pub struct Shown {
 }
 
 /// What is served over TCP. GET only; everything else is 404 or 405.
-pub fn router(shown: Shown) -> Router {
+pub fn router(shown: HttpState) -> Router {
     Router::new().route("/metrics", get(metrics)).with_state(shown)
 }
 
 /// What is served over the health socket, likewise.
-pub fn health(shown: Shown) -> Router {
+pub fn health(shown: HttpState) -> Router {
     Router::new().route("/livez", get(livez)).route("/readyz", get(readyz)).with_state(shown)
 }
 
@@ -283,7 +293,7 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router)
     }
 }
 
-async fn livez(State(shown): State<Shown>) -> Response {
+async fn livez(State(shown): State<HttpState>) -> Response {
     live(shown.progress.silence())
 }
 
@@ -296,27 +306,27 @@ fn live(silence: Duration) -> Response {
 }
 
 /// One line for each condition: `[+]` met, `[-]` not met, `[ ]` not needed.
-async fn readyz(State(shown): State<Shown>) -> Response {
+async fn readyz(State(shown): State<HttpState>) -> Response {
     let all = shown.readiness.all();
     let mut text = String::new();
-    let mut status = StatusCode::OK;
-    for (condition, standing) in &all {
-        let line = match standing {
-            Standing::Ready(remark) if remark.is_empty() => format!("[+] {condition}\n"),
-            Standing::Ready(remark) => format!("[+] {condition}: {remark}\n"),
-            Standing::NotReady(why) => {
-                status = StatusCode::SERVICE_UNAVAILABLE;
+    let mut code = StatusCode::OK;
+    for (condition, status) in &all {
+        let line = match status {
+            ConditionStatus::Ready(remark) if remark.is_empty() => format!("[+] {condition}\n"),
+            ConditionStatus::Ready(remark) => format!("[+] {condition}: {remark}\n"),
+            ConditionStatus::NotReady(why) => {
+                code = StatusCode::SERVICE_UNAVAILABLE;
                 format!("[-] {condition}: {why}\n")
             }
-            Standing::NotNeeded => format!("[ ] {condition}: not needed\n"),
+            ConditionStatus::NotNeeded => format!("[ ] {condition}: not needed\n"),
         };
         text.push_str(&line);
     }
-    text.push_str(if status == StatusCode::OK { "ready\n" } else { "not ready\n" });
-    (status, text).into_response()
+    text.push_str(if code == StatusCode::OK { "ready\n" } else { "not ready\n" });
+    (code, text).into_response()
 }
 
-async fn metrics(State(shown): State<Shown>) -> Response {
+async fn metrics(State(shown): State<HttpState>) -> Response {
     const OPEN_METRICS: HeaderValue =
         HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     match shown.metrics.encode() {

@@ -2,11 +2,11 @@
 
 pub mod authority;
 pub mod config;
+pub mod config_manager;
 pub mod csi;
 pub mod endpoint;
 pub mod health;
 pub mod http;
-pub mod live;
 pub mod logging;
 pub mod memory;
 pub mod metrics;

@@ -54,16 +54,16 @@ pub(crate) fn any(below: usize) -> usize {
 pub(crate) fn task<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> shuttle::future::JoinHandle<T> {
-    struct Live;
-    impl Drop for Live {
+    struct ConfigManager;
+    impl Drop for ConfigManager {
         fn drop(&mut self) {
             LIVE.set(LIVE.get() - 1);
         }
     }
     LIVE.set(LIVE.get() + 1);
-    let live = Live;
+    let manager = ConfigManager;
     shuttle::future::spawn(async move {
-        let _live = live;
+        let _live = manager;
         work.await
     })
 }

@@ -109,12 +109,12 @@ pub fn operation(request: &Request) -> &'static str {
         Request::State => "State",
         Request::PublishIdentity(_) => "PublishIdentity",
         Request::PublishTmpfs { .. } => "PublishTmpfs",
-        Request::Settle { .. } => "Settle",
+        Request::SetOwnership { .. } => "SetOwnership",
         Request::PublishDirectory(_) => "PublishDirectory",
         Request::Unpublish(_) => "Unpublish",
         Request::Inspect(_) => "Inspect",
         Request::List { .. } => "List",
-        Request::Store { .. } => "Store",
+        Request::StoreListener { .. } => "StoreListener",
         Request::Offer => "Offer",
     }
 }
@@ -380,7 +380,7 @@ impl Client {
         let limit = self.patience;
         let deadline = Instant::now() + limit;
         let publish = Request::PublishIdentity(volume.clone());
-        let store = Request::Store { volume: Some(volume.clone()), slot: keep::VOLUME, cookie };
+        let store = Request::StoreListener { volume: Some(volume.clone()), slot: keep::VOLUME, cookie };
         let mut link = self.link.clone();
         let mut after = 0;
         loop {
@@ -479,7 +479,8 @@ impl Client {
         cookie: u64,
     ) -> Result<bool, MounterError> {
         debug_assert!(slot == keep::VOLUME || volume.is_none());
-        match self.call_within(Request::Store { volume, slot, cookie }, Some(fd), self.patience).await {
+        match self.call_within(Request::StoreListener { volume, slot, cookie }, Some(fd), self.patience).await
+        {
             Ok(_) => Ok(true),
             Err(e) if e.is(Fault::Busy) || e.is(Fault::NotOurs) => Ok(false),
             Err(e) => Err(e),

@@ -14,8 +14,8 @@ use seamount_proto::node::{self, node_server};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use crate::http::{Condition, Standing};
-use crate::live::Live;
+use crate::config_manager::ConfigManager;
+use crate::http::{ConditionStatus, ReadinessCheck};
 use crate::logging::Recent;
 use crate::mounter::{Client, Link};
 use crate::record::Registration;
@@ -33,7 +33,7 @@ const NOBODY: (&str, &str) = ("00000000-0000-0000-0000-000000000000", "nobody");
 #[derive(Clone)]
 pub struct Service {
     /// Basics, readiness, metrics.
-    pub live: Arc<Live>,
+    pub manager: Arc<ConfigManager>,
     /// Volumes.
     pub volumes: Arc<Volumes>,
     /// The mounter.
@@ -73,13 +73,15 @@ impl Service {
     }
 
     fn registration(&self) -> node::Registration {
-        let since = self.live.shown().readiness.since();
-        let condition = since.get(&Condition::Registration);
+        let since = self.manager.shown().readiness.since();
+        let condition = since.get(&ReadinessCheck::Registration);
         let (state, reason) = match (&*self.registered.borrow(), condition) {
             (Registration::Unknown, _) => ("unknown", String::new()),
             (Registration::Failed(why), _) => ("refused", why.clone()),
             // The kubelet has the driver still, and does not find its socket.
-            (Registration::Registered, Some((Standing::NotReady(why), _))) => ("unreachable", why.clone()),
+            (Registration::Registered, Some((ConditionStatus::NotReady(why), _))) => {
+                ("unreachable", why.clone())
+            }
             (Registration::Registered, _) => ("registered", String::new()),
         };
         let since = condition.map_or(0, |(_, since)| unix(*since));
@@ -87,12 +89,12 @@ impl Service {
     }
 
     fn conditions(&self) -> Vec<node::Condition> {
-        let all = self.live.shown().readiness.since().into_iter();
-        all.map(|(condition, (standing, since))| {
-            let (state, text) = match standing {
-                Standing::Ready(remark) => ("ready", remark),
-                Standing::NotReady(why) => ("not ready", why),
-                Standing::NotNeeded => ("not needed", String::new()),
+        let all = self.manager.shown().readiness.since().into_iter();
+        all.map(|(condition, (status, since))| {
+            let (state, text) = match status {
+                ConditionStatus::Ready(remark) => ("ready", remark),
+                ConditionStatus::NotReady(why) => ("not ready", why),
+                ConditionStatus::NotNeeded => ("not needed", String::new()),
             };
             node::Condition { name: condition.to_string(), state: state.to_owned(), text, since: unix(since) }
         })
@@ -100,9 +102,9 @@ impl Service {
     }
 
     fn authority(&self) -> node::Authority {
-        let seen = self.volumes.pulse().seen();
-        let readiness = self.live.shown().readiness.since();
-        let mut since = readiness.get(&Condition::Authority).map_or(0, |(_, since)| unix(*since));
+        let seen = self.volumes.authority_health().seen();
+        let readiness = self.manager.shown().readiness.since();
+        let mut since = readiness.get(&ReadinessCheck::Authority).map_or(0, |(_, since)| unix(*since));
         let validity = |(from, until)| node::Validity { not_before: unix(from), not_after: unix(until) };
         let mut out = node::Authority {
             last_success: seen.last_success.map_or(0, unix),
@@ -157,20 +159,20 @@ impl node_server::Node for Service {
         _: Request<node::GetStatusRequest>,
     ) -> Result<Response<node::GetStatusResponse>, Status> {
         let mounter = self.mounter().await;
-        let (basics, settings) = (self.live.basics(), self.live.settings());
+        let (bootstrap, settings) = (self.manager.bootstrap(), self.manager.settings());
         let config = settings.as_ref().map(|s| &s.config);
-        let metrics = self.live.metrics();
+        let metrics = self.manager.metrics();
         let now = SystemTime::now();
         let (connections, streams) = metrics.open();
         let (overdue, expired) = metrics.late(now);
-        let lines = self.live.recent().as_ref().map(Recent::lines).unwrap_or_default();
+        let lines = self.manager.recent().as_ref().map(Recent::lines).unwrap_or_default();
         Ok(Response::new(node::GetStatusResponse {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             agent_pid: i64::from(std::process::id()),
             agent_started: unix(self.started),
-            driver: basics.driver_name.clone(),
-            node: basics.node_name.clone(),
-            kubelet_root: basics.kubelet_root.clone(),
+            driver: bootstrap.driver_name.clone(),
+            node: bootstrap.node_name.clone(),
+            kubelet_root: bootstrap.kubelet_root.clone(),
             trust_domain: config
                 .and_then(|c| c.authority())
                 .map(|a| a.trust_domain.to_string())

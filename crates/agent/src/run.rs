@@ -4,7 +4,7 @@
 //! so that no pod's deletion waits for a repair; records are read before the first request is answered, so
 //! that no publish takes a volume for a new one.
 
-mod door;
+mod kubelet_server;
 mod limits;
 mod offers;
 mod tend;
@@ -28,11 +28,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Args, Config, Log, LogFormat, LogLevel, WorkloadApi};
+use crate::config_manager::{self, BootstrapConfig, ConfigManager};
 use crate::csi::service::Service;
 use crate::endpoint::server::Services;
 use crate::health;
-use crate::http::{self, BEAT, Condition, Shown, Standing, listen};
-use crate::live::{self, Basics, Live};
+use crate::http::{self, BEAT, ConditionStatus, HttpState, ReadinessCheck, listen};
 use crate::logging;
 use crate::memory;
 use crate::metrics::Metrics;
@@ -43,8 +43,8 @@ use crate::registration;
 use crate::source::{self, Source};
 use crate::state::{StateDir, StateError};
 use crate::volumes::proof::Prover;
-use crate::volumes::{Tenants, Terms, VolumeError, Volumes};
-use door::Door;
+use crate::volumes::{ServeOptions, Tenants, VolumeError, Volumes};
+use kubelet_server::KubeletServer;
 use offers::Offers;
 use tend::Lost;
 
@@ -61,11 +61,11 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Runs the agent until SIGTERM or SIGINT.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let node_name = std::env::var("NODE_NAME").ok().filter(|n| !n.is_empty());
-    let text = live::text(&args).unwrap_or_default();
+    let text = config_manager::text(&args).unwrap_or_default();
     let loaded = Config::load(&args, node_name.as_deref());
     let log = loaded.as_ref().map_or(Log { format: LogFormat::Text, level: LogLevel::Info }, |c| c.log);
     let log = logging::init(log).context("the logger could not be installed")?;
-    let basics = Basics::new(&args, node_name.as_deref(), loaded.as_ref().ok(), &text);
+    let bootstrap = BootstrapConfig::new(&args, node_name.as_deref(), loaded.as_ref().ok(), &text);
     // One worker carries a node; each more costs memory, and every call a wake-up across processors.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -83,7 +83,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         };
         let loaded = loaded.map_err(Into::into);
         tokio::spawn(forget_start());
-        live_on(args, node_name, loaded, basics, Some(log), DEADLINE, stop).await;
+        live_on(args, node_name, loaded, bootstrap, Some(log), DEADLINE, stop).await;
         anyhow::Ok(())
     });
     // What is still open (streams of pods) ends with the process; sockets and state stay.
@@ -108,68 +108,69 @@ pub async fn live_until(
     patience: Duration,
     stop: impl Future<Output = ()>,
 ) {
-    let text = live::text(&args).unwrap_or_default();
+    let text = config_manager::text(&args).unwrap_or_default();
     let loaded = Config::load(&args, node_name.as_deref());
-    let basics = Basics::new(&args, node_name.as_deref(), loaded.as_ref().ok(), &text);
-    live_on(args, node_name, loaded.map_err(Into::into), basics, None, patience, stop).await;
+    let bootstrap = BootstrapConfig::new(&args, node_name.as_deref(), loaded.as_ref().ok(), &text);
+    live_on(args, node_name, loaded.map_err(Into::into), bootstrap, None, patience, stop).await;
 }
 
 async fn live_on(
     args: Args,
     node_name: Option<String>,
     loaded: Result<Config, Box<crate::config::ConfigError>>,
-    basics: Basics,
+    bootstrap: BootstrapConfig,
     log: Option<logging::LogHandle>,
     patience: Duration,
     stop: impl Future<Output = ()>,
 ) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        driver = %basics.driver_name,
-        node = %basics.node_name,
-        kubelet_root = %basics.kubelet_root,
+        driver = %bootstrap.driver_name,
+        node = %bootstrap.node_name,
+        kubelet_root = %bootstrap.kubelet_root,
         "seamount-agent starts"
     );
     let cancel = CancellationToken::new();
-    let shown = Shown::default();
+    let shown = HttpState::default();
     let descriptors = limits::raise_descriptors();
     shown.metrics.descriptor_limit(descriptors);
-    let terms = terms(
+    let options = options(
         loaded.as_ref().map(|c| c.workload_api).unwrap_or_default(),
         descriptors,
         Arc::clone(&shown.metrics),
     );
     let memory_limit = memory::limit(loaded.as_ref().ok().and_then(|c| c.memory_limit));
     shown.metrics.memory_limit(memory_limit);
-    let address = basics.http;
+    let address = bootstrap.http;
     let health_socket = args.health_socket.clone().unwrap_or_else(|| health::SOCKET.to_owned());
-    let mounter = Client::start(basics.mounter_socket.clone().into(), cancel.clone()).with_patience(patience);
-    let live = Live::new(basics, shown.clone(), log, cancel.clone());
-    live.take(loaded.map_err(|e| *e));
-    tokio::spawn(Arc::clone(&live).follow(args, node_name));
+    let mounter =
+        Client::start(bootstrap.mounter_socket.clone().into(), cancel.clone()).with_patience(patience);
+    let manager = ConfigManager::new(bootstrap, shown.clone(), log, cancel.clone());
+    manager.take(loaded.map_err(|e| *e));
+    tokio::spawn(Arc::clone(&manager).follow(args, node_name));
 
     let (source_sender, source) = watch::channel(Source::Missing("the agent has just started".into()));
-    let prover = Arc::clone(&live) as Arc<dyn Prover>;
-    let volumes = Volumes::new(mounter.clone(), source, prover, terms, Arc::clone(&shown.metrics));
+    let prover = Arc::clone(&manager) as Arc<dyn Prover>;
+    let volumes = Volumes::new(mounter.clone(), source, prover, options, Arc::clone(&shown.metrics));
     // An authority takes longer to make than all volumes to bring back, and they do not wait for it.
-    volumes.aside(source::supervise(live.configs(), source_sender, cancel.clone()));
+    volumes.aside(source::supervise(manager.configs(), source_sender, cancel.clone()));
     tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
-    tokio::spawn(tell_source(Arc::clone(&volumes), Arc::clone(&live)));
+    tokio::spawn(tell_source(Arc::clone(&volumes), Arc::clone(&manager)));
     tokio::spawn(beat(shown.clone(), Arc::clone(&volumes), memory_limit));
     tokio::spawn(show_health(health_socket, shown.clone(), cancel.clone()));
-    tokio::spawn(show(address, live.configs(), shown, cancel.clone()));
+    tokio::spawn(show(address, manager.configs(), shown, cancel.clone()));
 
     let stopped = CancellationToken::new();
     let superseded = mounter.clone();
-    let mut house = House::new(live, mounter, volumes);
+    let mut supervisor = NodeSupervisor::new(manager, mounter, volumes);
     let keeper = tokio::spawn({
         let stop = stopped.clone();
         async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = house.keep() => {}
+                () = supervisor.keep() => {}
             }
-            house.close().await;
+            supervisor.close().await;
         }
     });
     tokio::select! {
@@ -183,7 +184,7 @@ async fn live_on(
 }
 
 /// What the volumes are served with.
-fn terms(bounds: WorkloadApi, descriptors: u64, metrics: Arc<Metrics>) -> Terms {
+fn options(bounds: WorkloadApi, descriptors: u64, metrics: Arc<Metrics>) -> ServeOptions {
     let limits::Budget { all, connections, volumes } =
         limits::budget(bounds.connections_per_node, descriptors);
     metrics.connection_limit(connections);
@@ -201,7 +202,7 @@ fn terms(bounds: WorkloadApi, descriptors: u64, metrics: Arc<Metrics>) -> Terms 
         rate: bounds.rate_per_pod,
     };
     let node = Shared { connections: permits(connections), descriptors: permits(all) };
-    Terms {
+    ServeOptions {
         tenants: Tenants::new(limits, node, bounds.volumes_per_pod as usize),
         volumes: permits(volumes),
         pending: PENDING,
@@ -211,7 +212,7 @@ fn terms(bounds: WorkloadApi, descriptors: u64, metrics: Arc<Metrics>) -> Terms 
 }
 
 /// Once a second: a sign of life, and a look at the memory.
-async fn beat(shown: Shown, volumes: Arc<Volumes>, memory_limit: u64) {
+async fn beat(shown: HttpState, volumes: Arc<Volumes>, memory_limit: u64) {
     let mut memory = memory::Watch::new(memory_limit);
     loop {
         shown.progress.beat();
@@ -222,7 +223,7 @@ async fn beat(shown: Shown, volumes: Arc<Volumes>, memory_limit: u64) {
 
 /// Health, whatever the configuration says. What is in the way is tried again: an agent without is restarted
 /// by the kubelet.
-async fn show_health(socket: String, shown: Shown, cancel: CancellationToken) {
+async fn show_health(socket: String, shown: HttpState, cancel: CancellationToken) {
     if socket.is_empty() {
         return;
     }
@@ -248,7 +249,7 @@ async fn show_health(socket: String, shown: Shown, cancel: CancellationToken) {
 async fn show(
     mut address: Option<SocketAddr>,
     mut configs: watch::Receiver<Option<Arc<Config>>>,
-    shown: Shown,
+    shown: HttpState,
     cancel: CancellationToken,
 ) {
     let mut decided = configs.borrow().is_some();
@@ -273,7 +274,7 @@ async fn show(
 }
 
 /// An address that is taken is tried again.
-async fn show_at(address: Option<SocketAddr>, shown: &Shown, cancel: &CancellationToken) {
+async fn show_at(address: Option<SocketAddr>, shown: &HttpState, cancel: &CancellationToken) {
     let Some(address) = address else { return std::future::pending().await };
     let mut told = false;
     loop {
@@ -298,28 +299,30 @@ async fn show_at(address: Option<SocketAddr>, shown: &Shown, cancel: &Cancellati
 ///
 /// Both channels are read after they were marked as seen, so a change that comes while this tells of the one
 /// before is seen by `changed` and told next; the last one is always told. Only this task tells.
-async fn tell_source(volumes: Arc<Volumes>, live: Arc<Live>) {
-    let (mut source, mut down) = (volumes.source(), volumes.pulse().down());
+async fn tell_source(volumes: Arc<Volumes>, manager: Arc<ConfigManager>) {
+    let (mut source, mut down) = (volumes.source(), volumes.authority_health().down());
     loop {
         let silent = down.borrow_and_update().clone();
-        let standing = match &*source.borrow_and_update() {
-            Source::Missing(why) => Standing::NotReady(why.to_string()),
+        let status = match &*source.borrow_and_update() {
+            Source::Missing(why) => ConditionStatus::NotReady(why.to_string()),
             Source::Authority(signer) => match (silent, &signer.trouble) {
                 (Some(why), _) => {
-                    Standing::NotReady(format!("it does not answer: {why} (what was issued goes on)"))
+                    ConditionStatus::NotReady(format!("it does not answer: {why} (what was issued goes on)"))
                 }
-                (None, Some(why)) => Standing::NotReady(format!("{why} (going on with the last good one)")),
-                (None, None) => Standing::Ready(String::new()),
+                (None, Some(why)) => {
+                    ConditionStatus::NotReady(format!("{why} (going on with the last good one)"))
+                }
+                (None, None) => ConditionStatus::Ready(String::new()),
             },
-            Source::Directory => Standing::NotNeeded,
+            Source::Directory => ConditionStatus::NotNeeded,
         };
         let up = match &*source.borrow() {
             Source::Missing(_) => false,
-            Source::Authority(_) => !volumes.pulse().is_down(),
+            Source::Authority(_) => !volumes.authority_health().is_down(),
             Source::Directory => true,
         };
-        live.metrics().authority(up);
-        live.set(Condition::Authority, standing);
+        manager.metrics().authority(up);
+        manager.set(ReadinessCheck::Authority, status);
         let changed = tokio::select! {
             changed = source.changed() => changed,
             changed = down.changed() => changed,
@@ -345,13 +348,13 @@ enum AttachError {
     Directory(rustix::io::Errno),
 }
 
-/// All that comes from the mounter: the kubelet's two doors, the state directory, the volumes.
-struct House {
-    live: Arc<Live>,
+/// All that comes from the mounter: the kubelet's two servers, the state directory, the volumes.
+struct NodeSupervisor {
+    manager: Arc<ConfigManager>,
     mounter: Client,
     volumes: Arc<Volumes>,
-    csi: Option<Door>,
-    registration: Option<Door>,
+    csi: Option<KubeletServer>,
+    registration: Option<KubeletServer>,
     registered: watch::Sender<Registration>,
     /// What of it is recorded.
     recorded: watch::Sender<Registration>,
@@ -367,11 +370,11 @@ struct House {
     started: SystemTime,
 }
 
-impl House {
-    fn new(live: Arc<Live>, mounter: Client, volumes: Arc<Volumes>) -> Self {
+impl NodeSupervisor {
+    fn new(manager: Arc<ConfigManager>, mounter: Client, volumes: Arc<Volumes>) -> Self {
         let (registered, _) = watch::channel(Registration::Unknown);
         Self {
-            live,
+            manager,
             mounter,
             volumes,
             csi: None,
@@ -413,13 +416,13 @@ impl House {
                         self.offers.restart(tended);
                         self.lost.build.clone_from(&up.hello.build);
                         self.volumes.set_complete(done);
-                        self.live.metrics().mounter(true);
-                        self.live.set(Condition::Mounter, Standing::Ready(up.hello.build));
+                        self.manager.metrics().mounter(true);
+                        self.manager.set(ReadinessCheck::Mounter, ConditionStatus::Ready(up.hello.build));
                     }
                     Err(e) => {
-                        self.live.set(Condition::Mounter, Standing::NotReady(e.to_string()));
+                        self.manager.set(ReadinessCheck::Mounter, ConditionStatus::NotReady(e.to_string()));
                         // What there is is served meanwhile: deletions do not wait for the state directory.
-                        self.open_doors();
+                        self.open_servers();
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(AGAIN);
                         continue;
@@ -450,14 +453,14 @@ impl House {
     }
 
     fn no_mounter(&self, why: String) {
-        self.live.metrics().mounter(false);
-        self.live.set(Condition::Mounter, Standing::NotReady(why));
+        self.manager.metrics().mounter(false);
+        self.manager.set(ReadinessCheck::Mounter, ConditionStatus::NotReady(why));
     }
 
     /// After each new connection. May be repeated.
     async fn attach(&mut self) -> Result<(), AttachError> {
         if let Some(listener) = self.other_listener(self.csi.as_ref(), keep::CSI).await? {
-            close(self.csi.replace(Door::new("csi", listener)?)).await;
+            close(self.csi.replace(KubeletServer::new("csi", listener)?)).await;
         }
         if let Some(listener) = self.other_listener(self.registration.as_ref(), keep::REGISTRATION).await? {
             close(self.register_by(listener)?).await;
@@ -481,15 +484,19 @@ impl House {
                 "volumes restored"
             );
         }
-        self.open_doors();
+        self.open_servers();
         Ok(())
     }
 
     /// The listener to serve in the place of the one that is served; none where that is the right one. A
     /// mounter that lost the listener gets it back first.
-    async fn other_listener(&self, door: Option<&Door>, slot: u32) -> Result<Option<Listener>, MounterError> {
-        if let Some(door) = door
-            && self.mounter.store(None, slot, door.kept(), door.cookie()).await?
+    async fn other_listener(
+        &self,
+        server: Option<&KubeletServer>,
+        slot: u32,
+    ) -> Result<Option<Listener>, MounterError> {
+        if let Some(server) = server
+            && self.mounter.store(None, slot, server.kept(), server.cookie()).await?
         {
             return Ok(None);
         }
@@ -497,7 +504,7 @@ impl House {
             keep::CSI => self.mounter.csi_listener().await?,
             _ => self.mounter.registration_listener().await?,
         };
-        Ok((door.map(Door::cookie) != Some(listener.cookie)).then_some(listener))
+        Ok((server.map(KubeletServer::cookie) != Some(listener.cookie)).then_some(listener))
     }
 
     /// The state directory; whether it is another one than before.
@@ -538,7 +545,7 @@ impl House {
             return Ok(());
         };
         self.generation = generation;
-        if self.registration.as_ref().map(Door::cookie) == Some(registration_cookie)
+        if self.registration.as_ref().map(KubeletServer::cookie) == Some(registration_cookie)
             && *self.registered.borrow() == Registration::Unknown
         {
             self.registered.send_replace(registration);
@@ -554,7 +561,7 @@ impl House {
             return;
         }
         self.generation = self.generation.wrapping_add(1);
-        let cookie = |door: Option<&Door>| door.map_or(0, Door::cookie);
+        let cookie = |server: Option<&KubeletServer>| server.map_or(0, KubeletServer::cookie);
         let registration = self.registered.borrow().clone();
         let record = NodeRecord {
             generation: self.generation,
@@ -573,37 +580,37 @@ impl House {
     }
 
     fn tell_registration(&self) {
-        let (number, standing) = match (&self.lost.sockets, &*self.registered.borrow()) {
+        let (number, status) = match (&self.lost.sockets, &*self.registered.borrow()) {
             (Some(why), _) => {
-                (None, Standing::NotReady(format!("the kubelet does not find the driver: {why}")))
+                (None, ConditionStatus::NotReady(format!("the kubelet does not find the driver: {why}")))
             }
             (None, Registration::Unknown) => {
-                (None, Standing::NotReady("the kubelet has not registered the driver yet".to_owned()))
+                (None, ConditionStatus::NotReady("the kubelet has not registered the driver yet".to_owned()))
             }
-            (None, Registration::Registered) => (Some(true), Standing::Ready(String::new())),
+            (None, Registration::Registered) => (Some(true), ConditionStatus::Ready(String::new())),
             (None, Registration::Failed(why)) => {
-                (Some(false), Standing::NotReady(format!("the kubelet refused the driver: {why}")))
+                (Some(false), ConditionStatus::NotReady(format!("the kubelet refused the driver: {why}")))
             }
         };
-        self.live.metrics().registration(number);
-        self.live.set(Condition::Registration, standing);
+        self.manager.metrics().registration(number);
+        self.manager.set(ReadinessCheck::Registration, status);
     }
 
     /// Serves the kubelet, as far as there are listeners.
-    fn open_doors(&mut self) {
+    fn open_servers(&mut self) {
         let service =
-            Service::new(Arc::clone(&self.live), Arc::clone(&self.volumes), self.registered.clone());
-        let basics = self.live.basics();
+            Service::new(Arc::clone(&self.manager), Arc::clone(&self.volumes), self.registered.clone());
+        let bootstrap = self.manager.bootstrap();
         let registration = registration::Service::new(
-            basics.driver_name.clone(),
-            basics.endpoint(),
+            bootstrap.driver_name.clone(),
+            bootstrap.endpoint(),
             Arc::clone(&self.asked),
             self.registered.clone(),
             self.recorded.subscribe(),
         );
-        if let Some(door) = &mut self.csi {
+        if let Some(server) = &mut self.csi {
             let node = node::Service {
-                live: Arc::clone(&self.live),
+                manager: Arc::clone(&self.manager),
                 volumes: Arc::clone(&self.volumes),
                 mounter: self.mounter.clone(),
                 registered: self.registered.subscribe(),
@@ -613,10 +620,10 @@ impl House {
                 .with(NodeServer::new(service.clone()))
                 .with(IdentityServer::new(service))
                 .with(NodeReportServer::new(node));
-            door.open(services, self.live.uid());
+            server.open(services, self.manager.uid());
         }
-        if let Some(door) = &mut self.registration {
-            door.open(Services::default().with(RegistrationServer::new(registration)), self.live.uid());
+        if let Some(server) = &mut self.registration {
+            server.open(Services::default().with(RegistrationServer::new(registration)), self.manager.uid());
         }
     }
 
@@ -626,8 +633,8 @@ impl House {
     }
 }
 
-async fn close(door: Option<Door>) {
-    if let Some(door) = door {
-        door.close(STOP).await;
+async fn close(server: Option<KubeletServer>) {
+    if let Some(server) = server {
+        server.close(STOP).await;
     }
 }

@@ -5,19 +5,19 @@
 //! late for an earlier incarnation of a volume is thrown away. An answer is given, and an SVID shown, only
 //! after its record is stored.
 
+mod background;
+mod binding;
 mod conflict;
-mod elsewhere;
-mod facts;
+mod external;
 pub mod health;
+mod inflight;
 mod leftovers;
 pub mod proof;
 mod report;
 mod restore;
 mod rotate;
-mod rush;
-mod serving;
+mod server;
 mod tenants;
-mod workshop;
 
 pub use report::unix;
 
@@ -28,12 +28,12 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use seamount_identity::authority::Workload;
-use seamount_identity::workload_api::{Response, Served};
+use seamount_identity::workload_api::{IdentityState, Response};
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter_protocol::{Fault, flag};
 use tokio::sync::{Notify, Semaphore, watch};
 
-use crate::authority::Pulse;
+use crate::authority::AuthorityHealth;
 use crate::csi::request::{Parameters, PublishRequest};
 use crate::metrics::{Metrics, Schedule, SourceLabel, VolumeState};
 use crate::mounter::{Client, Listener, MounterError};
@@ -41,16 +41,16 @@ use crate::source::Source;
 use crate::state::{StateDir, StateError};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard};
 use crate::token::DatedToken;
+use background::BackgroundRuntime;
+use binding::{Basis, IssuedSvid, PodBinding};
 use conflict::{conflict, conflict_id};
-use facts::{Basis, Facts, Held};
-use health::{Condition, Identity, OnDisk, Status};
+use health::{Identity, OnDisk, Status, VolumeCondition};
+use inflight::InflightCalls;
 use proof::{Adopted, Awaits, Prover, Recalled};
-use rush::Rush;
-use serving::Serving;
-pub use serving::Terms;
+pub use server::ServeOptions;
+use server::VolumeServer;
 use tenants::Place;
 pub use tenants::{Shed, Tenants};
-use workshop::Workshop;
 
 /// How long stats and health wait for the mounter: they are asked for every volume every minute.
 const LOOK: Duration = Duration::from_secs(2);
@@ -111,23 +111,23 @@ fn key(volume: &Volume) -> Key {
 
 /// What only the holder of the volume's lock sees.
 #[derive(Default)]
-struct Slot {
+struct LockedState {
     /// Unpublished; whoever waited for the lock has to look for a new entry.
     gone: bool,
     /// Generation of the record.
     generation: u64,
-    facts: Option<Facts>,
-    held: Option<Held>,
+    facts: Option<PodBinding>,
+    held: Option<IssuedSvid>,
     /// What the record says, until that is decided (module `proof`).
     recalled: Option<Recalled>,
-    serving: Option<Serving>,
+    serving: Option<VolumeServer>,
     /// What a republish of a `directory` volume must repeat, since this agent has seen it.
     directory: Option<Parameters>,
     /// Its place among its pod's volumes; none before a publish was let in, and when it is gone.
     place: Option<Place>,
 }
 
-impl Slot {
+impl LockedState {
     /// Unpublished, or never published.
     fn go(&mut self) {
         self.gone = true;
@@ -137,7 +137,7 @@ impl Slot {
 
 /// What is read without waiting for that lock.
 #[derive(Debug, Clone)]
-struct View {
+struct VolumeStatus {
     status: Status,
     /// When the next SVID is to be made; none: not without a token.
     due: Option<SystemTime>,
@@ -167,17 +167,17 @@ struct View {
 /// only while the slot has facts, and unpublish takes both away; an attempt that ends later leaves `due`
 /// alone where it is none. Locks are taken in the order `slot`, then one of `entries`, `view`, `unpublished`,
 /// `due`, the tenants', then `soonest`. Module `model` explores all of this.
-struct Entry {
+struct VolumeEntry {
     volume: Volume,
-    slot: Arc<tokio::sync::Mutex<Slot>>,
-    view: Mutex<View>,
+    slot: Arc<tokio::sync::Mutex<LockedState>>,
+    view: Mutex<VolumeStatus>,
 }
 
-impl Entry {
+impl VolumeEntry {
     fn new(volume: Volume) -> Arc<Self> {
         let status = Status { identity: Identity::Unknown, failure: None, serving: false, rotate_at: None };
         let none: Arc<str> = "".into();
-        let view = View {
+        let view = VolumeStatus {
             status,
             due: None,
             failures: 0,
@@ -192,7 +192,7 @@ impl Entry {
         Arc::new(Self { volume, slot: Arc::default(), view: Mutex::new(view) })
     }
 
-    fn view(&self) -> MutexGuard<'_, View> {
+    fn view(&self) -> MutexGuard<'_, VolumeStatus> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -205,19 +205,19 @@ impl Entry {
 
 /// Usage and faults of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
+pub struct VolumeStats {
     /// Bytes used.
     pub bytes: u64,
     /// Inodes used.
     pub inodes: u64,
     /// The worst first; empty: healthy.
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<VolumeCondition>,
 }
 
 /// The manager.
 pub struct Volumes {
     mounter: Client,
-    entries: Mutex<HashMap<Key, Arc<Entry>>>,
+    entries: Mutex<HashMap<Key, Arc<VolumeEntry>>>,
     state: ArcSwapOption<StateDir>,
     no_state: Mutex<String>,
     /// Whether the records were read: before that, a publish would take a known volume for a new one.
@@ -234,18 +234,18 @@ pub struct Volumes {
     prover: Arc<dyn Prover>,
     /// There is a record to decide over.
     unproved: Notify,
-    terms: Terms,
+    options: ServeOptions,
     /// Volumes that are due before the next look at all of them.
-    due: Mutex<Vec<Arc<Entry>>>,
+    due: Mutex<Vec<Arc<VolumeEntry>>>,
     wake: Notify,
     /// When something is due next, as far as is known (`remind`); taken after `view` and held for an instant.
     soonest: Mutex<SystemTime>,
     permits: Arc<Semaphore>,
     /// What the kubelet waits for goes before what is made behind its back.
-    rush: Rush,
+    inflight: InflightCalls,
     /// None where the thread could not be made: then identities are made among everything else.
-    workshop: Option<Workshop>,
-    pulse: Pulse,
+    background: Option<BackgroundRuntime>,
+    authority_health: AuthorityHealth,
     metrics: Arc<Metrics>,
 }
 
@@ -255,10 +255,10 @@ impl Volumes {
         mounter: Client,
         source: watch::Receiver<Source>,
         prover: Arc<dyn Prover>,
-        terms: Terms,
+        options: ServeOptions,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let workshop = Workshop::start()
+        let background = BackgroundRuntime::start()
             .inspect_err(|e| tracing::warn!(error = %e, "identities have no thread of their own; publishes will wait for them"))
             .ok();
         Arc::new(Self {
@@ -272,14 +272,14 @@ impl Volumes {
             source,
             prover,
             unproved: Notify::new(),
-            terms,
+            options,
             due: Mutex::default(),
             wake: Notify::new(),
             soonest: Mutex::new(SystemTime::UNIX_EPOCH),
             permits: Arc::new(Semaphore::new(SIGNING)),
-            rush: Rush::default(),
-            workshop,
-            pulse: Pulse::new(Arc::clone(&metrics)),
+            inflight: InflightCalls::default(),
+            background,
+            authority_health: AuthorityHealth::new(Arc::clone(&metrics)),
             metrics,
         })
     }
@@ -290,35 +290,35 @@ impl Volumes {
     }
 
     /// Whether the authority answers.
-    pub fn pulse(&self) -> &Pulse {
-        &self.pulse
+    pub fn authority_health(&self) -> &AuthorityHealth {
+        &self.authority_health
     }
 
     /// Starts what nobody waits for, with the low priority of making identities. Needs a tokio runtime.
     pub fn aside(&self, work: impl Future<Output = ()> + Send + 'static) {
-        match &self.workshop {
-            Some(workshop) => workshop.start_work(work),
+        match &self.background {
+            Some(background) => background.start_work(work),
             None => drop(tokio::spawn(work)),
         }
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Arc<Entry>>> {
+    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Arc<VolumeEntry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn all(&self) -> Vec<Arc<Entry>> {
+    fn all(&self) -> Vec<Arc<VolumeEntry>> {
         self.entries().values().cloned().collect()
     }
 
-    fn entry(&self, volume: &Volume) -> Arc<Entry> {
-        Arc::clone(self.entries().entry(key(volume)).or_insert_with(|| Entry::new(volume.clone())))
+    fn entry(&self, volume: &Volume) -> Arc<VolumeEntry> {
+        Arc::clone(self.entries().entry(key(volume)).or_insert_with(|| VolumeEntry::new(volume.clone())))
     }
 
-    fn get(&self, volume: &Volume) -> Option<Arc<Entry>> {
+    fn get(&self, volume: &Volume) -> Option<Arc<VolumeEntry>> {
         self.entries().get(&key(volume)).filter(|e| e.volume.id == volume.id).cloned()
     }
 
-    fn forget(&self, entry: &Arc<Entry>) {
+    fn forget(&self, entry: &Arc<VolumeEntry>) {
         let mut entries = self.entries();
         let key = key(&entry.volume);
         if entries.get(&key).is_some_and(|e| Arc::ptr_eq(e, entry)) {
@@ -328,7 +328,7 @@ impl Volumes {
     }
 
     /// The entry and its lock; made where there is none.
-    async fn locked(&self, volume: &Volume) -> (Arc<Entry>, tokio::sync::OwnedMutexGuard<Slot>) {
+    async fn locked(&self, volume: &Volume) -> (Arc<VolumeEntry>, tokio::sync::OwnedMutexGuard<LockedState>) {
         loop {
             let entry = self.entry(volume);
             let slot = Arc::clone(&entry.slot).lock_owned().await;
@@ -364,7 +364,7 @@ impl Volumes {
         workload: Workload,
         token: DatedToken,
     ) -> Result<(), VolumeError> {
-        let _call = self.rush.call();
+        let _call = self.inflight.call();
         let volume = &request.volume;
         let (entry, mut slot) = self.locked(volume).await;
         let result = self.publish_locked(&entry, &mut slot, request, workload, token).await;
@@ -378,8 +378,8 @@ impl Volumes {
 
     async fn publish_locked(
         &self,
-        entry: &Arc<Entry>,
-        slot: &mut Slot,
+        entry: &Arc<VolumeEntry>,
+        slot: &mut LockedState,
         request: &PublishRequest,
         workload: Workload,
         token: DatedToken,
@@ -426,7 +426,7 @@ impl Volumes {
         if let Some(recalled) = &mut slot.recalled {
             recalled.token = token.token.clone();
         }
-        slot.facts = Some(Facts { workload, token, basis });
+        slot.facts = Some(PodBinding { workload, token, basis });
         let adopted = slot.recalled.is_some().then(|| self.adopt(entry, slot));
         if let Err(e) = self.store(&state, volume, slot, listener.cookie) {
             // Else the kubelet's next attempt, with the same token, would be taken for one that is recorded.
@@ -449,7 +449,7 @@ impl Volumes {
     /// keeps, and did not reach the mounter, that is done first.
     async fn bound(&self, volume: &Volume) -> Result<Option<Listener>, MounterError> {
         match self.mounter.publish_identity(volume).await? {
-            Some(kept) if kept.existing && serving::ended(&kept.fd) => {
+            Some(kept) if kept.existing && server::ended(&kept.fd) => {
                 self.mounter.unpublish(volume).await?;
                 self.mounter.publish_identity(volume).await
             }
@@ -458,7 +458,7 @@ impl Volumes {
     }
 
     /// Brings the view up to date after a publish, and the identity under way.
-    fn published(&self, entry: &Arc<Entry>, slot: &Slot, first: bool, adopted: Option<Adopted>) {
+    fn published(&self, entry: &Arc<VolumeEntry>, slot: &LockedState, first: bool, adopted: Option<Adopted>) {
         let Some(facts) = &slot.facts else { return };
         if let Some(adopted) = &adopted {
             self.tell(entry, slot, adopted);
@@ -481,7 +481,12 @@ impl Volumes {
     }
 
     /// Serves this listener in the place of whatever was served before.
-    async fn serve(&self, entry: &Entry, slot: &mut Slot, listener: Listener) -> Result<(), VolumeError> {
+    async fn serve(
+        &self,
+        entry: &VolumeEntry,
+        slot: &mut LockedState,
+        listener: Listener,
+    ) -> Result<(), VolumeError> {
         if let Some(old) = slot.serving.take() {
             entry.view().status.serving = false;
             if old.cookie() != listener.cookie {
@@ -492,7 +497,7 @@ impl Volumes {
         let first = self.to_show(slot);
         self.place(slot, &entry.volume, true)?;
         let serving = match &slot.place {
-            Some(place) => Serving::start(listener, first, &self.terms, place.tenant()),
+            Some(place) => VolumeServer::start(listener, first, &self.options, place.tenant()),
             None => Err(std::io::ErrorKind::NotFound.into()),
         };
         let serving = serving.map_err(|why| VolumeError::Serve { volume: entry.volume.clone(), why })?;
@@ -502,19 +507,19 @@ impl Volumes {
     }
 
     /// What the streams of this volume see now.
-    fn to_show(&self, slot: &Slot) -> Served {
-        let Some(held) = &slot.held else { return Served::Pending };
+    fn to_show(&self, slot: &LockedState) -> IdentityState {
+        let Some(held) = &slot.held else { return IdentityState::Pending };
         if held.svid.not_after() <= SystemTime::now() {
-            return Served::Unavailable("the SVID has expired and could not be renewed yet".into());
+            return IdentityState::Unavailable("the SVID has expired and could not be renewed yet".into());
         }
         let bundles = self.bundles(held);
-        Served::Ready(Arc::new(Response::new(&[Arc::clone(&held.svid)], &bundles)))
+        IdentityState::Ready(Arc::new(Response::new(&[Arc::clone(&held.svid)], &bundles)))
     }
 
     /// Takes a volume away: cuts every connection, wipes the record, removes what is on disk. Works for
     /// unknown volumes and without state, authority or configuration.
     pub async fn unpublish(&self, volume: &Volume) -> Result<(), VolumeError> {
-        let _call = self.rush.call();
+        let _call = self.inflight.call();
         let (entry, mut slot) = self.locked(volume).await;
         if conflict_id(&entry, volume).is_some() {
             // Which id is right, the mounter knows by the kubelet's record: a wrong one takes nothing away.
@@ -538,13 +543,13 @@ impl Volumes {
             view.due = None;
             view.unproved = None;
         }
-        let serving = slot.serving.take().inspect(Serving::finish);
+        let serving = slot.serving.take().inspect(VolumeServer::finish);
         // Record and connections go while the mounter works; the answer waits for all of it. A record that a
         // crash leaves has no volume on disk and is wiped at the next start.
         let gone = async {
             // Not before the mounter's request is on its way, in another task.
             tokio::task::yield_now().await;
-            let serving = serving.inspect(Serving::cut);
+            let serving = serving.inspect(VolumeServer::cut);
             match self.state.load_full().map(|state| state.remove(&entry.volume)) {
                 Some(Err(e)) => {
                     span.in_scope(|| tracing::error!(error = %e, "the record could not be wiped"))
@@ -570,7 +575,7 @@ impl Volumes {
     }
 
     /// Usage and faults; `None` for a volume that is neither known nor on disk.
-    pub async fn look(&self, volume: &Volume) -> Option<Look> {
+    pub async fn look(&self, volume: &Volume) -> Option<VolumeStats> {
         let known = self.get(volume).map(|e| {
             let view = e.view();
             (view.status.clone(), if view.stale { flag::STALE } else { 0 })
@@ -595,7 +600,7 @@ impl Volumes {
         }
         let conditions =
             dead.into_iter().chain(health::conditions(status.as_ref(), disk, SystemTime::now())).collect();
-        Some(Look { bytes, inodes, conditions })
+        Some(VolumeStats { bytes, inodes, conditions })
     }
 
     /// The volume with this id.
@@ -604,7 +609,7 @@ impl Volumes {
     }
 
     /// Tells the metrics where a volume stands; nothing of one that was taken away meanwhile.
-    fn count(&self, entry: &Entry) {
+    fn count(&self, entry: &VolumeEntry) {
         let view = entry.view();
         let rotate_at = view.status.rotate_at;
         let schedule = |not_after| {
@@ -612,7 +617,7 @@ impl Volumes {
             Some(Schedule { overdue, not_after })
         };
         let (source, state, svid) = match view.status.identity {
-            Identity::Elsewhere => (SourceLabel::directory, VolumeState::ready, None),
+            Identity::External => (SourceLabel::directory, VolumeState::ready, None),
             Identity::Unknown | Identity::Pending { .. } => {
                 (SourceLabel::authority, VolumeState::pending, None)
             }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use seamount_identity::authority::{
     Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr,
 };
-use seamount_identity::workload_api::{self, Limits, Response, Served, Unobserved};
+use seamount_identity::workload_api::{self, IdentityState, Limits, Response, Unobserved};
 use seamount_identity::{BundleSet, TrustDomain, X509Bundle, X509Svid};
 use seamount_testkit::processes::Spawn;
 use serde_json::Value;
@@ -43,7 +43,7 @@ struct Server {
     authority: Embedded,
     directory: tempfile::TempDir,
     socket: PathBuf,
-    served: watch::Sender<Served>,
+    served: watch::Sender<IdentityState>,
     cancel: CancellationToken,
 }
 
@@ -55,7 +55,7 @@ impl Drop for Server {
 
 impl Server {
     /// Serves; streams wait for an identity no longer than `pending`.
-    fn new(served: Served, pending: Duration) -> Self {
+    fn new(served: IdentityState, pending: Duration) -> Self {
         let authority = authority("example.org");
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("spire-agent.sock");
@@ -90,8 +90,10 @@ impl Server {
     async fn ready(&self) -> Arc<X509Svid> {
         let svid = self.issue().await;
         let bundles = self.authority.bundles().borrow().clone();
-        self.served
-            .send_replace(Served::Ready(Arc::new(Response::new(std::slice::from_ref(&svid), &bundles))));
+        self.served.send_replace(IdentityState::Ready(Arc::new(Response::new(
+            std::slice::from_ref(&svid),
+            &bundles,
+        ))));
         svid
     }
 
@@ -128,7 +130,7 @@ fn blocks(pem: &str) -> Vec<(String, Vec<u8>)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn text_is_for_people_and_has_no_key() {
-    let server = Server::new(Served::Pending, PATIENCE);
+    let server = Server::new(IdentityState::Pending, PATIENCE);
     let svid = server.ready().await;
     let answer = server.run(&["fetch", "x509"]).await;
     assert_eq!(answer.code, Some(0), "{answer:?}");
@@ -145,7 +147,7 @@ async fn text_is_for_people_and_has_no_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn json_and_pem_have_the_key_only_on_request() {
-    let server = Server::new(Served::Pending, PATIENCE);
+    let server = Server::new(IdentityState::Pending, PATIENCE);
     let svid = server.ready().await;
     let leaf = svid.chain()[0].to_vec();
     let key = svid.key().expose_pkcs8_der();
@@ -180,7 +182,7 @@ async fn json_and_pem_have_the_key_only_on_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn written_files_are_whole_and_keys_are_the_callers_alone() {
-    let server = Server::new(Served::Pending, PATIENCE);
+    let server = Server::new(IdentityState::Pending, PATIENCE);
     let directory = server.directory.path().join("a/b");
     let path = directory.to_str().unwrap().to_owned();
     // Twice: the second identity replaces the first.
@@ -209,7 +211,7 @@ async fn written_files_are_whole_and_keys_are_the_callers_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn federated_bundles_are_shown_and_written_apart() {
-    let server = Server::new(Served::Pending, PATIENCE);
+    let server = Server::new(IdentityState::Pending, PATIENCE);
     let svid = server.issue().await;
     let own = server.authority.bundles().borrow().clone();
     let foreign = ["b.example", "a.example"].map(|name| {
@@ -220,7 +222,7 @@ async fn federated_bundles_are_shown_and_written_apart() {
     for bundle in &foreign {
         bundles = bundles.with_federated(bundle.clone()).unwrap();
     }
-    server.served.send_replace(Served::Ready(Arc::new(Response::new(&[svid], &bundles))));
+    server.served.send_replace(IdentityState::Ready(Arc::new(Response::new(&[svid], &bundles))));
     let directory = server.directory.path().join("out");
     let answer = server.run(&["fetch", "--write", directory.to_str().unwrap()]).await;
     let shown: Vec<_> = answer.out.lines().filter(|line| line.starts_with("Bundle")).collect();
@@ -235,7 +237,7 @@ async fn federated_bundles_are_shown_and_written_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bundles_need_no_svid_to_be_shown() {
-    let server = Server::new(Served::Pending, PATIENCE);
+    let server = Server::new(IdentityState::Pending, PATIENCE);
     server.ready().await;
     let answer = server.run(&["bundles"]).await;
     assert!(answer.code == Some(0) && answer.out.contains("example.org: 1 authority"), "{answer:?}");
@@ -248,7 +250,7 @@ async fn bundles_need_no_svid_to_be_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watch_prints_each_update_and_outlives_a_restart() {
-    let server = Server::new(Served::Pending, PATIENCE);
+    let server = Server::new(IdentityState::Pending, PATIENCE);
     let first = server.ready().await;
     let logs = tempfile::tempdir().unwrap();
     let socket = server.socket.to_str().unwrap().to_owned();
@@ -279,7 +281,7 @@ async fn watch_prints_each_update_and_outlives_a_restart() {
     .await
     .unwrap();
     fs::create_dir_all(Path::new(&socket).parent().unwrap()).unwrap();
-    let again = Server::new(Served::Pending, PATIENCE);
+    let again = Server::new(IdentityState::Pending, PATIENCE);
     let third = again.ready().await;
     std::os::unix::fs::symlink(&again.socket, &socket).unwrap();
     let (code, log) =
@@ -298,7 +300,7 @@ async fn watch_prints_each_update_and_outlives_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watch_without_enough_updates_fails_and_without_a_count_does_not() {
-    let server = Server::new(Served::Pending, PATIENCE);
+    let server = Server::new(IdentityState::Pending, PATIENCE);
     server.ready().await;
     let answer = server.run(&["watch", "--count", "2", "--timeout", "1s"]).await;
     assert_eq!(answer.code, Some(1), "{answer:?}");
@@ -310,7 +312,7 @@ async fn watch_without_enough_updates_fails_and_without_a_count_does_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_identity_says_who_decides() {
-    let server = Server::new(Served::Denied, PATIENCE);
+    let server = Server::new(IdentityState::Denied, PATIENCE);
     let answer = server.run(&["fetch"]).await;
     assert_eq!(answer.code, Some(1));
     assert!(answer.err.contains("no identity issued"), "{answer:?}");
@@ -319,12 +321,12 @@ async fn a_refused_identity_says_who_decides() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_identity_that_is_not_there_yet_says_where_to_look() {
-    let server = Server::new(Served::Pending, Duration::from_millis(100));
+    let server = Server::new(IdentityState::Pending, Duration::from_millis(100));
     let answer = server.run(&["fetch"]).await;
     assert_eq!(answer.code, Some(1));
     assert!(answer.err.contains("Unavailable") && answer.err.contains("agent's log"), "{answer:?}");
 
-    let server = Server::new(Served::Pending, PATIENCE);
+    let server = Server::new(IdentityState::Pending, PATIENCE);
     let answer = server.run(&["fetch", "--timeout", "100ms"]).await;
     assert!(answer.code == Some(1) && answer.err.contains("no answer within 100ms"), "{answer:?}");
 }

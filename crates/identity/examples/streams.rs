@@ -21,7 +21,7 @@ use std::{
 use seamount_identity::{
     X509Svid,
     authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr},
-    workload_api::{Limits, Response, Served, Unobserved, serve},
+    workload_api::{IdentityState, Limits, Response, Unobserved, serve},
 };
 use tokio::{net::UnixListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -86,7 +86,7 @@ fn main() {
     let ready = || {
         let (key, csr) = new_key_and_csr(KeyType::EcP256).unwrap();
         let svid = X509Svid::new(authority.issue(&csr, &workload).unwrap(), key).unwrap();
-        Served::Ready(Arc::new(Response::new(&[Arc::new(svid)], &authority.bundles().borrow())))
+        IdentityState::Ready(Arc::new(Response::new(&[Arc::new(svid)], &authority.bundles().borrow())))
     };
 
     let path = std::env::temp_dir().join(format!("streams-{}.sock", std::process::id()));

@@ -6,18 +6,18 @@
 //! * [`authority`]: who signs. [`authority::Embedded`] keeps a root and an intermediate in this process.
 //! * [`rotation`]: when an SVID is to be replaced.
 //! * [`workload_api`]: the SPIFFE Workload API on one Unix socket.
-//! * [`quiet`]: the streams under it, which wake nobody for nothing.
-//! * [`without_authority`]: lets gRPC clients in that make an authority of the socket's path.
+//! * [`read_interest`]: the streams under it, which wake only for what was asked for.
+//! * [`authority_header`]: lets gRPC clients in that make an authority of the socket's path.
 
 pub mod authority;
+pub mod authority_header;
 pub mod bundle;
 mod certificate;
 pub mod id;
 mod keys;
-pub mod quiet;
+pub mod read_interest;
 pub mod rotation;
 pub mod svid;
-pub mod without_authority;
 pub mod workload_api;
 
 pub use bundle::{BundleError, BundleSet, X509Bundle};

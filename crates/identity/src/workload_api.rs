@@ -36,7 +36,7 @@ pub use tenant::{Limits, Node, Tenant};
 /// `Unavailable` when there is nothing valid to serve to new streams, not when an SVID merely cannot be
 /// renewed.
 #[derive(Debug, Clone, Default)]
-pub enum Served {
+pub enum IdentityState {
     /// Not known yet: new streams wait, and get `Unavailable` when the pending timeout has passed.
     #[default]
     Pending,
@@ -78,11 +78,11 @@ impl Observer for Unobserved {
 /// them too, and so does shutdown(2) of the listener through any copy of it: nobody can connect to such a
 /// socket ever again.
 ///
-/// `pending_timeout` is how long a stream waits while [`Served::Pending`]. Errors of `accept` (descriptors
+/// `pending_timeout` is how long a stream waits while [`IdentityState::Pending`]. Errors of `accept` (descriptors
 /// used up) are waited out.
 pub async fn serve(
     listener: UnixListener,
-    served: watch::Receiver<Served>,
+    served: watch::Receiver<IdentityState>,
     limits: Limits,
     pending_timeout: Duration,
     observer: Arc<dyn Observer>,
@@ -112,7 +112,7 @@ pub async fn serve(
 /// inside would hold all of it twice.
 pub fn serve_within(
     listener: StdListener,
-    served: watch::Receiver<Served>,
+    served: watch::Receiver<IdentityState>,
     tenant: Arc<Tenant>,
     pending_timeout: Duration,
     observer: Arc<dyn Observer>,
@@ -129,7 +129,7 @@ pub fn serve_within(
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
 struct Timing {
-    /// While [`Served::Pending`].
+    /// While [`IdentityState::Pending`].
     pending: Duration,
     /// For a whole request, from its headers on.
     request: Duration,
@@ -152,7 +152,7 @@ impl Default for Timing {
 
 /// What all connections of a socket have in common.
 struct Shared {
-    served: watch::Receiver<Served>,
+    served: watch::Receiver<IdentityState>,
     tenant: Arc<Tenant>,
     timing: Timing,
     observer: Arc<dyn Observer>,

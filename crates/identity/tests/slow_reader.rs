@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use seamount_identity::{
     X509Bundle,
-    workload_api::{Response, Served},
+    workload_api::{IdentityState, Response},
 };
 use seamount_proto::workload::{X509svidRequest, spiffe_workload_api_client::SpiffeWorkloadApiClient};
 use tonic::Request;
@@ -55,7 +55,7 @@ async fn memory_is_bounded_and_others_are_served() {
     let set = (*bundles()).clone().with_federated(large()).unwrap();
     let size = set.federated().map(|bundle| bundle.der().len()).sum::<usize>();
     assert!(size > 1_500_000, "{size}");
-    let respond = |name: &str| Served::Ready(Arc::new(Response::new(&[svid(name)], &set)));
+    let respond = |name: &str| IdentityState::Ready(Arc::new(Response::new(&[svid(name)], &set)));
 
     let server = Server::start(respond("s0"));
     // One stalls on HTTP/2's windows, the others, with endless windows, on the socket; with several streams.

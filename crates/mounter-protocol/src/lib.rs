@@ -56,7 +56,7 @@ pub enum Request {
     /// no descriptor where a mount is there: nothing was changed.
     PublishIdentity(Volume),
     /// A tmpfs; idempotent. Reply: directory descriptor of a detached clone, writable by the agent's uid.
-    /// [`Request::Settle`] is due for what is written there.
+    /// [`Request::SetOwnership`] is due for what is written there.
     PublishTmpfs {
         /// Which volume.
         volume: Volume,
@@ -67,7 +67,7 @@ pub enum Request {
     },
     /// Gives the files below the tmpfs volume's directory `version` to root and the volume's group. Refuses
     /// files with a mode above 0777.
-    Settle {
+    SetOwnership {
         /// Which volume.
         volume: Volume,
         /// A path in the volume; what is outside cannot be reached by it.
@@ -93,7 +93,7 @@ pub enum Request {
     },
     /// Keeps the descriptor that comes along (a listening Unix socket) for this volume, replacing none:
     /// `Busy` where one is kept already.
-    Store {
+    StoreListener {
         /// Which volume; none for the two node-wide listeners.
         volume: Option<Volume>,
         /// Which of them: [`keep::VOLUME`], [`keep::CSI`], [`keep::REGISTRATION`].
@@ -226,12 +226,12 @@ impl Request {
             Self::State => (4, None),
             Self::PublishIdentity(volume) => (5, Some(volume)),
             Self::PublishTmpfs { volume, .. } => (6, Some(volume)),
-            Self::Settle { volume, .. } => (7, Some(volume)),
+            Self::SetOwnership { volume, .. } => (7, Some(volume)),
             Self::PublishDirectory(volume) => (8, Some(volume)),
             Self::Unpublish(volume) => (9, Some(volume)),
             Self::Inspect(volume) => (10, Some(volume)),
             Self::List { .. } => (11, None),
-            Self::Store { volume, .. } => (12, volume.as_ref()),
+            Self::StoreListener { volume, .. } => (12, volume.as_ref()),
             Self::Offer => (13, None),
         }
     }
@@ -252,9 +252,9 @@ impl Request {
         let mut raw = Reply::to(id, self);
         match self {
             Self::PublishTmpfs { gid, size, .. } => raw.numbers = [u64::from(*gid), *size, 0],
-            Self::Settle { version, .. } => raw.text.clone_from(version),
+            Self::SetOwnership { version, .. } => raw.text.clone_from(version),
             Self::List { cursor } => raw.numbers = [*cursor, 0, 0],
-            Self::Store { slot, cookie, .. } => {
+            Self::StoreListener { slot, cookie, .. } => {
                 raw.flags = *slot;
                 raw.cookie = *cookie;
             }
@@ -285,12 +285,12 @@ impl Request {
             4 => Self::State,
             5 => Self::PublishIdentity(given?),
             6 => Self::PublishTmpfs { volume: given?, gid: first as u32, size: second },
-            7 => Self::Settle { volume: given?, version: text },
+            7 => Self::SetOwnership { volume: given?, version: text },
             8 => Self::PublishDirectory(given?),
             9 => Self::Unpublish(given?),
             10 => Self::Inspect(given?),
             11 => Self::List { cursor: first },
-            12 if right_slot => Self::Store { volume, slot: flags, cookie },
+            12 if right_slot => Self::StoreListener { volume, slot: flags, cookie },
             12 => return Err(FrameError::field("slot")),
             13 => Self::Offer,
             _ => return Err(FrameError::field("operation")),

@@ -26,17 +26,22 @@ fn request() -> impl Strategy<Value = Request> {
             gid,
             size
         }),
-        (volume(), "[a-z0-9_.]{0,80}").prop_map(|(volume, version)| Request::Settle { volume, version }),
+        (volume(), "[a-z0-9_.]{0,80}")
+            .prop_map(|(volume, version)| Request::SetOwnership { volume, version }),
         volume().prop_map(Request::PublishDirectory),
         volume().prop_map(Request::Unpublish),
         volume().prop_map(Request::Inspect),
         any::<u64>().prop_map(|cursor| Request::List { cursor }),
-        (volume(), any::<u64>()).prop_map(|(v, cookie)| Request::Store {
+        (volume(), any::<u64>()).prop_map(|(v, cookie)| Request::StoreListener {
             volume: Some(v),
             slot: keep::VOLUME,
             cookie
         }),
-        (1..=2u32, any::<u64>()).prop_map(|(slot, cookie)| Request::Store { volume: None, slot, cookie }),
+        (1..=2u32, any::<u64>()).prop_map(|(slot, cookie)| Request::StoreListener {
+            volume: None,
+            slot,
+            cookie
+        }),
         Just(Request::Offer),
     ]
 }

@@ -34,8 +34,8 @@ impl Node {
     }
 
     fn carry_out(&mut self, request: &Request, fd: Option<Foreign>, reply: &mut Reply) -> Outcome<Attached> {
-        if fd.is_some() != matches!(request, Request::Store { .. }) {
-            return fail!(Malformed, "a descriptor comes with Store, and only there");
+        if fd.is_some() != matches!(request, Request::StoreListener { .. }) {
+            return fail!(Malformed, "a descriptor comes with StoreListener, and only there");
         }
         match request {
             Request::Hello => {
@@ -50,12 +50,12 @@ impl Node {
             Request::State => self.state(),
             Request::PublishIdentity(volume) => self.publish_identity(volume, reply),
             Request::PublishTmpfs { volume, gid, size } => self.publish_tmpfs(volume, *gid, *size, reply),
-            Request::Settle { volume, version } => self.settle(volume, version),
+            Request::SetOwnership { volume, version } => self.settle(volume, version),
             Request::PublishDirectory(volume) => self.publish_directory(volume, reply),
             Request::Unpublish(volume) => self.unpublish(volume),
             Request::Inspect(volume) => self.inspect(volume, reply),
             Request::List { cursor } => self.list(*cursor, reply),
-            Request::Store { volume, slot, cookie } => self.keep(volume, *slot, *cookie, fd),
+            Request::StoreListener { volume, slot, cookie } => self.keep(volume, *slot, *cookie, fd),
             Request::Offer => self.offer(),
         }
     }

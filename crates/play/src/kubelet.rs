@@ -27,7 +27,7 @@ pub use registration::{Event, NodeInfo};
 /// The kubelet's `csiTimeout`.
 const CSI_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Why the played kubelet could not go on.
+/// Why the simulated kubelet could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeletError {
     /// A file or directory of the kubelet.
@@ -141,7 +141,7 @@ fn sha256_hex(parts: &[&str]) -> String {
     context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The played kubelet of one node. Its methods may be called at the same time from several tasks.
+/// The simulated kubelet of one node. Its methods may be called at the same time from several tasks.
 #[derive(Debug)]
 pub struct Kubelet {
     root: PathBuf,

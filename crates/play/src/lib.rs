@@ -46,7 +46,7 @@ pub const STAGE: &str = "play-stage";
 const DRIVER: &str = "csi.spiffe.io";
 /// The audience of the pods' tokens, as in an installation.
 const AUDIENCE: &str = "seamount.dev";
-/// The name of the played node.
+/// The name of the simulated node.
 const NODE: &str = "play";
 
 /// The arguments of `seamount play`.
@@ -62,7 +62,7 @@ pub struct Args {
     /// Use the directory DIR as the root file system of containers of this image (nothing is pulled).
     #[arg(long, value_name = "IMAGE=DIR", value_parser = image_and_directory)]
     rootfs: Vec<(String, PathBuf)>,
-    /// The trust domain of the played authority.
+    /// The trust domain of the simulated authority.
     #[arg(long, default_value = "example.org", value_parser = trust_domain)]
     trust_domain: String,
     /// How long an SVID is valid: 1h, 90s. It is rotated at half of that.

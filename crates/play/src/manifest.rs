@@ -59,7 +59,7 @@ pub struct Plan {
 /// What makes a container start again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restart {
-    /// Nothing. (Also for `Always`: a played container runs once, or a play would never end.)
+    /// Nothing. (Also for `Always`: a simulated container runs once, or a play would never end.)
     Never,
     /// A failure.
     OnFailure,
@@ -179,7 +179,7 @@ impl Drop for File {
     }
 }
 
-/// Where a played pod finds itself.
+/// Where a simulated pod finds itself.
 pub struct Place<'a> {
     /// The only driver whose volumes can be played.
     pub driver: &'a str,

@@ -44,9 +44,9 @@ pub enum Verdict {
 
 /// What the pods share.
 pub struct Play {
-    /// The played kubelet.
+    /// The simulated kubelet.
     pub kubelet: Kubelet,
-    /// The played API server's issuer of tokens.
+    /// The simulated API server's issuer of tokens.
     pub issuer: TokenIssuer,
     /// The directories.
     pub ground: Ground,
@@ -189,7 +189,7 @@ impl Play {
         verdict
     }
 
-    /// What a volume carries (the ID by the default template, which the played agent has) and what the driver
+    /// What a volume carries (the ID by the default template, which the simulated agent has) and what the driver
     /// itself says of it.
     async fn condition(&self, pod: &Pod, volume: &PodVolume) -> String {
         let id = format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, pod.namespace, pod.service_account);

@@ -1,4 +1,4 @@
-//! PID 1 of a play: a tmpfs over `/run`, the mounter and the agent on it, the played kubelet, the pods.
+//! PID 1 of a play: a tmpfs over `/run`, the mounter and the agent on it, the simulated kubelet, the pods.
 
 use std::ffi::OsString;
 use std::io::BufRead as _;

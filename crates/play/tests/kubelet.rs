@@ -1,4 +1,4 @@
-//! The played kubelet against a driver of a few lines.
+//! The simulated kubelet against a driver of a few lines.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeMap;

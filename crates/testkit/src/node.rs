@@ -35,9 +35,9 @@ static NODES: AtomicU32 = AtomicU32::new(0);
 /// The node. Its files are on a tmpfs of the mount namespace that it was made in.
 #[derive(Debug)]
 pub struct Node {
-    /// The played kubelet.
+    /// The simulated kubelet.
     pub kubelet: Kubelet,
-    /// The played API server's part.
+    /// The simulated API server's part.
     pub issuer: TokenIssuer,
     /// Where the agent shows its metrics.
     pub http: String,

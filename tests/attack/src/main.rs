@@ -1,4 +1,4 @@
-//! `make attack`: one hostile pod against the real mounter and agent under a played kubelet, while another
+//! `make attack`: one hostile pod against the real mounter and agent under a simulated kubelet, while another
 //! pod fetches its identity and other pods come and go. Each attack is one row of a table, and one test.
 
 mod attacker;

@@ -10,7 +10,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
 use prost::Message;
-use seamount_identity::quiet::Quiet;
+use seamount_identity::read_interest::ReadInterestStream;
 use tokio::net::UnixStream;
 
 /// The length prefix of a gRPC message: not compressed, and its length.
@@ -33,7 +33,7 @@ impl Csi {
     /// Connects to a driver's socket.
     pub async fn connect(socket: &Path) -> anyhow::Result<Self> {
         let said = || format!("cannot connect to {}", socket.display());
-        let stream = Quiet::new(UnixStream::connect(socket).await.with_context(said)?)?;
+        let stream = ReadInterestStream::new(UnixStream::connect(socket).await.with_context(said)?)?;
         let (sender, connection) = h2::client::handshake(stream).await.with_context(said)?;
         tokio::spawn(connection);
         Ok(Self(sender))

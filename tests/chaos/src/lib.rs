@@ -1,4 +1,4 @@
-//! Chaos: the real mounter and the real agent under a played kubelet, killed at random while volumes are
+//! Chaos: the real mounter and the real agent under a simulated kubelet, killed at random while volumes are
 //! published and unpublished and their pods hold streams open. What must not happen is counted
 //! ([`tally::Fault`]).
 

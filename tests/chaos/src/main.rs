@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 /// For what a busy machine may delay.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Kills agent and mounter at random under a played kubelet, and counts what is lost.
+/// Kills agent and mounter at random under a simulated kubelet, and counts what is lost.
 #[derive(Debug, clap::Parser)]
 struct Args {
     /// How many kills; one in ten takes both processes.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use seamount_identity::authority::{
     Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr,
 };
-use seamount_identity::workload_api::{Limits, Response, Served, Unobserved, serve};
+use seamount_identity::workload_api::{IdentityState, Limits, Response, Unobserved, serve};
 use seamount_identity::{TrustDomain, X509Svid};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
@@ -43,7 +43,7 @@ impl Spire {
         let listener = listener.with_context(|| format!("cannot listen at {}", socket.display()))?;
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o777))?;
         runtime_of(&spire)?.spawn(async move {
-            let (_keep, served) = watch::channel(Served::Ready(Arc::new(response)));
+            let (_keep, served) = watch::channel(IdentityState::Ready(Arc::new(response)));
             let pending = Duration::from_secs(30);
             let cancel = CancellationToken::new();
             serve(listener, served, Limits::default(), pending, Arc::new(Unobserved), cancel).await;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use seamount_identity::without_authority::WithoutAuthority;
+use seamount_identity::authority_header::AuthorityHeaderFilter;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::input;
@@ -67,7 +67,7 @@ impl Wake for Woken {
 }
 
 fn filtered(bytes: &[u8], step: usize, space: usize) -> Vec<u8> {
-    let mut filter = WithoutAuthority::new(Pieces { rest: bytes, step });
+    let mut filter = AuthorityHeaderFilter::new(Pieces { rest: bytes, step });
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));
     let mut context = Context::from_waker(&waker);

@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 
 use crate::input;
 
-/// Where the played kubelet is.
+/// Where the simulated kubelet is.
 pub const ROOT: &str = "/var/lib/kubelet";
 const POD: &str = "3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6";
 const SECRET: &str = "eyJhbGciOi.c2VjcmV0.c2lnbmF0dXJl";

@@ -51,7 +51,10 @@ pub fn request(u: &mut Unstructured<'_>, volume: Volume) -> Result<Request> {
             let size = if u.ratio(7, 8)? { u.int_in_range(1..=1 << 20)? } else { u.arbitrary()? };
             Request::PublishTmpfs { volume, gid: u.arbitrary()?, size }
         }
-        6 => Request::Settle { volume, version: u.choose(&["v1", "v2", "..", ".", "a/b", ""])?.to_string() },
+        6 => Request::SetOwnership {
+            volume,
+            version: u.choose(&["v1", "v2", "..", ".", "a/b", ""])?.to_string(),
+        },
         7 => Request::PublishDirectory(volume),
         8 => Request::Unpublish(volume),
         9 => Request::Inspect(volume),
@@ -59,7 +62,7 @@ pub fn request(u: &mut Unstructured<'_>, volume: Volume) -> Result<Request> {
         11 => {
             let slot = u.int_in_range(keep::VOLUME..=keep::REGISTRATION)?;
             let volume = (slot == keep::VOLUME).then_some(volume);
-            Request::Store { volume, slot, cookie: u.arbitrary()? }
+            Request::StoreListener { volume, slot, cookie: u.arbitrary()? }
         }
         _ => Request::Offer,
     })

@@ -385,14 +385,14 @@ impl<'a> Session<'a> {
             _ => {}
         }
         let mut request = input::request(u, volume)?;
-        let stores = matches!(request, Request::Store { .. });
+        let stores = matches!(request, Request::StoreListener { .. });
         let count = if stores { usize::from(!u.ratio(1, 8)?) } else { usize::from(u.ratio(1, 16)?) };
         let mut fds = (0..count).map(|_| descriptor(u)).collect::<Result<Vec<_>>>()?;
         if u.ratio(1, 32)? {
             fds.push(descriptor(u)?);
             fds.push(descriptor(u)?);
         }
-        if let (Request::Store { cookie, .. }, [first, ..]) = (&mut request, fds.as_slice())
+        if let (Request::StoreListener { cookie, .. }, [first, ..]) = (&mut request, fds.as_slice())
             && u.ratio(7, 8)?
         {
             *cookie = socket_cookie(first).unwrap_or_default();
@@ -493,7 +493,7 @@ fn answered(request: &Request, reply: &Reply, fd: Option<&OwnedFd>) {
         |fd: &OwnedFd| fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap().is_dir();
     match (request, fd) {
         // Each that comes here is of the fuzzer's own making.
-        (Request::Store { .. }, _) => panic!("a listener was taken that no mounter made"),
+        (Request::StoreListener { .. }, _) => panic!("a listener was taken that no mounter made"),
         (Request::PublishTmpfs { .. } | Request::State, Some(fd)) => assert!(is_directory(fd)),
         (Request::PublishTmpfs { .. } | Request::State, None) => panic!("no directory"),
         (Request::PublishIdentity(_), None) => assert!(reply.flags & flag::FOREIGN != 0),

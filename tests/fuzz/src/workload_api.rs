@@ -10,7 +10,7 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use seamount_identity::authority::{
     Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr,
 };
-use seamount_identity::workload_api::{Limits, Response, Served, Unobserved, serve};
+use seamount_identity::workload_api::{IdentityState, Limits, Response, Unobserved, serve};
 use seamount_identity::{BundleSet, TrustDomain, X509Svid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
@@ -27,7 +27,7 @@ struct Server {
     name: String,
     key: Vec<u8>,
     leaf: Vec<u8>,
-    _served: watch::Sender<Served>,
+    _served: watch::Sender<IdentityState>,
 }
 
 static SERVER: LazyLock<Server> = LazyLock::new(|| {
@@ -57,7 +57,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
     });
     let svid = Arc::new(X509Svid::new(chain, key).unwrap());
     let (leaf, key) = (svid.chain()[0].to_vec(), svid.key().expose_pkcs8_der().to_vec());
-    let (sender, served) = watch::channel(Served::Ready(Arc::new(Response::new(&[svid], &bundles))));
+    let (sender, served) = watch::channel(IdentityState::Ready(Arc::new(Response::new(&[svid], &bundles))));
     let name = format!("seamount-fuzz-{}", std::process::id());
     let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     listener.set_nonblocking(true).unwrap();

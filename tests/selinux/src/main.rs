@@ -1,5 +1,5 @@
 //! One static program that is everything in the guest but the mounter and the agent: the first process, which
-//! loads the policy; the played kubelet, which runs the rules; the played runtime, which labels and starts
+//! loads the policy; the simulated kubelet, which runs the rules; the played runtime, which labels and starts
 //! containers; and what runs in the containers. `README.md` beside it says what is proved.
 
 mod avc;

@@ -1,4 +1,4 @@
-//! What runs in played pods. Each prints one line: `ok …`, or `errno N` where the kernel refused.
+//! What runs in simulated pods. Each prints one line: `ok …`, or `errno N` where the kernel refused.
 
 use std::fs::File;
 use std::io::{self, Read as _};

@@ -14,7 +14,7 @@ use crate::context;
 
 /// Where a pod sees its volume.
 pub const IN_POD: &str = "/pod";
-/// The user of played pods.
+/// The user of simulated pods.
 const POD_USER: u32 = 1000;
 
 /// Executes a program in a context. Before the program: `--user N` for another uid and gid and no new

@@ -28,7 +28,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The node.
 pub struct Stage {
-    /// The played kubelet.
+    /// The simulated kubelet.
     pub kubelet: Kubelet,
     /// The mounter, while it runs.
     pub mounter: Option<Process>,

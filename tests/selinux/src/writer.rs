@@ -42,7 +42,7 @@ pub fn publish(socket: &str, pod: &str, name: &str, id: &str) -> anyhow::Result<
     linked
         .or_else(|e| if e == rustix::io::Errno::EXIST { Ok(()) } else { Err(e) })
         .context("link the file")?;
-    ask(&mounter, 2, &Request::Settle { volume, version: version.clone() })?;
+    ask(&mounter, 2, &Request::SetOwnership { volume, version: version.clone() })?;
     println!("ok {version} settled");
     Ok(())
 }

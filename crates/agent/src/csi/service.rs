@@ -24,27 +24,31 @@ use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
 use super::request::{self, HealthTarget, Refusal, Rules};
-use crate::live::Live;
+use crate::config_manager::ConfigManager;
 use crate::metrics::Outcome;
 use crate::mounter::MounterError;
 use crate::record::Registration;
 use crate::state::StateError;
 use crate::token::DatedToken;
 use crate::volumes::health::Severity;
-use crate::volumes::{Look, VolumeError, Volumes};
+use crate::volumes::{VolumeError, VolumeStats, Volumes};
 
 /// Both services; cheap to clone.
 #[derive(Clone)]
 pub struct Service {
-    live: Arc<Live>,
+    manager: Arc<ConfigManager>,
     volumes: Arc<Volumes>,
     registered: watch::Sender<Registration>,
 }
 
 impl Service {
     /// Over these volumes.
-    pub fn new(live: Arc<Live>, volumes: Arc<Volumes>, registered: watch::Sender<Registration>) -> Self {
-        Self { live, volumes, registered }
+    pub fn new(
+        manager: Arc<ConfigManager>,
+        volumes: Arc<Volumes>,
+        registered: watch::Sender<Registration>,
+    ) -> Self {
+        Self { manager, volumes, registered }
     }
 
     /// The kubelet calls for volumes of registered drivers only. An agent that was killed when it was just
@@ -62,11 +66,11 @@ impl Service {
 
     /// The rules of what must never be in a deletion's way.
     fn basic_rules(&self) -> Rules {
-        Rules::of_root(&self.live.basics().kubelet_root)
+        Rules::of_root(&self.manager.bootstrap().kubelet_root)
     }
 
     async fn publish(self, request: NodePublishVolumeRequest) -> Result<(), Status> {
-        let Some(settings) = self.live.settings() else {
+        let Some(settings) = self.manager.settings() else {
             return Err(Status::unavailable(
                 "the agent has no valid configuration: see its log and `seamount node status`; the kubelet tries again",
             ));
@@ -93,12 +97,12 @@ impl Service {
 
     fn limited(&self, error: &VolumeError) {
         if matches!(error, VolumeError::PodVolumes { .. }) {
-            self.live.metrics().refused("publish", "limit");
+            self.manager.metrics().refused("publish", "limit");
         }
     }
 
     fn refused(&self, refusal: &Refusal) {
-        self.live.metrics().refused("publish", refusal.kind());
+        self.manager.metrics().refused("publish", refusal.kind());
     }
 }
 
@@ -202,7 +206,7 @@ impl Identity for Service {
         _: Request<GetPluginInfoRequest>,
     ) -> Result<Response<GetPluginInfoResponse>, Status> {
         Ok(Response::new(GetPluginInfoResponse {
-            name: self.live.basics().driver_name.clone(),
+            name: self.manager.bootstrap().driver_name.clone(),
             vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
             manifest: Default::default(),
         }))
@@ -217,7 +221,7 @@ impl Identity for Service {
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        Ok(Response::new(ProbeResponse { ready: Some(self.live.able()) }))
+        Ok(Response::new(ProbeResponse { ready: Some(self.manager.able()) }))
     }
 }
 
@@ -232,7 +236,7 @@ impl Node for Service {
         let request = request.into_inner();
         let named = Named::new(&request);
         let result = to_its_end(self.clone().publish(request)).await;
-        self.live.metrics().published(outcome(&result), start.elapsed());
+        self.manager.metrics().published(outcome(&result), start.elapsed());
         if let Err(status) = &result {
             named.refused(status);
         }
@@ -246,10 +250,10 @@ impl Node for Service {
         self.called();
         let start = Instant::now();
         let volume = request::unpublish(request.get_ref(), &self.basic_rules())
-            .inspect_err(|e| self.live.metrics().refused("unpublish", e.kind()))?;
+            .inspect_err(|e| self.manager.metrics().refused("unpublish", e.kind()))?;
         let (volumes, of) = (Arc::clone(&self.volumes), volume.clone());
         let result = to_its_end(async move { Ok(volumes.unpublish(&of).await?) }).await;
-        self.live.metrics().unpublished(outcome(&result), start.elapsed());
+        self.manager.metrics().unpublished(outcome(&result), start.elapsed());
         if let Err(status) = &result {
             tracing::error!(%volume, code = ?status.code(), "unpublish: {}", status.message());
         }
@@ -288,7 +292,7 @@ impl Node for Service {
         &self,
         _: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
-        let node_id = self.live.basics().node_name.clone();
+        let node_id = self.manager.bootstrap().node_name.clone();
         if node_id.is_empty() {
             return Err(Status::failed_precondition(
                 "the agent does not know its node's name; set --node-name or NODE_NAME",
@@ -333,7 +337,7 @@ impl Node for Service {
     }
 }
 
-fn stats(look: &Look) -> NodeGetVolumeStatsResponse {
+fn stats(look: &VolumeStats) -> NodeGetVolumeStatsResponse {
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let usage = |unit: Unit, used: u64| VolumeUsage {
         available: 0,

@@ -11,8 +11,8 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use seamount_identity::quiet::Quiet;
-use seamount_identity::without_authority::WithoutAuthority;
+use seamount_identity::authority_header::AuthorityHeaderFilter;
+use seamount_identity::read_interest::ReadInterestStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -75,7 +75,7 @@ impl hyper::service::Service<Request<Incoming>> for Services {
 /// at the end sees all of them. An aborted task drops the set, and that aborts them. What an operation has
 /// begun goes on in a task of its own (`to_its_end`).
 pub async fn serve(
-    incoming: impl Stream<Item = WithoutAuthority<Quiet>>,
+    incoming: impl Stream<Item = AuthorityHeaderFilter<ReadInterestStream>>,
     services: Services,
     what: &'static str,
     cancel: CancellationToken,
@@ -98,7 +98,7 @@ pub async fn serve(
 }
 
 async fn connection(
-    stream: WithoutAuthority<Quiet>,
+    stream: AuthorityHeaderFilter<ReadInterestStream>,
     services: Services,
     what: &'static str,
     cancel: CancellationToken,

@@ -6,7 +6,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 
-async fn get(shown: &Shown, path: &str) -> (StatusCode, String, String) {
+async fn get(shown: &HttpState, path: &str) -> (StatusCode, String, String) {
     let request = Request::get(path).body(Body::empty()).unwrap();
     let routes = if path.ends_with('z') { health(shown.clone()) } else { router(shown.clone()) };
     let response = routes.oneshot(request).await.unwrap();
@@ -18,9 +18,9 @@ async fn get(shown: &Shown, path: &str) -> (StatusCode, String, String) {
 
 #[tokio::test]
 async fn alive_whatever_the_conditions_are() {
-    let shown = Shown::default();
-    for condition in Condition::ALL {
-        shown.readiness.set(condition, Standing::NotReady("broken".into()));
+    let shown = HttpState::default();
+    for condition in ReadinessCheck::ALL {
+        shown.readiness.set(condition, ConditionStatus::NotReady("broken".into()));
     }
     assert_eq!(get(&shown, "/livez").await.0, StatusCode::OK);
     assert_eq!(get(&shown, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
@@ -44,16 +44,18 @@ fn a_beat_ends_the_silence() {
 
 #[tokio::test]
 async fn readiness_lists_each_condition_with_its_reason() {
-    let shown = Shown::default();
+    let shown = HttpState::default();
     let (status, _, text) = get(&shown, "/readyz").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(text.lines().filter(|l| l.starts_with("[-] ")).count(), 5, "{text}");
 
-    shown.readiness.set(Condition::Configuration, Standing::Ready(String::new()));
-    shown.readiness.set(Condition::Mounter, Standing::Ready("2 ms ago".into()));
-    shown.readiness.set(Condition::Registration, Standing::NotReady("the kubelet has not come yet".into()));
-    shown.readiness.set(Condition::Authority, Standing::NotNeeded);
-    shown.readiness.set(Condition::TokenKeys, Standing::NotNeeded);
+    shown.readiness.set(ReadinessCheck::Configuration, ConditionStatus::Ready(String::new()));
+    shown.readiness.set(ReadinessCheck::Mounter, ConditionStatus::Ready("2 ms ago".into()));
+    shown
+        .readiness
+        .set(ReadinessCheck::Registration, ConditionStatus::NotReady("the kubelet has not come yet".into()));
+    shown.readiness.set(ReadinessCheck::Authority, ConditionStatus::NotNeeded);
+    shown.readiness.set(ReadinessCheck::TokenKeys, ConditionStatus::NotNeeded);
     let (status, _, text) = get(&shown, "/readyz").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(
@@ -63,8 +65,8 @@ async fn readiness_lists_each_condition_with_its_reason() {
     );
     assert!(!shown.readiness.is_ready());
 
-    assert!(shown.readiness.set(Condition::Registration, Standing::Ready(String::new())));
-    assert!(!shown.readiness.set(Condition::Registration, Standing::Ready(String::new())));
+    assert!(shown.readiness.set(ReadinessCheck::Registration, ConditionStatus::Ready(String::new())));
+    assert!(!shown.readiness.set(ReadinessCheck::Registration, ConditionStatus::Ready(String::new())));
     let (status, _, text) = get(&shown, "/readyz").await;
     assert_eq!(status, StatusCode::OK);
     assert!(text.ends_with("\nready\n"), "{text}");
@@ -73,7 +75,7 @@ async fn readiness_lists_each_condition_with_its_reason() {
 
 #[tokio::test]
 async fn metrics_are_open_metrics() {
-    let shown = Shown::default();
+    let shown = HttpState::default();
     let (status, kind, text) = get(&shown, "/metrics").await;
     assert_eq!(status, StatusCode::OK);
     assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
@@ -85,13 +87,13 @@ async fn nothing_else_is_served() {
     let ask = async |routes: Router, request: Request<Body>| routes.oneshot(request).await.unwrap().status();
     let get = |path: &str| Request::get(path).body(Body::empty()).unwrap();
     for path in ["/", "/debug", "/livez", "/readyz"] {
-        assert_eq!(ask(router(Shown::default()), get(path)).await, StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(ask(router(HttpState::default()), get(path)).await, StatusCode::NOT_FOUND, "{path}");
     }
     for path in ["/", "/metrics"] {
-        assert_eq!(ask(health(Shown::default()), get(path)).await, StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(ask(health(HttpState::default()), get(path)).await, StatusCode::NOT_FOUND, "{path}");
     }
     let post = Request::post("/livez").body(Body::empty()).unwrap();
-    assert_eq!(ask(health(Shown::default()), post).await, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(ask(health(HttpState::default()), post).await, StatusCode::METHOD_NOT_ALLOWED);
 }
 
 #[tokio::test]
@@ -100,7 +102,7 @@ async fn the_health_socket_takes_the_place_of_one_that_was_left() {
     let path = dir.path().join("health.sock");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let listener = listen::unix(&path).unwrap();
-    let task = tokio::spawn(serve(listener, health(Shown::default()), CancellationToken::new()));
+    let task = tokio::spawn(serve(listener, health(HttpState::default()), CancellationToken::new()));
     let socket = path.display().to_string();
     let args = |word: &'static str| [word.to_owned(), "--health-socket".into(), socket.clone()];
     let (live, ready) = (args("live"), args("ready"));
@@ -111,18 +113,18 @@ async fn the_health_socket_takes_the_place_of_one_that_was_left() {
     task.abort();
 }
 
-struct Served {
+struct IdentityState {
     address: std::net::SocketAddr,
     cancel: CancellationToken,
     task: tokio::task::JoinHandle<io::Result<()>>,
 }
 
-async fn start() -> Served {
+async fn start() -> IdentityState {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let cancel = CancellationToken::new();
-    let task = tokio::spawn(serve(listener, router(Shown::default()), cancel.clone()));
-    Served { address, cancel, task }
+    let task = tokio::spawn(serve(listener, router(HttpState::default()), cancel.clone()));
+    IdentityState { address, cancel, task }
 }
 
 async fn ask(address: std::net::SocketAddr, request: &[u8]) -> String {

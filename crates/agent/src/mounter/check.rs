@@ -27,10 +27,10 @@ fn wanted(request: &Request) -> Wanted {
         Request::Inspect(_) | Request::List { .. } => Wanted::ListenerByCookie,
         Request::State | Request::PublishTmpfs { .. } => Wanted::Directory,
         Request::Hello
-        | Request::Settle { .. }
+        | Request::SetOwnership { .. }
         | Request::PublishDirectory(_)
         | Request::Unpublish(_)
-        | Request::Store { .. }
+        | Request::StoreListener { .. }
         | Request::Offer => Wanted::Nothing,
     }
 }

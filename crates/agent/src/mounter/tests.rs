@@ -1,4 +1,4 @@
-//! Against a played mounter that answers late, wrongly, or not at all.
+//! Against a simulated mounter that answers late, wrongly, or not at all.
 
 use super::*;
 use rustix::net::{
@@ -353,7 +353,10 @@ async fn a_mounter_that_lost_a_listener_gets_it_before_it_publishes() {
         for last in [false, true] {
             let socket = fake.connection().await;
             let (id, request) = next(&socket).await;
-            assert_eq!(request, Request::Store { volume: Some(volume.clone()), slot: keep::VOLUME, cookie });
+            assert_eq!(
+                request,
+                Request::StoreListener { volume: Some(volume.clone()), slot: keep::VOLUME, cookie }
+            );
             // A listener that is kept already is as good.
             let busy = Reply { fault: Some(Fault::Busy), ..Reply::to(id, &request) };
             let stored = if last { busy } else { Reply::to(id, &request) };

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::door::Door;
-use super::{AttachError, House, close};
-use crate::http::{Condition, Standing};
+use super::kubelet_server::KubeletServer;
+use super::{AttachError, NodeSupervisor, close};
+use crate::http::{ConditionStatus, ReadinessCheck};
 use crate::mounter::{InPlace, Listener};
 use crate::record::Registration;
 
@@ -32,7 +32,7 @@ pub(super) struct Lost {
     pub build: String,
 }
 
-impl House {
+impl NodeSupervisor {
     /// Looks, takes over what the mounter has made anew, and offers the registration where it is due.
     pub(super) async fn tend(&mut self) {
         let sockets = match self.mounter.in_place(LIMIT).await {
@@ -58,12 +58,12 @@ impl House {
 
     fn follow(&mut self, found: InPlace) -> Result<(), AttachError> {
         let InPlace { csi, registration, .. } = found;
-        let other = |door: &Option<Door>, listener: &Listener| {
-            door.as_ref().map(Door::cookie) != Some(listener.cookie)
+        let other = |server: &Option<KubeletServer>, listener: &Listener| {
+            server.as_ref().map(KubeletServer::cookie) != Some(listener.cookie)
         };
         if other(&self.csi, &csi) {
             tracing::warn!("the CSI socket was removed or replaced, and was made anew");
-            let old = self.csi.replace(Door::new("csi", csi)?);
+            let old = self.csi.replace(KubeletServer::new("csi", csi)?);
             tokio::spawn(close(old));
         }
         if other(&self.registration, &registration) {
@@ -72,13 +72,13 @@ impl House {
             tokio::spawn(close(old));
             self.offers.restart(Instant::now());
         }
-        self.open_doors();
+        self.open_servers();
         Ok(())
     }
 
-    /// Has the kubelet register the driver by another listener; returns the door before.
-    pub(super) fn register_by(&mut self, listener: Listener) -> Result<Option<Door>, AttachError> {
-        let old = self.registration.replace(Door::new("registration", listener)?);
+    /// Has the kubelet register the driver by another listener; returns the server before.
+    pub(super) fn register_by(&mut self, listener: Listener) -> Result<Option<KubeletServer>, AttachError> {
+        let old = self.registration.replace(KubeletServer::new("registration", listener)?);
         self.recorded.send_replace(Registration::Unknown);
         self.registered.send_replace(Registration::Unknown);
         Ok(old)
@@ -101,12 +101,13 @@ impl House {
                     self.record_registration();
                 }
                 if std::mem::take(&mut self.lost.state) {
-                    self.live.set(Condition::Mounter, Standing::Ready(self.lost.build.clone()));
+                    self.manager
+                        .set(ReadinessCheck::Mounter, ConditionStatus::Ready(self.lost.build.clone()));
                 }
             }
             Err(e) => {
                 self.lost.state = true;
-                self.live.set(Condition::Mounter, Standing::NotReady(e.to_string()));
+                self.manager.set(ReadinessCheck::Mounter, ConditionStatus::NotReady(e.to_string()));
             }
         }
     }

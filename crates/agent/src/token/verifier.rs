@@ -18,7 +18,7 @@ use super::issuers::Issuers;
 use super::keys::KeySet;
 use super::stamp::{Stamp, stamp};
 use crate::config::{ApiServer, Keys, TokenConfig, format_duration};
-use crate::http::{Condition, Readiness, Standing};
+use crate::http::{ConditionStatus, Readiness, ReadinessCheck};
 use crate::metrics::{Metrics, Outcome};
 
 /// How often the API server's keys are read in any case.
@@ -253,41 +253,42 @@ impl TokenVerifier {
     /// The last good keys stay where there are no new ones, for as long as they are not too old.
     fn take(&self, fetched: Result<KeySet, FetchError>, reading: &mut Reading) {
         let now = (self.clock)();
-        let standing = match fetched {
+        let status = match fetched {
             Ok(keys) => {
                 let remark = format!("{} key(s)", keys.len());
                 self.keys.store(Some(Arc::new(Trusted { keys, read: now })));
                 self.metrics.keys(Outcome::success, now);
                 reading.error = None;
-                Standing::Ready(remark)
+                ConditionStatus::Ready(remark)
             }
             Err(why) => {
                 self.metrics.keys(Outcome::error, now);
                 let why = why.to_string();
                 reading.error = Some(why.clone());
                 match self.keys.load().as_ref().map(|last| last.age(now)) {
-                    None => Standing::NotReady(why),
-                    Some(age) if age >= self.max_age => {
-                        Standing::NotReady(format!("publishes are refused, keys {}: {why}", self.too_old()))
-                    }
+                    None => ConditionStatus::NotReady(why),
+                    Some(age) if age >= self.max_age => ConditionStatus::NotReady(format!(
+                        "publishes are refused, keys {}: {why}",
+                        self.too_old()
+                    )),
                     Some(age) if age >= KEYS_STALE => {
                         let (stale, max) = (format_duration(KEYS_STALE), format_duration(self.max_age));
-                        Standing::NotReady(format!(
+                        ConditionStatus::NotReady(format!(
                             "no good reading for {stale}; the last good keys are used until they are {max} old \
                              (token.keysMaxAge): {why}"
                         ))
                     }
-                    Some(_) => Standing::Ready(format!("using the last good keys: {why}")),
+                    Some(_) => ConditionStatus::Ready(format!("using the last good keys: {why}")),
                 }
             }
         };
-        if self.readiness.set_until(&self.until, Condition::TokenKeys, standing.clone()) {
-            match standing {
-                Standing::NotReady(why) => {
+        if self.readiness.set_until(&self.until, ReadinessCheck::TokenKeys, status.clone()) {
+            match status {
+                ConditionStatus::NotReady(why) => {
                     tracing::warn!(reason = %why, "no fresh keys to verify tokens with")
                 }
-                Standing::Ready(remark) => tracing::info!(%remark, "keys to verify tokens with"),
-                Standing::NotNeeded => {}
+                ConditionStatus::Ready(remark) => tracing::info!(%remark, "keys to verify tokens with"),
+                ConditionStatus::NotNeeded => {}
             }
         }
     }

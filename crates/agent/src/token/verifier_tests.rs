@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::config::{ApiServer, KEYS_MAX_AGE, Keys, TokenConfig};
-use crate::http::{Condition, Readiness, Standing};
+use crate::http::{ConditionStatus, Readiness, ReadinessCheck};
 use crate::metrics::Metrics;
 
 const ISSUER: &str = "https://kubernetes.default.svc";
@@ -68,8 +68,8 @@ impl Bench {
         self.verifier.verify(&token, now).await
     }
 
-    fn standing(&self) -> Standing {
-        self.readiness.all().remove(&Condition::TokenKeys).unwrap()
+    fn status(&self) -> ConditionStatus {
+        self.readiness.all().remove(&ReadinessCheck::TokenKeys).unwrap()
     }
 }
 
@@ -89,11 +89,11 @@ async fn a_file_is_read_again_when_it_changes() {
     let (first, second) = (issuer(), issuer());
 
     unavailable(&bench.verify(&first).await, "No such file");
-    assert!(matches!(bench.standing(), Standing::NotReady(why) if why.contains("jwks.json")));
+    assert!(matches!(bench.status(), ConditionStatus::NotReady(why) if why.contains("jwks.json")));
 
     fs::write(&path, first.jwks_json()).unwrap();
     assert!(bench.verify(&first).await.is_ok());
-    assert_eq!(bench.standing(), Standing::Ready("1 key(s)".into()));
+    assert_eq!(bench.status(), ConditionStatus::Ready("1 key(s)".into()));
     assert_eq!(bench.verify(&second).await, Err(TokenError::UnknownKey));
 
     // As a kubelet replaces a mounted file: another inode under the same name.
@@ -107,11 +107,11 @@ async fn a_file_is_read_again_when_it_changes() {
     fs::write(&path, "{").unwrap();
     assert!(bench.verify(&second).await.is_ok());
     assert!(
-        matches!(bench.standing(), Standing::Ready(r) if r.contains("last good") && r.contains("not a JSON Web Key Set"))
+        matches!(bench.status(), ConditionStatus::Ready(r) if r.contains("last good") && r.contains("not a JSON Web Key Set"))
     );
     fs::remove_file(&path).unwrap();
     assert!(bench.verify(&second).await.is_ok());
-    assert!(matches!(bench.standing(), Standing::Ready(r) if r.contains("No such file")));
+    assert!(matches!(bench.status(), ConditionStatus::Ready(r) if r.contains("No such file")));
     // With an unknown key the kubelet is to come again: the new key may be in what could not be read.
     unavailable(&bench.verify(&first).await, "No such file");
 }
@@ -125,7 +125,7 @@ async fn an_oversized_or_odd_file_is_refused() {
     unavailable(&Bench::new(Keys::File(dir.path().to_owned())).verify(&issuer()).await, "not a regular file");
 }
 
-/// What the played API server does with a connection.
+/// What the simulated API server does with a connection.
 #[derive(Clone)]
 enum Answer {
     Keys(String),
@@ -280,7 +280,7 @@ async fn a_new_key_is_found_and_old_ones_outlive_an_outage() {
     advance(UNKNOWN_KEY_PAUSE).await;
     unavailable(&bench.verify(&first).await, "503 Service Unavailable");
     assert!(bench.verify(&second).await.is_ok(), "the last good keys are kept");
-    assert!(matches!(bench.standing(), Standing::Ready(r) if r.contains("last good keys")));
+    assert!(matches!(bench.status(), ConditionStatus::Ready(r) if r.contains("last good keys")));
 }
 
 async fn advance(by: Duration) {
@@ -398,9 +398,9 @@ async fn the_background_reading_makes_ready_and_stops_when_told() {
     let bench = Bench::new(server.keys());
     let verifier = bench.verifier.clone();
     let task = tokio::spawn(async move { verifier.run().await });
-    wait(|| matches!(bench.standing(), Standing::NotReady(why) if why.contains("500"))).await;
+    wait(|| matches!(bench.status(), ConditionStatus::NotReady(why) if why.contains("500"))).await;
     server.answer(Answer::Keys(issuer.jwks_json()));
-    wait(|| bench.standing() == Standing::Ready("1 key(s)".into())).await;
+    wait(|| bench.status() == ConditionStatus::Ready("1 key(s)".into())).await;
     bench.until.cancel();
     task.await.unwrap();
 }
@@ -411,9 +411,9 @@ async fn the_background_reading_makes_ready_and_stops_when_told() {
 async fn a_verifier_with_a_successor_states_nothing() {
     let bench = Bench::new(Keys::File("/nonexistent/jwks.json".into()));
     bench.until.cancel();
-    bench.readiness.set(Condition::TokenKeys, Standing::NotNeeded);
+    bench.readiness.set(ReadinessCheck::TokenKeys, ConditionStatus::NotNeeded);
     unavailable(&bench.verify(&issuer()).await, "No such file");
-    assert_eq!(bench.standing(), Standing::NotNeeded);
+    assert_eq!(bench.status(), ConditionStatus::NotNeeded);
 }
 
 async fn wait(met: impl Fn() -> bool) {
@@ -443,12 +443,12 @@ async fn keys_that_cannot_be_read_anew_have_a_last_day() {
         }
         bench.later(KEYS_STALE - Duration::from_secs(1));
         assert!(bench.verify(&by).await.is_ok());
-        assert!(matches!(bench.standing(), Standing::Ready(why) if why.contains("last good keys")));
+        assert!(matches!(bench.status(), ConditionStatus::Ready(why) if why.contains("last good keys")));
 
         bench.later(Duration::from_secs(1));
         bench.verifier.refresh(Duration::ZERO, None).await.unwrap();
         assert!(
-            matches!(bench.standing(), Standing::NotReady(why) if why.contains("no good reading for 15m") && why.contains("1d old"))
+            matches!(bench.status(), ConditionStatus::NotReady(why) if why.contains("no good reading for 15m") && why.contains("1d old"))
         );
         assert!(bench.verify(&by).await.is_ok(), "publishes go on");
 
@@ -457,12 +457,12 @@ async fn keys_that_cannot_be_read_anew_have_a_last_day() {
         bench.later(Duration::from_secs(1));
         unavailable(&bench.verify(&by).await, "more than 1d (token.keysMaxAge) ago");
         assert!(
-            matches!(bench.standing(), Standing::NotReady(why) if why.contains("publishes are refused") && why.contains("jwks.json"))
+            matches!(bench.status(), ConditionStatus::NotReady(why) if why.contains("publishes are refused") && why.contains("jwks.json"))
         );
 
         fs::write(&path, by.jwks_json()).unwrap();
         assert!(bench.verify(&by).await.is_ok(), "there again");
-        assert_eq!(bench.standing(), Standing::Ready("1 key(s)".into()));
+        assert_eq!(bench.status(), ConditionStatus::Ready("1 key(s)".into()));
     }
 }
 
@@ -475,7 +475,7 @@ async fn an_api_server_that_is_away_for_too_long_ends_publishing_and_its_return_
     server.answer(Answer::Keys(r#"{"keys":[]}"#.into()));
     bench.later(KEYS_STALE);
     bench.verifier.refresh(Duration::ZERO, None).await.unwrap();
-    assert!(matches!(bench.standing(), Standing::NotReady(why) if why.contains("the set is empty")));
+    assert!(matches!(bench.status(), ConditionStatus::NotReady(why) if why.contains("the set is empty")));
     assert!(bench.verify(&by).await.is_ok());
     bench.later(KEYS_MAX_AGE);
     unavailable(&bench.verify(&by).await, "the set is empty");
@@ -484,7 +484,7 @@ async fn an_api_server_that_is_away_for_too_long_ends_publishing_and_its_return_
     server.answer(Answer::Keys(by.jwks_json()));
     bench.later(UNKNOWN_KEY_PAUSE);
     assert!(bench.verify(&by).await.is_ok());
-    assert_eq!(bench.standing(), Standing::Ready("1 key(s)".into()));
+    assert_eq!(bench.status(), ConditionStatus::Ready("1 key(s)".into()));
 }
 
 /// A configuration that prolongs `token.keysMaxAge` in an outage must not be what ends publishing.
@@ -521,7 +521,7 @@ async fn without_configured_issuers_that_of_the_agents_own_token_is_taken() {
     let bench = Bench::with_issuers(server.keys(), &[]);
     // A bearer that is no JWT, as of a static token file: there is no issuer to take.
     unavailable(&bench.verify(&ours).await, "write token.issuers");
-    assert!(matches!(bench.standing(), Standing::NotReady(why) if why.contains("not a JWT")));
+    assert!(matches!(bench.status(), ConditionStatus::NotReady(why) if why.contains("not a JWT")));
 
     own(&ours.token(&issuer::Claims::default()));
     bench.later(UNKNOWN_KEY_PAUSE);

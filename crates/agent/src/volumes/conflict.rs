@@ -3,11 +3,11 @@
 use seamount_identity::authority::Workload;
 use seamount_mounter_protocol::names::Volume;
 
-use super::{Basis, Entry, Facts};
+use super::{Basis, PodBinding, VolumeEntry};
 use crate::csi::request::PublishRequest;
 
 /// `volume_id`, where it is another one.
-pub(super) fn conflict_id(entry: &Entry, volume: &Volume) -> Option<&'static str> {
+pub(super) fn conflict_id(entry: &VolumeEntry, volume: &Volume) -> Option<&'static str> {
     (entry.volume.id != volume.id).then_some("volume_id")
 }
 
@@ -15,8 +15,8 @@ pub(super) fn conflict_id(entry: &Entry, volume: &Volume) -> Option<&'static str
 /// record's verified token proves. Nothing else that a record says binds a publish: the agent that wrote it
 /// may have been hostile.
 pub(super) fn conflict(
-    entry: &Entry,
-    known: Option<&Facts>,
+    entry: &VolumeEntry,
+    known: Option<&PodBinding>,
     request: &PublishRequest,
     workload: &Workload,
 ) -> Option<&'static str> {

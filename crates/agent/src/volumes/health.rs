@@ -24,7 +24,7 @@ pub enum Severity {
 
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Condition {
+pub struct VolumeCondition {
     /// How bad.
     pub severity: Severity,
     /// CamelCase, for machines.
@@ -49,7 +49,7 @@ pub enum Identity {
         not_after: SystemTime,
     },
     /// The volume has none of ours: the `directory` source.
-    Elsewhere,
+    External,
 }
 
 /// What the agent knows of a volume, without asking anybody.
@@ -77,14 +77,14 @@ pub enum OnDisk {
 }
 
 /// The faults of a volume, the worst first.
-pub fn conditions(status: Option<&Status>, disk: OnDisk, now: SystemTime) -> Vec<Condition> {
+pub fn conditions(status: Option<&Status>, disk: OnDisk, now: SystemTime) -> Vec<VolumeCondition> {
     let mut found = Vec::new();
     on_disk(disk, &mut found);
     match status {
         Some(status) => identity(status, now, &mut found),
         None => {
             if matches!(disk, OnDisk::Flags(f) if f & flag::IDENTITY != 0 && f & flag::ORPHAN == 0) {
-                found.push(Condition {
+                found.push(VolumeCondition {
                     severity: Severity::Degraded,
                     reason: "NotServed",
                     message: "the volume is on disk but not served yet; the kubelet's next republish brings its token"
@@ -99,8 +99,8 @@ pub fn conditions(status: Option<&Status>, disk: OnDisk, now: SystemTime) -> Vec
 
 /// The fault of a volume of which these containers hold something dead by `subPath`; goes before all others,
 /// because a restart of the pod is the only remedy.
-pub fn dead_subpaths(containers: &str) -> Option<Condition> {
-    (!containers.is_empty()).then(|| Condition {
+pub fn dead_subpaths(containers: &str) -> Option<VolumeCondition> {
+    (!containers.is_empty()).then(|| VolumeCondition {
         severity: Severity::Inaccessible,
         reason: "SubPathDead",
         message: format!(
@@ -110,9 +110,9 @@ pub fn dead_subpaths(containers: &str) -> Option<Condition> {
     })
 }
 
-fn on_disk(disk: OnDisk, found: &mut Vec<Condition>) {
+fn on_disk(disk: OnDisk, found: &mut Vec<VolumeCondition>) {
     let mut add = |severity, reason, message: &str| {
-        found.push(Condition { severity, reason, message: message.to_owned() });
+        found.push(VolumeCondition { severity, reason, message: message.to_owned() });
     };
     let flags = match disk {
         OnDisk::Flags(flags) => flags,
@@ -162,14 +162,15 @@ fn on_disk(disk: OnDisk, found: &mut Vec<Condition>) {
     }
 }
 
-fn identity(status: &Status, now: SystemTime, found: &mut Vec<Condition>) {
+fn identity(status: &Status, now: SystemTime, found: &mut Vec<VolumeCondition>) {
     let failure = || match &status.failure {
         Some(why) => format!(": {why}"),
         None => String::new(),
     };
-    let mut add = |severity, reason, message: String| found.push(Condition { severity, reason, message });
+    let mut add =
+        |severity, reason, message: String| found.push(VolumeCondition { severity, reason, message });
     match &status.identity {
-        Identity::Elsewhere => return,
+        Identity::External => return,
         Identity::Unknown => add(
             Severity::Inaccessible,
             "IdentityUnknown",
@@ -208,7 +209,7 @@ fn identity(status: &Status, now: SystemTime, found: &mut Vec<Condition>) {
         }
     }
     if !status.serving {
-        found.push(Condition {
+        found.push(VolumeCondition {
             severity: Severity::Inaccessible,
             reason: "NotServed",
             message: "the Workload API is not being served; the next republish starts it again".to_owned(),

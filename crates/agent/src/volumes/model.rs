@@ -92,9 +92,9 @@ fn bound() -> OwnedFd {
 }
 
 /// The mounter, one request after the other, each after a while; it fails now and then.
-async fn mounter(door: OwnedFd, kept: Kept) {
+async fn mounter(server: OwnedFd, kept: Kept) {
     let connection = loop {
-        match accept_with(&door, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        match accept_with(&server, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(connection) => break connection,
             Err(_) => tokio::time::sleep(crate::model::MOMENT).await,
         }
@@ -134,8 +134,8 @@ fn answer(
             along = Some(kept.as_ref().unwrap().try_clone().unwrap());
         }
         Request::List { .. } => reply.fault = Some(Fault::NotFound),
-        Request::Store { .. } if kept.is_some() => reply.fault = Some(Fault::Busy),
-        Request::Store { .. } => *kept = fd,
+        Request::StoreListener { .. } if kept.is_some() => reply.fault = Some(Fault::Busy),
+        Request::StoreListener { .. } => *kept = fd,
         _ => {}
     }
     (reply, along)
@@ -147,7 +147,7 @@ struct World {
     source: watch::Sender<Source>,
     cancel: CancellationToken,
     /// Every incarnation that anybody has seen.
-    seen: Mutex<Vec<Arc<Entry>>>,
+    seen: Mutex<Vec<Arc<VolumeEntry>>>,
     _dir: tempfile::TempDir,
 }
 
@@ -155,21 +155,21 @@ impl World {
     fn new() -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m");
-        let door = socket_with(
+        let server = socket_with(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None,
         )
         .unwrap();
-        bind(&door, &SocketAddrUnix::new(&path).unwrap()).unwrap();
-        listen(&door, 8).unwrap();
+        bind(&server, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&server, 8).unwrap();
         let kept = Kept::default();
         // The connection is in the background, as the node's: its own model is the client's.
-        tokio::spawn(mounter(door, Arc::clone(&kept)));
+        tokio::spawn(mounter(server, Arc::clone(&kept)));
         let cancel = CancellationToken::new();
         let (sender, source) = watch::channel(Source::Authority(SIGNER.clone()));
-        let terms = Terms {
+        let options = ServeOptions {
             tenants: tenants(),
             volumes: Arc::new(Semaphore::new(64)),
             pending: Duration::from_secs(60),
@@ -178,9 +178,9 @@ impl World {
         };
         let client = Client::start(path, cancel.clone());
         let issuer = Arc::<super::tests::Issuer>::default();
-        let mut volumes = Volumes::new(client, source, issuer, terms, Arc::default());
+        let mut volumes = Volumes::new(client, source, issuer, options, Arc::default());
         // A thread of its own would go on when it likes.
-        Arc::get_mut(&mut volumes).unwrap().workshop = None;
+        Arc::get_mut(&mut volumes).unwrap().background = None;
         let records = dir.path().join("state");
         std::fs::create_dir(&records).unwrap();
         volumes.set_state(Ok(Arc::new(StateDir::new(std::fs::File::open(records).unwrap().into()))));
@@ -269,7 +269,7 @@ impl World {
                 "something lives on"
             );
         }
-        assert!(self.volumes.terms.tenants.is_empty(), "its pod is counted still");
+        assert!(self.volumes.options.tenants.is_empty(), "its pod is counted still");
         assert!(
             !self.volumes.metrics.encode().unwrap().contains("state=\"ready\"} 1"),
             "it is counted still"

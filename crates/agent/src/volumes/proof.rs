@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Identity;
 use super::rotate::TICK;
-use super::{Basis, Entry, Facts, Held, Slot, Volumes};
+use super::{Basis, IssuedSvid, LockedState, PodBinding, VolumeEntry, Volumes};
 use crate::source::Source;
 use crate::token::{DatedToken, Token};
 
@@ -70,14 +70,14 @@ pub enum Unproved {
 #[derive(Clone)]
 pub(super) struct Recalled {
     pub token: Token,
-    pub held: Option<Held>,
+    pub held: Option<IssuedSvid>,
 }
 
 /// What the decision over a record waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaits {
     /// Its turn.
-    Look,
+    VolumeStats,
     /// The issuer's keys.
     Keys,
     /// The authority.
@@ -91,9 +91,9 @@ pub(super) struct Adopted {
 }
 
 enum Verdict {
-    Serve(Held),
+    Serve(IssuedSvid),
     /// Until the authority is there.
-    ForNow(Held),
+    ForNow(IssuedSvid),
     Wait,
     Refuse(String),
 }
@@ -129,7 +129,7 @@ impl Volumes {
                     }
                     for entry in self.all() {
                         let mut view = entry.view();
-                        view.unproved = view.unproved.map(|_| Awaits::Look);
+                        view.unproved = view.unproved.map(|_| Awaits::VolumeStats);
                     }
                 }
             }
@@ -145,7 +145,7 @@ impl Volumes {
                 None | Some(Awaits::Source) => continue,
                 // There are none for the others either.
                 Some(Awaits::Keys) if no_keys => continue,
-                Some(awaits) => awaits == Awaits::Look,
+                Some(awaits) => awaits == Awaits::VolumeStats,
             };
             match self.prove(&entry, look).await {
                 Step::Done => {}
@@ -160,7 +160,7 @@ impl Volumes {
 
     /// One volume. No lock is waited for: whatever holds it may wait for the mounter, and the other volumes
     /// must not.
-    async fn prove(&self, entry: &Arc<Entry>, look: bool) -> Step {
+    async fn prove(&self, entry: &Arc<VolumeEntry>, look: bool) -> Step {
         let token = {
             let Ok(mut slot) = entry.slot.try_lock() else { return Step::Busy };
             let Some(recalled) = slot.recalled.as_ref().filter(|_| !slot.gone) else {
@@ -169,7 +169,7 @@ impl Volumes {
             };
             let token = recalled.token.clone();
             // The publish has proved it.
-            if matches!(&slot.facts, Some(Facts { basis: Basis::Published(_), .. })) {
+            if matches!(&slot.facts, Some(PodBinding { basis: Basis::Published(_), .. })) {
                 let adopted = self.adopt(entry, &mut slot);
                 self.tell(entry, &slot, &adopted);
                 return Step::Done;
@@ -184,14 +184,14 @@ impl Volumes {
         }
         match proof {
             Ok(Proof { workload, token }) => {
-                slot.facts = Some(Facts { workload, token, basis: Basis::Proved });
+                slot.facts = Some(PodBinding { workload, token, basis: Basis::Proved });
                 let adopted = self.adopt(entry, &mut slot);
                 self.tell(entry, &slot, &adopted);
                 Step::Done
             }
             Err(Unproved::Later { why, claimed }) => {
                 if look && let Some(Proof { workload, token }) = claimed {
-                    slot.facts = Some(Facts { workload, token, basis: Basis::Claimed });
+                    slot.facts = Some(PodBinding { workload, token, basis: Basis::Claimed });
                     let adopted = self.adopt(entry, &mut slot);
                     self.tell(entry, &slot, &adopted);
                 }
@@ -212,18 +212,18 @@ impl Volumes {
 
     /// A publish does not wait for its turn in that: what is proved of the record binds it, and what is not
     /// gives way.
-    pub(super) async fn prove_for_publish(&self, volume: &Volume, slot: &mut Slot) {
+    pub(super) async fn prove_for_publish(&self, volume: &Volume, slot: &mut LockedState) {
         let undecided = slot.facts.as_ref().is_none_or(|facts| !facts.proved());
         if let Some(recalled) = slot.recalled.as_ref().filter(|_| undecided)
             && let Ok(Proof { workload, token }) = self.prover.prove(volume, &recalled.token).await
         {
-            slot.facts = Some(Facts { workload, token, basis: Basis::Proved });
+            slot.facts = Some(PodBinding { workload, token, basis: Basis::Proved });
         }
     }
 
     /// The record's token proves nothing here: as if there were no record. It is left where it is, and the
     /// next publish takes its place.
-    fn disbelieve(&self, entry: &Arc<Entry>, slot: &mut Slot, why: &str) {
+    fn disbelieve(&self, entry: &Arc<VolumeEntry>, slot: &mut LockedState, why: &str) {
         (slot.recalled, slot.facts, slot.held) = (None, None, None);
         {
             let mut view = entry.view();
@@ -248,7 +248,7 @@ impl Volumes {
     }
 
     /// Takes the recalled SVID over, by what is known of the pod; changes nothing but the slot.
-    pub(super) fn adopt(&self, entry: &Entry, slot: &mut Slot) -> Adopted {
+    pub(super) fn adopt(&self, entry: &VolumeEntry, slot: &mut LockedState) -> Adopted {
         let (Some(facts), Some(recalled)) = (&slot.facts, &mut slot.recalled) else {
             return Adopted { awaits: None, due: None };
         };
@@ -289,7 +289,7 @@ impl Volumes {
     }
 
     /// Brings the view and the streams up to date with that.
-    pub(super) fn tell(&self, entry: &Arc<Entry>, slot: &Slot, adopted: &Adopted) {
+    pub(super) fn tell(&self, entry: &Arc<VolumeEntry>, slot: &LockedState, adopted: &Adopted) {
         {
             let mut view = entry.view();
             if let Some(facts) = slot.facts.as_ref().filter(|facts| facts.proved()) {
@@ -318,7 +318,7 @@ impl Volumes {
     }
 
     /// Whether a recorded SVID is what the pod would get today.
-    fn judge(&self, held: &Held, workload: &Workload, proved: bool) -> Verdict {
+    fn judge(&self, held: &IssuedSvid, workload: &Workload, proved: bool) -> Verdict {
         let now = SystemTime::now();
         let source = self.source.borrow().clone();
         let (id, bundles) = match &source {
@@ -344,7 +344,7 @@ impl Volumes {
             return Verdict::Refuse(why.to_string());
         }
         match source {
-            Source::Authority(_) => Verdict::Serve(Held { bundles, ..held.clone() }),
+            Source::Authority(_) => Verdict::Serve(IssuedSvid { bundles, ..held.clone() }),
             _ => Verdict::ForNow(held.clone()),
         }
     }
@@ -356,7 +356,7 @@ impl Volumes {
     }
 
     /// Whether what is held is what the authority of now would give to its pod.
-    pub(super) fn has_other_id(&self, slot: &Slot) -> bool {
+    pub(super) fn has_other_id(&self, slot: &LockedState) -> bool {
         let (Some(facts), Some(held)) = (&slot.facts, &slot.held) else { return false };
         match &*self.source.borrow() {
             Source::Authority(signer) => {

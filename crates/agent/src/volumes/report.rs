@@ -12,7 +12,7 @@ use seamount_mounter_protocol::flag;
 use seamount_proto::node;
 
 use super::health::{self, Identity, OnDisk, Severity, Status};
-use super::{Entry, Key, Volumes, key};
+use super::{Key, VolumeEntry, Volumes, key};
 use crate::mounter::Found;
 use crate::state::{StateError, Usage};
 
@@ -96,11 +96,11 @@ fn state(status: &Status, now: SystemTime) -> &'static str {
         Identity::Pending { .. } => "pending",
         Identity::Ready { not_after } if not_after <= now => "expired",
         Identity::Ready { .. } => "ready",
-        Identity::Elsewhere => "directory",
+        Identity::External => "directory",
     }
 }
 
-fn known(entry: &Arc<Entry>, disk: &mut Disk, now: SystemTime) -> node::Volume {
+fn known(entry: &Arc<VolumeEntry>, disk: &mut Disk, now: SystemTime) -> node::Volume {
     let (view, volume) = (entry.view().clone(), &entry.volume);
     let (found, mounts, dead) = match disk {
         Disk::Found(all) => all.remove(&key(volume)).map_or_else(
@@ -116,7 +116,7 @@ fn known(entry: &Arc<Entry>, disk: &mut Disk, now: SystemTime) -> node::Volume {
         name: volume.name.to_string(),
         volume_id: volume.id.to_string(),
         source: match view.status.identity {
-            Identity::Elsewhere => "directory",
+            Identity::External => "directory",
             _ => "authority",
         }
         .to_owned(),

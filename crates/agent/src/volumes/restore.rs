@@ -15,8 +15,8 @@ use seamount_mounter_protocol::{Fault, flag, keep};
 use super::health::Identity;
 use super::leftovers;
 use super::proof::{Awaits, Recalled};
-use super::serving::ended;
-use super::{Entry, Held, Slot, VolumeError, Volumes};
+use super::server::ended;
+use super::{IssuedSvid, LockedState, VolumeEntry, VolumeError, Volumes};
 use crate::mounter::{Found, Listener, MounterError};
 use crate::record::{Record, StoredSvid, VolumeSource};
 use crate::state::StateDir;
@@ -46,7 +46,7 @@ impl Volumes {
         &self,
         state: &StateDir,
         volume: &Volume,
-        slot: &mut Slot,
+        slot: &mut LockedState,
         cookie: u64,
     ) -> Result<(), VolumeError> {
         let Some(facts) = &slot.facts else { return Ok(()) };
@@ -155,7 +155,7 @@ impl Volumes {
         if let Err(e) = self.place(&mut slot, &volume, true) {
             return Err((volume, e));
         }
-        let has_one = |slot: &Slot| {
+        let has_one = |slot: &LockedState| {
             slot.held.is_some() || slot.recalled.as_ref().is_some_and(|recalled| recalled.held.is_some())
         };
         if slot.serving.is_some() {
@@ -163,7 +163,7 @@ impl Volumes {
         }
         if flags & flag::IDENTITY == 0 {
             let mut view = entry.view();
-            view.status.identity = Identity::Elsewhere;
+            view.status.identity = Identity::External;
             view.stale |= record.is_some_and(|record| record.source == VolumeSource::Directory);
             drop(view);
             self.count(&entry);
@@ -213,7 +213,7 @@ impl Volumes {
     }
 
     /// Remembers, also for an agent that comes later, that the pod holds a dead source directory.
-    pub(super) fn remember_stale(&self, entry: &Entry, slot: &mut Slot) {
+    pub(super) fn remember_stale(&self, entry: &VolumeEntry, slot: &mut LockedState) {
         if std::mem::replace(&mut entry.view().stale, true) {
             return;
         }
@@ -274,7 +274,12 @@ impl Volumes {
         }
     }
 
-    async fn compare(&self, entry: &Entry, slot: &mut Slot, cookie: u64) -> Result<(), VolumeError> {
+    async fn compare(
+        &self,
+        entry: &VolumeEntry,
+        slot: &mut LockedState,
+        cookie: u64,
+    ) -> Result<(), VolumeError> {
         let listener: Listener = self.mounter.fetch(&entry.volume).await?;
         if listener.cookie == cookie {
             return Ok(());
@@ -292,13 +297,13 @@ pub(super) struct Memory {
 }
 
 /// Takes a record into the slot, to be decided over.
-fn take(entry: &Entry, slot: &mut Slot, memory: Memory) {
+fn take(entry: &VolumeEntry, slot: &mut LockedState, memory: Memory) {
     let Some(recalled) = memory.recalled else { return };
     slot.generation = memory.generation;
     slot.recalled = Some(recalled);
     let mut view = entry.view();
     view.status.identity = Identity::Pending { since: SystemTime::now() };
-    view.unproved = Some(Awaits::Look);
+    view.unproved = Some(Awaits::VolumeStats);
 }
 
 /// The records of these volumes, as far as they can be used. None of the others is read: how many there are
@@ -332,7 +337,7 @@ fn recall(state: &StateDir, volume: &Volume) -> Option<Memory> {
     Some(Memory { source: record.source, generation: record.generation, recalled })
 }
 
-fn stored(held: &Held) -> StoredSvid {
+fn stored(held: &IssuedSvid) -> StoredSvid {
     StoredSvid {
         spiffe_id: held.svid.id().to_string(),
         key: held.svid.key().expose_pkcs8_der().to_vec().into(),
@@ -344,7 +349,7 @@ fn stored(held: &Held) -> StoredSvid {
     }
 }
 
-fn held(stored: &StoredSvid) -> Result<Held, String> {
+fn held(stored: &StoredSvid) -> Result<IssuedSvid, String> {
     let key = PrivateKey::from_pkcs8_der(&stored.key).map_err(|e| e.to_string())?;
     let svid = X509Svid::parse(&stored.chain, key).map_err(|e| e.to_string())?;
     let id: SpiffeId = stored.spiffe_id.parse().map_err(|e| format!("{e}"))?;
@@ -356,5 +361,5 @@ fn held(stored: &StoredSvid) -> Result<Held, String> {
     let (from, until) = (svid.not_before(), svid.not_after());
     let plausible = (from..=rotation::due(from, until, 1.0)).contains(&stored.rotate_at);
     let rotate_at = if plausible { stored.rotate_at } else { rotation::due(from, until, random_jitter()) };
-    Ok(Held { svid: Arc::new(svid), rotate_at, bundles: Arc::new(BundleSet::new(own)) })
+    Ok(IssuedSvid { svid: Arc::new(svid), rotate_at, bundles: Arc::new(BundleSet::new(own)) })
 }

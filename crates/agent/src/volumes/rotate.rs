@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::health::Identity;
-use super::{Entry, Facts, Held, View, VolumeError, Volumes};
+use super::{IssuedSvid, PodBinding, VolumeEntry, VolumeError, VolumeStatus, Volumes};
 use crate::metrics::Outcome;
 use crate::source::{Signer, Source};
 use crate::token::Token;
@@ -58,7 +58,7 @@ enum IdentityError {
     Stopping,
 }
 
-impl View {
+impl VolumeStatus {
     /// When this volume has to be looked at again, as far as is known.
     fn next(&self) -> Option<SystemTime> {
         let expires = match self.status.identity {
@@ -132,7 +132,7 @@ impl Volumes {
     }
 
     /// Has a volume looked at now instead of at the next tick.
-    pub(super) fn hurry(&self, entry: &Arc<Entry>) {
+    pub(super) fn hurry(&self, entry: &Arc<VolumeEntry>) {
         self.due.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(entry));
         self.wake.notify_one();
     }
@@ -155,7 +155,7 @@ impl Volumes {
     /// Starts what is due, and takes expired identities back.
     pub(super) fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
         // While the authority is away, who has failed is asked for with each tick.
-        let down = self.pulse.is_down();
+        let down = self.authority_health.is_down();
         {
             let mut soonest = self.soonest.lock().unwrap_or_else(PoisonError::into_inner);
             if *soonest > now && !down {
@@ -167,11 +167,11 @@ impl Volumes {
         let all = self.all();
         self.look_at_these(&all, now);
         if down && all.iter().all(|entry| entry.view().failures == 0) {
-            self.pulse.forget();
+            self.authority_health.forget();
         }
     }
 
-    fn look_at_these(self: &Arc<Self>, entries: &[Arc<Entry>], now: SystemTime) {
+    fn look_at_these(self: &Arc<Self>, entries: &[Arc<VolumeEntry>], now: SystemTime) {
         let refreshed = entries.iter().filter(|entry| entry.view().refresh && self.refresh(entry));
         self.check(refreshed.cloned().collect());
         let expired: Vec<_> = entries.iter().filter(|entry| self.look_at(entry, now)).collect();
@@ -191,7 +191,7 @@ impl Volumes {
     }
 
     /// True where its SVID was found to have expired.
-    fn look_at(self: &Arc<Self>, entry: &Arc<Entry>, now: SystemTime) -> bool {
+    fn look_at(self: &Arc<Self>, entry: &Arc<VolumeEntry>, now: SystemTime) -> bool {
         let (sign, expire) = {
             let mut view = entry.view();
             let sign = !view.signing && view.due.is_some_and(|due| due <= now);
@@ -210,7 +210,7 @@ impl Volumes {
     }
 
     /// An SVID that has expired is no longer shown. A volume that is busy is looked at with the next tick.
-    fn expire(&self, entry: &Entry) -> bool {
+    fn expire(&self, entry: &VolumeEntry) -> bool {
         let Ok(slot) = entry.slot.try_lock() else {
             self.remind(SystemTime::now());
             return false;
@@ -255,7 +255,7 @@ impl Volumes {
 
     /// Shows the bundles of now. A volume that is busy is looked at with the next tick: one that waits for
     /// the mounter must not keep the others waiting. False for that one, and where there is no SVID.
-    fn refresh(&self, entry: &Entry) -> bool {
+    fn refresh(&self, entry: &VolumeEntry) -> bool {
         let Ok(mut slot) = entry.slot.try_lock() else {
             self.remind(SystemTime::now());
             return false;
@@ -274,11 +274,11 @@ impl Volumes {
 
     /// Has SVIDs made anew that the bundles do not verify, or whose pod has another ID today. Signatures are
     /// verified where identities are made, so that nothing waits for thousands of them.
-    fn check(self: &Arc<Self>, entries: Vec<Arc<Entry>>) {
+    fn check(self: &Arc<Self>, entries: Vec<Arc<VolumeEntry>>) {
         if entries.is_empty() || !matches!(&*self.source.borrow(), Source::Authority(_)) {
             return;
         }
-        let held = |entry: Arc<Entry>| {
+        let held = |entry: Arc<VolumeEntry>| {
             let Ok(slot) = entry.slot.try_lock() else {
                 entry.view().refresh = true;
                 self.remind(SystemTime::now());
@@ -303,13 +303,13 @@ impl Volumes {
         };
         let this = Arc::clone(self);
         crate::sync::spawn(async move {
-            let refused = match &this.workshop {
-                Some(workshop) => workshop.run(verify).await.unwrap_or_default(),
+            let refused = match &this.background {
+                Some(background) => background.run(verify).await.unwrap_or_default(),
                 None => verify.await,
             };
             for (entry, svid) in refused {
                 let slot = entry.slot.lock().await;
-                let proved = slot.facts.as_ref().is_some_and(Facts::proved);
+                let proved = slot.facts.as_ref().is_some_and(PodBinding::proved);
                 if proved && slot.held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.svid, &svid)) {
                     entry.view().due = Some(SystemTime::now());
                     this.hurry(&entry);
@@ -319,7 +319,7 @@ impl Volumes {
     }
 
     /// One attempt to get an SVID.
-    async fn renew(self: Arc<Self>, entry: Arc<Entry>) {
+    async fn renew(self: Arc<Self>, entry: Arc<VolumeEntry>) {
         let under_way = UnderWay(&self, &entry);
         let result = self.attempt(&entry).await;
         let now = SystemTime::now();
@@ -377,7 +377,7 @@ impl Volumes {
                 self.metrics.rotation(Outcome::error);
                 let all = self.blame(&e, now);
                 if new && all && has_one {
-                    // The authority's silence is told once (by `pulse`), not for each volume that can go on.
+                    // The authority's silence is told once (by `authority_health`), not for each volume that can go on.
                     tracing::debug!(error = %text, "no new identity; going on with the old one");
                 } else if new {
                     tracing::warn!(error = %text, "no new identity; trying again");
@@ -391,19 +391,21 @@ impl Volumes {
         match error {
             // Told by whoever keeps the source.
             IdentityError::NoAuthority(_) => return true,
-            IdentityError::Timeout => self.pulse.failed(now, &error.to_string()),
+            IdentityError::Timeout => self.authority_health.failed(now, &error.to_string()),
             IdentityError::Authority(e @ AuthorityError::Invalid(_)) => {
                 tracing::debug!(error = %e, "the authority's fault");
-                self.pulse.misbehaved(now);
+                self.authority_health.misbehaved(now);
                 return false;
             }
-            IdentityError::Authority(e) if e.is_retryable() => self.pulse.failed(now, &e.to_string()),
+            IdentityError::Authority(e) if e.is_retryable() => {
+                self.authority_health.failed(now, &e.to_string())
+            }
             IdentityError::Authority(_) => {
-                self.pulse.refused(now);
+                self.authority_health.refused(now);
                 return false;
             }
             IdentityError::Svid(_) | IdentityError::OtherId { .. } => {
-                self.pulse.misbehaved(now);
+                self.authority_health.misbehaved(now);
                 return false;
             }
             IdentityError::OtherSource
@@ -416,16 +418,16 @@ impl Volumes {
 
     async fn attempt(
         &self,
-        entry: &Arc<Entry>,
+        entry: &Arc<VolumeEntry>,
     ) -> Result<Option<(SpiffeId, SystemTime, SystemTime)>, IdentityError> {
         let limit = Instant::now() + YIELD;
         let (permit, workload, token) = loop {
             let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
                 return Err(IdentityError::Stopping);
             };
-            // Those with a permit wait for the end of a rush, and the others for them: each call's end would
+            // Those with a permit wait for the end of the calls, and the others for them: each call's end would
             // else wake all.
-            self.rush.over(limit).await;
+            self.inflight.over(limit).await;
             if let Ok(slot) = entry.slot.try_lock() {
                 match &slot.facts {
                     Some(facts) if !slot.gone && facts.proved() => {
@@ -444,18 +446,18 @@ impl Volumes {
             Source::Directory => return Err(IdentityError::OtherSource),
         };
         let work = issue(signer, workload, token);
-        let issued = match &self.workshop {
-            Some(workshop) => workshop.run(work).await.ok_or(IdentityError::Stopping)?,
+        let issued = match &self.background {
+            Some(background) => background.run(work).await.ok_or(IdentityError::Stopping)?,
             None => work.await,
         };
         let (svid, bundles) = issued?;
         // What follows may have to wait for the mounter, and nobody else's identity for that.
         drop(permit);
-        self.pulse.answered(SystemTime::now(), svid.issuer_validity());
+        self.authority_health.answered(SystemTime::now(), svid.issuer_validity());
         let due = rotation::due(svid.not_before(), svid.not_after(), random_jitter());
         let not_after = svid.not_after();
         let id = svid.id().clone();
-        let held = Held { svid: Arc::new(svid), rotate_at: due, bundles };
+        let held = IssuedSvid { svid: Arc::new(svid), rotate_at: due, bundles };
 
         let mut slot = entry.slot.lock().await;
         if slot.gone {
@@ -487,7 +489,7 @@ impl Volumes {
 
     /// The bundles that belong to this SVID: the authority's, or while there is none those it was issued
     /// under.
-    pub(super) fn bundles(&self, held: &Held) -> Arc<BundleSet> {
+    pub(super) fn bundles(&self, held: &IssuedSvid) -> Arc<BundleSet> {
         match &*self.source.borrow() {
             Source::Authority(signer) => signer.authority.bundles().borrow().clone(),
             Source::Missing(_) | Source::Directory => Arc::clone(&held.bundles),
@@ -496,7 +498,7 @@ impl Volumes {
 }
 
 /// An attempt that breaks off (a panic) must not count as under way for ever.
-pub(super) struct UnderWay<'a>(pub(super) &'a Volumes, pub(super) &'a Entry);
+pub(super) struct UnderWay<'a>(pub(super) &'a Volumes, pub(super) &'a VolumeEntry);
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {

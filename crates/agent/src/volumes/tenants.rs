@@ -1,7 +1,7 @@
 //! The pods of this node as tenants: how many volumes each has, and the account that its sockets share.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
+use std::collections::hash_map::Entry as MapEntry;
 use std::sync::{Arc, PoisonError};
 
 use seamount_identity::workload_api::{Limits, Node, Tenant};
@@ -45,7 +45,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut all = self.tenants.all();
-        if let Slot::Occupied(mut account) = all.entry(self.pod.clone()) {
+        if let MapEntry::Occupied(mut account) = all.entry(self.pod.clone()) {
             account.get_mut().volumes -= 1;
             if account.get().volumes == 0 {
                 account.remove();
@@ -113,7 +113,7 @@ impl Volumes {
     /// Cuts the connections of the pod that uses most memory by them; none where no pod uses much. Waits for
     /// nothing.
     pub fn shed(&self) -> Option<Shed> {
-        let (pod, tenant) = self.terms.tenants.heaviest()?;
+        let (pod, tenant) = self.options.tenants.heaviest()?;
         let bytes = tenant.weight();
         let connections = tenant.shed();
         let entry = self.entries().iter().find(|((of, _), _)| *of == pod).map(|(_, entry)| Arc::clone(entry));
@@ -127,12 +127,12 @@ impl Volumes {
     /// Gives the volume its place, where it has none.
     pub(super) fn place(
         &self,
-        slot: &mut super::Slot,
+        slot: &mut super::LockedState,
         volume: &super::Volume,
         there: bool,
     ) -> Result<(), VolumeError> {
         if slot.place.is_none() {
-            let place = self.terms.tenants.claim(&volume.pod, there);
+            let place = self.options.tenants.claim(&volume.pod, there);
             let place = place.map_err(|limit| VolumeError::PodVolumes { pod: volume.pod.clone(), limit })?;
             slot.place = Some(place);
         }

@@ -1,7 +1,7 @@
-//! Against a played mounter and a played authority, which answers when the test lets it.
+//! Against a simulated mounter and a simulated authority, which answers when the test lets it.
 
 mod authority;
-mod elsewhere;
+mod external;
 mod issuer;
 mod successor;
 
@@ -156,7 +156,7 @@ impl World {
         let client = Client::start(path, cancel.clone());
         let (signer, answers) = authority(svid_ttl);
         let (sender, source) = watch::channel(Source::Authority(signer));
-        let terms = Terms {
+        let options = ServeOptions {
             tenants: tenants(),
             volumes: Arc::new(Semaphore::new(64)),
             pending: LONG,
@@ -164,7 +164,7 @@ impl World {
             observer: Arc::new(Silent),
         };
         let issuer = Arc::<Issuer>::default();
-        let volumes = Volumes::new(client, source, Arc::clone(&issuer) as _, terms, Arc::default());
+        let volumes = Volumes::new(client, source, Arc::clone(&issuer) as _, options, Arc::default());
         std::fs::create_dir(dir.path().join("state")).unwrap();
         let state: OwnedFd = std::fs::File::open(dir.path().join("state")).unwrap().into();
         volumes.set_state(Ok(Arc::new(StateDir::new(state))));

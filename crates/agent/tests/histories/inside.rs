@@ -1,4 +1,4 @@
-//! The agent as a library in this process, over the played mounter. Killed like a process: all of its tasks
+//! The agent as a library in this process, over the simulated mounter. Killed like a process: all of its tasks
 //! end where they stand and its descriptors are closed; nothing gets a chance to tidy up.
 
 use std::path::PathBuf;

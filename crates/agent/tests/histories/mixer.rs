@@ -40,7 +40,7 @@ impl Plan {
             | Request::CsiListener
             | Request::RegistrationListener
             | Request::Offer => None,
-            Request::Store { volume: None, .. } => None,
+            Request::StoreListener { volume: None, .. } => None,
             _ => self.mischief.lock().unwrap().pop(),
         }
     }

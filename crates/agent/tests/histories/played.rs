@@ -244,7 +244,7 @@ impl Mounter {
                 (reply.volume, reply.flags) = (Some(volume.clone()), *flags);
                 Ok(self.kept(&slot(volume), reply))
             }
-            Request::Store { volume, slot: number, cookie: of } => {
+            Request::StoreListener { volume, slot: number, cookie: of } => {
                 if let Some(volume) = volume
                     && !disk.ours(volume)?
                 {

@@ -25,7 +25,7 @@ const SHORT: Duration = Duration::from_millis(25);
 
 type R<T = ()> = Result<T, String>;
 
-/// Agent and mounter, real or played.
+/// Agent and mounter, real or simulated.
 pub trait Bench {
     fn kubelet(&self) -> Arc<Kubelet>;
     fn issuer(&self) -> &TokenIssuer;

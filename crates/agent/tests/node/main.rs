@@ -1,5 +1,5 @@
 //! The agent as the kubelet and pods meet it: the real agent (its own uid, no capability) and the real
-//! mounter in a mount namespace of their own, a played kubelet, a played token issuer, and the crate `spiffe`
+//! mounter in a mount namespace of their own, a simulated kubelet, a simulated token issuer, and the crate `spiffe`
 //! as the workload.
 #![allow(
     clippy::unwrap_used,

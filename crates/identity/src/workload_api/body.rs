@@ -11,7 +11,7 @@ use http_body::{Body as HttpBody, Frame};
 use tokio_stream::{Stream as _, wrappers::WatchStream};
 
 use super::{
-    Observer, Response, Served,
+    IdentityState, Observer, Response,
     status::{Code, Status},
     tenant::Request,
 };
@@ -81,7 +81,7 @@ impl HttpBody for Body {
 /// next frame only when the client has room for it, so a slow client skips sets and holds back none.
 pub(super) struct Updates {
     kind: Kind,
-    served: WatchStream<Served>,
+    served: WatchStream<IdentityState>,
     sent: Bytes,
     first: bool,
     ended: bool,
@@ -94,7 +94,7 @@ impl Updates {
     pub(super) fn new(
         kind: Kind,
         first: Bytes,
-        served: tokio::sync::watch::Receiver<Served>,
+        served: tokio::sync::watch::Receiver<IdentityState>,
         observer: Arc<dyn Observer>,
         request: Request,
     ) -> Self {
@@ -121,7 +121,7 @@ impl Updates {
                 return Poll::Pending;
             };
             match change {
-                Some(Served::Ready(response)) if response.count() > 0 => {
+                Some(IdentityState::Ready(response)) if response.count() > 0 => {
                     let next = self.kind.of(&response);
                     if *next != self.sent {
                         self.sent = next.clone();
@@ -129,8 +129,8 @@ impl Updates {
                     }
                 }
                 // What was sent stays good until it expires.
-                Some(Served::Pending | Served::Unavailable(_)) => {}
-                Some(Served::Ready(_) | Served::Denied) => break denied(),
+                Some(IdentityState::Pending | IdentityState::Unavailable(_)) => {}
+                Some(IdentityState::Ready(_) | IdentityState::Denied) => break denied(),
                 None => break Status::new(Code::Unavailable, "the Workload API is stopping"),
             }
         };

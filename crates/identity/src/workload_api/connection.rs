@@ -20,8 +20,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Shared, metered::Metered, service::Service, tenant::Seat};
 use crate::{
-    quiet::{Quiet, close_apart},
-    without_authority::WithoutAuthority,
+    authority_header::AuthorityHeaderFilter,
+    read_interest::{ReadInterestStream, close_apart},
 };
 
 /// How long accepting pauses after an error, first and at most.
@@ -108,7 +108,7 @@ pub(super) async fn serve(listener: AsyncFd<OwnedFd>, shared: Arc<Shared>, cance
 
 /// The next connection, once the tenant may have one. Until then it waits in the queue, and so do those
 /// behind it.
-async fn next(listener: &AsyncFd<OwnedFd>, shared: &Shared) -> io::Result<Option<Quiet>> {
+async fn next(listener: &AsyncFd<OwnedFd>, shared: &Shared) -> io::Result<Option<ReadInterestStream>> {
     shared.tenant.turn(&*shared.observer).await;
     accept(listener, shared.wary).await
 }
@@ -117,15 +117,15 @@ async fn next(listener: &AsyncFd<OwnedFd>, shared: &Shared) -> io::Result<Option
 ///
 /// Not tokio's own `accept`: it finds such a listener ready and empty again and again, in a loop that never
 /// gives way, and neither cancelling nor aborting its task ends that.
-async fn accept(listener: &AsyncFd<OwnedFd>, wary: bool) -> io::Result<Option<Quiet>> {
+async fn accept(listener: &AsyncFd<OwnedFd>, wary: bool) -> io::Result<Option<ReadInterestStream>> {
     loop {
         let mut ready = listener.readable().await?;
         // Asked before: an attempt that finds nothing forgets what it was woken for.
         let closed = ready.ready().is_read_closed();
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         match ready.try_io(|listener| Ok(accept_with(listener, flags)?)) {
-            Ok(accepted) if wary => return Quiet::wary(accepted?).map(Some),
-            Ok(accepted) => return Quiet::watching(accepted?).map(Some),
+            Ok(accepted) if wary => return ReadInterestStream::wary(accepted?).map(Some),
+            Ok(accepted) => return ReadInterestStream::watching(accepted?).map(Some),
             Err(_) if closed => return Ok(None),
             Err(_) => {}
         }
@@ -134,7 +134,7 @@ async fn accept(listener: &AsyncFd<OwnedFd>, wary: bool) -> io::Result<Option<Qu
 
 /// One connection until it ends, is cancelled or shed, or asks nothing for too long.
 async fn run(
-    stream: Quiet,
+    stream: ReadInterestStream,
     seat: Arc<Seat>,
     shared: Arc<Shared>,
     tasks: TaskTracker,
@@ -154,7 +154,7 @@ async fn run(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
-        .serve_connection(TokioIo::new(WithoutAuthority::new(stream)), service);
+        .serve_connection(TokioIo::new(AuthorityHeaderFilter::new(stream)), service);
     let mut connection = pin!(connection);
     let mut seen = 0;
     let mut patience = shared.timing.first_request;

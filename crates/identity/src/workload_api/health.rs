@@ -12,7 +12,7 @@ use tonic_health::pb::{
 };
 use tower::util::BoxCloneSyncService;
 
-use super::{Served, grpc::MAX_REQUEST};
+use super::{IdentityState, grpc::MAX_REQUEST};
 
 /// The prefix of health's paths.
 pub(super) const HEALTH_PREFIX: &str = "/grpc.health.v1.Health/";
@@ -23,12 +23,12 @@ pub(super) const REFLECTION_V1ALPHA_PREFIX: &str = "/grpc.reflection.v1alpha.Ser
 
 /// Serving as soon as it is known what to answer: an identity, or that there is none (as SPIRE's agent has
 /// it).
-pub(super) struct View(pub(super) watch::Receiver<Served>);
+pub(super) struct View(pub(super) watch::Receiver<IdentityState>);
 
-fn status(served: &Served) -> ServingStatus {
+fn status(served: &IdentityState) -> ServingStatus {
     match served {
-        Served::Ready(_) | Served::Denied => ServingStatus::Serving,
-        Served::Pending | Served::Unavailable(_) => ServingStatus::NotServing,
+        IdentityState::Ready(_) | IdentityState::Denied => ServingStatus::Serving,
+        IdentityState::Pending | IdentityState::Unavailable(_) => ServingStatus::NotServing,
     }
 }
 

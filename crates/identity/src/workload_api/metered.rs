@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::tenant::{Ledger, Seat};
-use crate::quiet::{Quiet, close_apart};
+use crate::read_interest::{ReadInterestStream, close_apart};
 
 /// How long a connection rests that has brought as much as is read at once. Calls of ordinary clients are
 /// shorter.
@@ -24,7 +24,7 @@ const REST: Duration = Duration::from_millis(1);
 /// that is full: no frame is looked at, whichever kind it is. Cutting such a connection does not wait.
 pub(super) struct Metered {
     /// None while it is dropped.
-    stream: Option<Quiet>,
+    stream: Option<ReadInterestStream>,
     ledger: Arc<Ledger>,
     seat: Arc<Seat>,
     /// Boxed, because most connections never get there.
@@ -33,11 +33,11 @@ pub(super) struct Metered {
 
 impl Metered {
     /// Before anything was read.
-    pub(super) fn new(stream: Quiet, seat: Arc<Seat>) -> Self {
+    pub(super) fn new(stream: ReadInterestStream, seat: Arc<Seat>) -> Self {
         Self { stream: Some(stream), ledger: seat.ledger(), seat, asleep: None }
     }
 
-    fn stream(&mut self) -> io::Result<Pin<&mut Quiet>> {
+    fn stream(&mut self) -> io::Result<Pin<&mut ReadInterestStream>> {
         self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
@@ -107,7 +107,7 @@ impl AsyncWrite for Metered {
 impl Drop for Metered {
     fn drop(&mut self) {
         // It counts as one of its tenant's until it is closed.
-        if let Some(unread) = self.stream.take().and_then(Quiet::into_unread) {
+        if let Some(unread) = self.stream.take().and_then(ReadInterestStream::into_unread) {
             close_apart((unread, self.seat.clone()));
         }
     }

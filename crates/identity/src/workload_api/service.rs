@@ -12,7 +12,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::ServiceExt as _;
 
 use super::{
-    Served, Shared,
+    IdentityState, Shared,
     body::{Body, Kind, Updates, denied},
     grpc::{MAX_REQUEST, is_grpc, read_message, streaming},
     health::{self, HEALTH_PREFIX, REFLECTION_V1_PREFIX, REFLECTION_V1ALPHA_PREFIX},
@@ -116,13 +116,15 @@ async fn open(
     loop {
         let now = served.borrow_and_update().clone();
         match now {
-            Served::Ready(response) if response.count() > 0 => {
+            IdentityState::Ready(response) if response.count() > 0 => {
                 let first = kind.of(&response).clone();
                 return Ok(Body::Updates(Updates::new(kind, first, served, shared.observer.clone(), guard)));
             }
-            Served::Ready(_) | Served::Denied => return Err(("denied", denied())),
-            Served::Unavailable(why) => return Err(("unavailable", Status::new(Code::Unavailable, &*why))),
-            Served::Pending => {}
+            IdentityState::Ready(_) | IdentityState::Denied => return Err(("denied", denied())),
+            IdentityState::Unavailable(why) => {
+                return Err(("unavailable", Status::new(Code::Unavailable, &*why)));
+            }
+            IdentityState::Pending => {}
         }
         match timeout_at(deadline, served.changed()).await {
             Ok(Ok(())) => {}

@@ -50,7 +50,7 @@ struct Server {
     /// The listener once more.
     copy: std::os::unix::net::UnixListener,
     seen: Arc<Seen>,
-    served: watch::Sender<Served>,
+    served: watch::Sender<IdentityState>,
     task: JoinHandle<()>,
 }
 
@@ -65,7 +65,7 @@ fn start_with(timing: Timing, wary: bool) -> Server {
     listener.set_nonblocking(true).unwrap();
     let copy = listener.try_clone().unwrap();
     let seen = Arc::new(Seen::default());
-    let (served, receiver) = watch::channel(Served::Pending);
+    let (served, receiver) = watch::channel(IdentityState::Pending);
     let shared = Shared {
         served: receiver,
         tenant: Tenant::new(Limits { connections: 64, ..Limits::default() }, Node::unbounded()),
@@ -150,7 +150,7 @@ async fn open_streams_keep_their_connection() {
     assert!(begun.elapsed() >= short().idle * 8);
     assert_eq!(server.seen.open.load(Ordering::SeqCst), 1);
     assert!(server.seen.refused.lock().unwrap().is_empty());
-    server.served.send_replace(Served::Denied);
+    server.served.send_replace(IdentityState::Denied);
     rest(stream).await;
     assert_eq!(*server.seen.refused.lock().unwrap(), ["denied", "idle"]);
 }
@@ -301,7 +301,7 @@ fn reflection_descriptors_load() {
 
 #[test]
 fn responses_print_no_key() {
-    let served = format!("{:?}", Served::Pending);
+    let served = format!("{:?}", IdentityState::Pending);
     assert_eq!(served, "Pending");
     assert!(format!("{:?}", Limits::default()).contains("64"));
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use seamount_identity::workload_api::{Limits, Served};
+use seamount_identity::workload_api::{IdentityState, Limits};
 
 use crate::{
     grpc::{fetch, id},
@@ -127,7 +127,7 @@ async fn header_lists_are_bounded() {
 /// A client that closes in the middle of everything leaves nothing behind.
 #[tokio::test]
 async fn clients_that_go_away() {
-    let server = Server::start_with(Served::Pending, Limits::default(), DEADLINE);
+    let server = Server::start_with(IdentityState::Pending, Limits::default(), DEADLINE);
     let whole = [preface(None), call(1)].concat();
     for length in [0, 1, 10, 24, 30, whole.len() - 3, whole.len()] {
         drop(write(&server, &whole[..length]).await);

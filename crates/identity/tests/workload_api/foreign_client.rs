@@ -3,7 +3,7 @@
 use futures_util::StreamExt as _;
 use seamount_identity::{
     X509Bundle,
-    workload_api::{Response, Served},
+    workload_api::{IdentityState, Response},
 };
 use spiffe::{WorkloadApiClient, WorkloadApiError, X509Source};
 use std::sync::Arc;
@@ -44,7 +44,7 @@ async fn the_first_of_many_is_the_default_and_federated_bundles_come_along() {
     let set = (*bundles()).clone().with_federated(other).unwrap();
     let response = Response::new(&[svid("first"), svid("second")], &set);
     assert_eq!(format!("{response:?}"), "Response(2 SVIDs)");
-    let server = Server::start(Served::Ready(Arc::new(response)));
+    let server = Server::start(IdentityState::Ready(Arc::new(response)));
     let client = client(&server).await;
     let svids = soon(client.fetch_all_x509_svids()).await.unwrap();
     let names: Vec<_> = svids.iter().map(|svid| svid.spiffe_id().path().to_string()).collect();
@@ -97,7 +97,7 @@ async fn a_source_follows_and_survives_a_restart_of_the_server() {
 
 #[tokio::test]
 async fn knows_the_text_of_a_refusal() {
-    let server = Server::start(Served::Denied);
+    let server = Server::start(IdentityState::Denied);
     let client = client(&server).await;
     let error = soon(client.fetch_x509_svid()).await.unwrap_err();
     assert!(matches!(error, WorkloadApiError::NoIdentityIssued), "{error:?}");

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use seamount_identity::workload_api::{Limits, Response, Served};
+use seamount_identity::workload_api::{IdentityState, Limits, Response};
 use seamount_proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest, X509svidRequest,
     X509svidResponse, spiffe_workload_api_client::SpiffeWorkloadApiClient,
@@ -93,25 +93,25 @@ async fn security_header_exactly_once_and_exactly_true() {
 
 #[tokio::test]
 async fn denied_before_and_in_the_middle() {
-    let server = Server::start(Served::Denied);
+    let server = Server::start(IdentityState::Denied);
     let status = fetch(&server).await.expect_err("refused");
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "no identity issued"));
 
     server.served.send_replace(ready(&svid("a")));
     let mut stream = fetch(&server).await.unwrap();
     soon(stream.message()).await.unwrap().unwrap();
-    server.served.send_replace(Served::Denied);
+    server.served.send_replace(IdentityState::Denied);
     let status = soon(stream.message()).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "no identity issued"));
     let empty = Response::new(&[], &bundles());
-    server.served.send_replace(Served::Ready(Arc::new(empty)));
+    server.served.send_replace(IdentityState::Ready(Arc::new(empty)));
     let status = fetch(&server).await.expect_err("refused");
     assert_eq!(status.code(), Code::PermissionDenied, "no SVID is no identity");
 }
 
 #[tokio::test]
 async fn pending_streams_wait_and_are_then_served() {
-    let server = Server::start(Served::Pending);
+    let server = Server::start(IdentityState::Pending);
     let mut client = client(&server).await;
     let call = tokio::spawn(async move {
         let mut stream = client.fetch_x509svid(with_header(X509svidRequest {})).await?.into_inner();
@@ -126,18 +126,18 @@ async fn pending_streams_wait_and_are_then_served() {
 
 #[tokio::test]
 async fn pending_ends_with_unavailable() {
-    let server = Server::start_with(Served::Pending, Limits::default(), Duration::from_millis(50));
+    let server = Server::start_with(IdentityState::Pending, Limits::default(), Duration::from_millis(50));
     let status = fetch(&server).await.expect_err("refused");
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("not ready yet"));
     assert_eq!(server.seen.refused("pending"), 1);
-    let refused = Server::start(Served::Pending);
+    let refused = Server::start(IdentityState::Pending);
     let waiting = tokio::spawn({
         let mut client = client(&refused).await;
         async move { client.fetch_x509svid(with_header(X509svidRequest {})).await.err() }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
-    refused.served.send_replace(Served::Denied);
+    refused.served.send_replace(IdentityState::Denied);
     assert_eq!(soon(waiting).await.unwrap().unwrap().code(), Code::PermissionDenied);
 }
 
@@ -146,11 +146,11 @@ async fn unavailable_refuses_new_streams_and_leaves_old_ones() {
     let server = Server::start(ready(&svid("a")));
     let mut stream = fetch(&server).await.unwrap();
     soon(stream.message()).await.unwrap().unwrap();
-    server.served.send_replace(Served::Unavailable("the authority does not answer: 5 % lost".into()));
+    server.served.send_replace(IdentityState::Unavailable("the authority does not answer: 5 % lost".into()));
     let status = fetch(&server).await.expect_err("refused");
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(status.message(), "the authority does not answer: 5 % lost");
-    server.served.send_replace(Served::Pending);
+    server.served.send_replace(IdentityState::Pending);
     server.served.send_replace(ready(&svid("b")));
     assert_eq!(id(&soon(stream.message()).await.unwrap().unwrap()), "b");
 }
@@ -185,7 +185,7 @@ async fn jwt_and_unknown_methods_are_unimplemented() {
 
 #[tokio::test]
 async fn health_tells_whether_there_is_an_answer() {
-    let server = Server::start(Served::Pending);
+    let server = Server::start(IdentityState::Pending);
     let mut health = HealthClient::new(server.channel().await);
     let mut ask = async |service: &str| {
         let request = HealthCheckRequest { service: service.into() };
@@ -195,15 +195,15 @@ async fn health_tells_whether_there_is_an_answer() {
     server.served.send_replace(ready(&svid("a")));
     assert_eq!(ask("").await.unwrap(), ServingStatus::Serving);
     assert_eq!(ask("SpiffeWorkloadAPI").await.unwrap(), ServingStatus::Serving);
-    server.served.send_replace(Served::Unavailable("x".into()));
+    server.served.send_replace(IdentityState::Unavailable("x".into()));
     assert_eq!(ask("").await.unwrap(), ServingStatus::NotServing);
-    server.served.send_replace(Served::Denied);
+    server.served.send_replace(IdentityState::Denied);
     assert_eq!(ask("").await.unwrap(), ServingStatus::Serving, "as SPIRE's agent: it works");
     assert_eq!(ask("nobody").await.unwrap_err().code(), Code::NotFound);
 
     let mut watch = soon(health.watch(HealthCheckRequest::default())).await.unwrap().into_inner();
     assert_eq!(soon(watch.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
-    server.served.send_replace(Served::Pending);
+    server.served.send_replace(IdentityState::Pending);
     assert_eq!(soon(watch.message()).await.unwrap().unwrap().status(), ServingStatus::NotServing);
     let unknown = HealthCheckRequest { service: "nobody".into() };
     let mut watch = soon(health.watch(unknown)).await.unwrap().into_inner();
@@ -212,7 +212,7 @@ async fn health_tells_whether_there_is_an_answer() {
 
 #[tokio::test]
 async fn reflection_lists_the_services_in_both_versions() {
-    let server = Server::start(Served::Pending);
+    let server = Server::start(IdentityState::Pending);
     let expected = ["SpiffeWorkloadAPI", "grpc.health.v1.Health"];
 
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(server.channel().await);

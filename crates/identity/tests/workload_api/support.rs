@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use seamount_identity::{
     BundleSet, X509Svid,
     authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr},
-    workload_api::{Limits, Node, Observer, Response, Served, Tenant, serve_within},
+    workload_api::{IdentityState, Limits, Node, Observer, Response, Tenant, serve_within},
 };
 use tempfile::TempDir;
 use tokio::{net::UnixStream, sync::watch, task::JoinHandle};
@@ -66,8 +66,8 @@ pub fn svid(service_account: &str) -> Arc<X509Svid> {
     Arc::new(X509Svid::new(AUTHORITY.issue(&csr, &workload).unwrap(), key).unwrap())
 }
 
-pub fn ready(svid: &Arc<X509Svid>) -> Served {
-    Served::Ready(Arc::new(Response::new(std::slice::from_ref(svid), &bundles())))
+pub fn ready(svid: &Arc<X509Svid>) -> IdentityState {
+    IdentityState::Ready(Arc::new(Response::new(std::slice::from_ref(svid), &bundles())))
 }
 
 /// What the observer saw.
@@ -118,23 +118,23 @@ impl Observer for Seen {
 pub struct Server {
     _directory: TempDir,
     pub path: PathBuf,
-    pub served: watch::Sender<Served>,
+    pub served: watch::Sender<IdentityState>,
     pub cancel: CancellationToken,
     pub seen: Arc<Seen>,
     pub task: JoinHandle<()>,
 }
 
 impl Server {
-    pub fn start(first: Served) -> Self {
+    pub fn start(first: IdentityState) -> Self {
         Self::start_with(first, Limits::default(), DEADLINE)
     }
 
-    pub fn start_with(first: Served, limits: Limits, pending: Duration) -> Self {
+    pub fn start_with(first: IdentityState, limits: Limits, pending: Duration) -> Self {
         Self::start_of(&Tenant::new(limits, Node::unbounded()), first, pending)
     }
 
     /// One of this tenant's sockets.
-    pub fn start_of(tenant: &Arc<Tenant>, first: Served, pending: Duration) -> Self {
+    pub fn start_of(tenant: &Arc<Tenant>, first: IdentityState, pending: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("spire-agent.sock");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use seamount_identity::workload_api::{Limits, Node, Served, Tenant};
+use seamount_identity::workload_api::{IdentityState, Limits, Node, Tenant};
 use seamount_proto::workload::X509svidRequest;
 use tokio::{io::AsyncReadExt as _, net::UnixStream, sync::Semaphore};
 use tonic::Code;
@@ -164,7 +164,7 @@ async fn frames_without_end_are_not_read() {
 #[tokio::test]
 async fn requests_without_end_are_not_answered() {
     let pod = tenant(SLOW);
-    let socket = Server::start_of(&pod, Served::Denied, DEADLINE);
+    let socket = Server::start_of(&pod, IdentityState::Denied, DEADLINE);
     let calls: Vec<u8> = (0..60).flat_map(|number| call(number * 2 + 1)).collect();
     let mut bytes = preface(None);
     bytes.extend(calls);

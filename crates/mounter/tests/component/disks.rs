@@ -31,7 +31,8 @@ fn volumes_come_stay_and_go_on_a_disk() {
         let pid = bench.start(&[]);
         let agent = bench.agent();
         for (volume, (cookie, fd)) in volumes.iter().zip(&kept) {
-            let store = Request::Store { volume: Some(volume.clone()), slot: keep::VOLUME, cookie: *cookie };
+            let store =
+                Request::StoreListener { volume: Some(volume.clone()), slot: keep::VOLUME, cookie: *cookie };
             agent.ask_with(&store, &[fd]).good();
             let again = agent.identity(volume).good();
             assert!(again.has(flag::EXISTING) && again.reply.cookie == *cookie);

@@ -61,7 +61,7 @@ fn requests(volume: &Volume) -> Vec<Request> {
         Request::PublishIdentity(volume.clone()),
         Request::PublishTmpfs { volume: volume.clone(), gid: 7, size: 4096 },
         Request::PublishDirectory(volume.clone()),
-        Request::Settle { volume: volume.clone(), version: "precious".into() },
+        Request::SetOwnership { volume: volume.clone(), version: "precious".into() },
         Request::Inspect(volume.clone()),
         Request::Unpublish(volume.clone()),
     ]

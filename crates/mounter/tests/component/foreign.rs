@@ -17,7 +17,7 @@ use seamount_mounter_protocol::{Fault, Request, keep};
 use crate::bench::{Agent, Bench, as_agent, bench};
 
 fn store(volume: Option<&Volume>, slot: u32, fd: &OwnedFd) -> Request {
-    Request::Store { volume: volume.cloned(), slot, cookie: socket_cookie(fd).unwrap() }
+    Request::StoreListener { volume: volume.cloned(), slot, cookie: socket_cookie(fd).unwrap() }
 }
 
 fn refused(agent: &Agent, volume: Option<&Volume>, slot: u32, fd: &OwnedFd, why: &str) {
@@ -86,7 +86,7 @@ fn nothing_that_is_sent_along_keeps_the_mounter_waiting() {
     bench("nothing_that_is_sent_along_keeps_the_mounter_waiting", |bench| {
         let pid = Pid::from_raw(bench.start(&[]) as i32).unwrap();
         let volume = bench.volume("v");
-        let request = Request::Store { volume: Some(volume.clone()), slot: keep::VOLUME, cookie: 1 };
+        let request = Request::StoreListener { volume: Some(volume.clone()), slot: keep::VOLUME, cookie: 1 };
         // Sent while the mounter stands still, so that nothing but the messages has them when it reads: one
         // or several in a message, and from agents that are refused and never read.
         kill_process(pid, Signal::STOP).unwrap();

@@ -100,7 +100,8 @@ fn descriptors_come_one_at_a_time_with_store_only_and_of_one_kind() {
         let tcp: OwnedFd = std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
         let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
         let cookie = |fd: &OwnedFd| socket_cookie(fd).unwrap_or(1);
-        let store = |cookie| Request::Store { volume: Some(volume.clone()), slot: keep::VOLUME, cookie };
+        let store =
+            |cookie| Request::StoreListener { volume: Some(volume.clone()), slot: keep::VOLUME, cookie };
         agent.ask(&Request::Hello).good();
         let before = descriptors(pid);
         for fd in [&datagram, &stream, &tcp, &file] {
@@ -115,7 +116,7 @@ fn descriptors_come_one_at_a_time_with_store_only_and_of_one_kind() {
         }
         let stranger = Volume { name: "other".parse().unwrap(), ..volume.clone() };
         let request =
-            Request::Store { volume: Some(stranger), slot: keep::VOLUME, cookie: cookie(&listener) };
+            Request::StoreListener { volume: Some(stranger), slot: keep::VOLUME, cookie: cookie(&listener) };
         agent.ask_with(&request, &[&listener]).bad(Fault::NotFound, "directory");
         eventually(DEADLINE, "all of that to be closed", || descriptors(pid) == before);
         // Kept where it is the right one.

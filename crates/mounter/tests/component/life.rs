@@ -212,7 +212,7 @@ fn a_listener_comes_back_through_the_agent() {
         // Nobody noticed: the agent's copy still listens.
         dial(&path);
         let agent = bench.agent();
-        let store = |slot, volume, cookie| Request::Store { volume, slot, cookie };
+        let store = |slot, volume, cookie| Request::StoreListener { volume, slot, cookie };
         let cookie = made.reply.cookie;
         let fd = made.fd.unwrap();
         assert!(agent.ask(&Request::Inspect(volume.clone())).good().fd.is_none());
@@ -250,8 +250,11 @@ fn a_stored_listener_of_another_inode_is_not_believed() {
         drop(newer);
         bench.start(&[]);
         let agent = bench.agent();
-        let store =
-            Request::Store { volume: Some(volume.clone()), slot: keep::VOLUME, cookie: old.reply.cookie };
+        let store = Request::StoreListener {
+            volume: Some(volume.clone()),
+            slot: keep::VOLUME,
+            cookie: old.reply.cookie,
+        };
         agent.ask_with(&store, &[old.fd.as_ref().unwrap()]).bad(Fault::NotOurs, "socket's name");
         let made = agent.identity(&volume).good();
         assert!(!made.has(flag::EXISTING));

@@ -41,7 +41,7 @@ fn files_of_the_agent_become_roots_and_the_groups() {
             symlinkat("..1", &dir, "..data_tmp").unwrap();
             renameat(&dir, "..data_tmp", &dir, "..data").unwrap();
             symlinkat("..data/key", &dir, "key").unwrap();
-            agent.ask(&Request::Settle { volume: volume.clone(), version: "..1".into() }).good();
+            agent.ask(&Request::SetOwnership { volume: volume.clone(), version: "..1".into() }).good();
             // A second time, through a clone of its own; old versions can be removed.
             let dir = agent.tmpfs(&volume, GROUP, 1 << 20).good().fd.unwrap();
             unlinkat(&dir, "..1/cert", AtFlags::empty()).unwrap();
@@ -75,7 +75,8 @@ fn no_file_of_a_tmpfs_is_dangerous_without_the_mounts_flags() {
             mkdirat(&dir, "..1", Mode::from_raw_mode(0o1777)).unwrap();
             let flags = OFlags::RDWR | OFlags::CREATE;
             let held = openat(&dir, "..1/held", flags, Mode::from_raw_mode(0o755)).unwrap();
-            let settle = || agent.ask(&Request::Settle { volume: volume.clone(), version: "..1".into() });
+            let settle =
+                || agent.ask(&Request::SetOwnership { volume: volume.clone(), version: "..1".into() });
             for (name, mode) in [("suid", 0o4755), ("sgid", 0o2745), ("sticky", 0o1644), ("all", 0o7777)] {
                 let path = format!("..1/{name}");
                 write(&dir, &path, mode).unwrap();
@@ -129,7 +130,7 @@ fn without_idmapping_ownership_is_settled() {
             write(&dir, "..2", 0o600).unwrap();
             symlinkat("/etc/shadow", &dir, "..1/link").unwrap();
             let settle = |version: &str| {
-                agent.ask(&Request::Settle { volume: volume.clone(), version: version.to_owned() })
+                agent.ask(&Request::SetOwnership { volume: volume.clone(), version: version.to_owned() })
             };
             let shadow = fs::metadata("/etc/shadow").unwrap();
             settle("..1").good();

@@ -309,10 +309,10 @@ fn container(r: &mut Reader<'_>, c: api::Container, at: String, init: bool, fact
     let security = format!("{at}.securityContext");
     r.profile(&security, context.seccomp_profile.as_ref());
     if context.privileged == Some(true) {
-        r.refuse(&format!("{security}.privileged"), "a played container has no privilege");
+        r.refuse(&format!("{security}.privileged"), "a simulated container has no privilege");
     }
     if context.capabilities.and_then(|c| c.add).is_some_and(|a| !a.is_empty()) {
-        r.refuse(&format!("{security}.capabilities.add"), "a played container has no capability");
+        r.refuse(&format!("{security}.capabilities.add"), "a simulated container has no capability");
     }
     let user = r.id(&format!("{security}.runAsUser"), context.run_as_user.or(facts.context.run_as_user));
     let group = r.id(&format!("{security}.runAsGroup"), context.run_as_group.or(facts.context.run_as_group));

@@ -27,7 +27,7 @@ pub fn measure_on(context: &Context, on: FileSystem, runs: usize) -> anyhow::Res
     on_one_thread(async {
         let mut register = Row::at_most(
             "N8",
-            "both processes started → registered with a played kubelet",
+            "both processes started → registered with a simulated kubelet",
             "ms",
             50.0,
             Some(20.0),

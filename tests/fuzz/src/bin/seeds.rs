@@ -60,13 +60,13 @@ fn frames(all: &mut Seeds) {
         Request::State,
         Request::PublishIdentity(v()),
         Request::PublishTmpfs { volume: v(), gid: 1000, size: 1 << 20 },
-        Request::Settle { volume: v(), version: "v1".into() },
+        Request::SetOwnership { volume: v(), version: "v1".into() },
         Request::PublishDirectory(v()),
         Request::Unpublish(v()),
         Request::Inspect(v()),
         Request::List { cursor: 3 },
-        Request::Store { volume: Some(v()), slot: 0, cookie: 42 },
-        Request::Store { volume: None, slot: 1, cookie: 42 },
+        Request::StoreListener { volume: Some(v()), slot: 0, cookie: 42 },
+        Request::StoreListener { volume: None, slot: 1, cookie: 42 },
         Request::Offer,
     ];
     for (id, request) in requests.iter().enumerate() {

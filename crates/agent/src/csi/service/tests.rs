@@ -1,5 +1,5 @@
 use super::*;
-use crate::volumes::health::Condition;
+use crate::volumes::health::VolumeCondition;
 
 fn fault(fault: Fault) -> MounterError {
     MounterError::Fault { operation: "PublishIdentity", fault, text: "because".to_owned() }
@@ -28,16 +28,16 @@ fn the_kubelet_tries_again_where_that_helps() {
 
 #[test]
 fn stats_always_have_usage() {
-    let healthy = stats(&Look { bytes: 40, inodes: 4, conditions: Vec::new() });
+    let healthy = stats(&VolumeStats { bytes: 40, inodes: 4, conditions: Vec::new() });
     assert_eq!(healthy.usage.len(), 2);
     assert_eq!((healthy.usage[0].used, healthy.usage[1].used), (40, 4));
     assert!(!healthy.volume_condition.unwrap().abnormal);
-    let conditions = vec![Condition {
+    let conditions = vec![VolumeCondition {
         severity: Severity::Inaccessible,
         reason: "SocketMissing",
         message: "not there".to_owned(),
     }];
-    let sick = stats(&Look { bytes: u64::MAX, inodes: 0, conditions });
+    let sick = stats(&VolumeStats { bytes: u64::MAX, inodes: 0, conditions });
     assert_eq!(sick.usage[0].used, i64::MAX);
     let condition = sick.volume_condition.unwrap();
     assert!(condition.abnormal && condition.message == "SocketMissing: not there", "{condition:?}");

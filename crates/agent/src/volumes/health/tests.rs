@@ -18,8 +18,8 @@ fn reasons(status: Option<&Status>, disk: OnDisk) -> Vec<&'static str> {
 #[test]
 fn a_served_volume_with_a_valid_svid_is_healthy() {
     assert!(reasons(Some(&ready()), OK).is_empty());
-    let elsewhere = Status { identity: Identity::Elsewhere, failure: None, serving: false, rotate_at: None };
-    assert!(reasons(Some(&elsewhere), OnDisk::Flags(flag::DIRECTORY)).is_empty());
+    let external = Status { identity: Identity::External, failure: None, serving: false, rotate_at: None };
+    assert!(reasons(Some(&external), OnDisk::Flags(flag::DIRECTORY)).is_empty());
 }
 
 #[test]
@@ -68,10 +68,10 @@ fn an_orphan_is_reported_and_no_republish_promised() {
 
 #[test]
 fn the_source_is_reported() {
-    let elsewhere = Status { identity: Identity::Elsewhere, failure: None, serving: false, rotate_at: None };
-    let found = conditions(Some(&elsewhere), OnDisk::Flags(flag::DIRECTORY | flag::STALE), now());
+    let external = Status { identity: Identity::External, failure: None, serving: false, rotate_at: None };
+    let found = conditions(Some(&external), OnDisk::Flags(flag::DIRECTORY | flag::STALE), now());
     assert!(found[0].message.contains("restart the pod"), "{found:?}");
-    assert_eq!(reasons(Some(&elsewhere), OnDisk::Flags(flag::FOREIGN)), ["ForeignMount"]);
+    assert_eq!(reasons(Some(&external), OnDisk::Flags(flag::FOREIGN)), ["ForeignMount"]);
 }
 
 #[test]

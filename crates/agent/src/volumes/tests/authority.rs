@@ -30,11 +30,11 @@ impl Pair {
         self.world.volumes.publish(&request, workload, token).await.unwrap();
     }
 
-    fn both(&self) -> Vec<Arc<Entry>> {
+    fn both(&self) -> Vec<Arc<VolumeEntry>> {
         ["one", "two"].into_iter().filter_map(|name| self.world.volumes.get(&named(name))).collect()
     }
 
-    fn serial(&self, entry: &Entry) -> Option<String> {
+    fn serial(&self, entry: &VolumeEntry) -> Option<String> {
         let slot = entry.slot.try_lock().ok()?;
         slot.held.as_ref().map(|held| held.svid.serial_hex().to_owned())
     }
@@ -48,7 +48,7 @@ impl Pair {
     }
 
     /// So many answers, and each a renewal that is due now.
-    async fn answer(&self, what: &str, answers: [Answer; 2], done: impl Fn(&View) -> bool) {
+    async fn answer(&self, what: &str, answers: [Answer; 2], done: impl Fn(&VolumeStatus) -> bool) {
         answers.into_iter().for_each(|answer| self.world.answers.send(answer).unwrap());
         self.hurry();
         self.world.until_all(what, || self.both().iter().all(|entry| done(&entry.view()))).await;
@@ -98,7 +98,7 @@ async fn an_authority_that_is_away_takes_nothing_back_and_is_told_once() {
     assert_eq!(Some(report[0].serial.clone()), serials[0]);
 
     pair.answer("failures", [Answer::Away, Answer::Away], |v| v.failures > 0).await;
-    assert!(volumes.pulse().is_down());
+    assert!(volumes.authority_health().is_down());
     assert_eq!(pair.both().iter().map(|e| pair.serial(e)).collect::<Vec<_>>(), serials, "taken back");
     let (report, _) = volumes.report().await;
     assert_eq!(pair.reasons(&report), ["RotationFailing", "RotationFailing"]);
@@ -118,7 +118,7 @@ async fn an_authority_that_is_away_takes_nothing_back_and_is_told_once() {
     volumes.unpublish(&named("late")).await.unwrap();
 
     pair.answer("renewals", [Answer::Sign, Answer::Sign], |v| v.failures == 0).await;
-    assert!(!volumes.pulse().is_down());
+    assert!(!volumes.authority_health().is_down());
     let after: Vec<_> = pair.both().iter().map(|e| pair.serial(e)).collect();
     assert!(serials.iter().all(|old| !after.contains(old)), "not renewed");
     assert_eq!(pair.reasons(&volumes.report().await.0), [""; 0]);
@@ -131,7 +131,7 @@ async fn an_authority_that_is_away_takes_nothing_back_and_is_told_once() {
         v.status.failure.as_deref().is_some_and(|why| why.contains("not this one"))
     })
     .await;
-    assert!(!volumes.pulse().is_down());
+    assert!(!volumes.authority_health().is_down());
 }
 
 #[tokio::test]
@@ -164,12 +164,12 @@ async fn what_expires_while_the_authority_is_away_is_told_and_comes_back() {
 async fn an_authority_that_nobody_asks_any_more_is_not_down() {
     let pair = Pair::new(Duration::from_secs(3600)).await;
     pair.answer("failures", [Answer::Away, Answer::Away], |v| v.failures > 0).await;
-    assert!(pair.world.volumes.pulse().is_down());
+    assert!(pair.world.volumes.authority_health().is_down());
     for name in ["one", "two"] {
         pair.world.volumes.unpublish(&named(name)).await.unwrap();
     }
-    let pulse = pair.world.volumes.pulse();
-    pair.world.until_all("nobody to ask", || !pulse.is_down()).await;
+    let authority_health = pair.world.volumes.authority_health();
+    pair.world.until_all("nobody to ask", || !authority_health.is_down()).await;
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn an_svid_that_comes_when_its_root_was_replaced_is_followed_by_another() 
     world.publish("frontend").await.unwrap();
     world.until("the attempt", || world.volumes.permits.available_permits() < SIGNING).await;
     let asked = world.answers.clone();
-    // Longer than a rush: by now the old authority was asked.
+    // Longer than calls are waited for: by now the old authority was asked.
     tokio::time::sleep(Duration::from_millis(300)).await;
     world.replace_root().await;
     asked.send(Answer::Sign).unwrap();

@@ -1,4 +1,4 @@
-//! A token issuer that is played.
+//! A simulated token issuer.
 
 use super::*;
 use crate::csi::request::bind_stored;

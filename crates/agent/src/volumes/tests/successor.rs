@@ -26,7 +26,7 @@ impl World {
         self.volumes.state().unwrap().put(record).unwrap();
     }
 
-    async fn decided(&self) -> Arc<Entry> {
+    async fn decided(&self) -> Arc<VolumeEntry> {
         let entry = self.volumes.get(&volume()).unwrap();
         self.until("the decision", || entry.view().unproved.is_none()).await;
         entry
@@ -70,7 +70,7 @@ async fn a_forged_record_yields_nothing_and_a_good_republish_wins() {
         let entry = world.decided().await;
         assert_eq!(world.identity(), None, "{forged}: served");
         assert!(entry.view().due.is_none(), "{forged}: asked for");
-        assert!(matches!(world.volumes.to_show(&*entry.slot.lock().await), Served::Pending));
+        assert!(matches!(world.volumes.to_show(&*entry.slot.lock().await), IdentityState::Pending));
     }
     world.publish("frontend").await.unwrap();
     assert_eq!(world.identity(), None, "the forged record's SVID");
@@ -158,7 +158,7 @@ fn with_other_template(world: &World) -> Signer {
 async fn another_template_is_in_force_at_once_and_after_a_restart() {
     let world = issued("frontend").await;
     world.source.send_replace(Source::Authority(with_other_template(&world)));
-    // The played authority knows the old one only, so that what is asked for is refused, which is how it is
+    // The simulated authority knows the old one only, so that what is asked for is refused, which is how it is
     // seen.
     world.answers.send(Answer::Sign).unwrap();
     world.until("another ID to be asked for", || world.failure().contains("expected")).await;

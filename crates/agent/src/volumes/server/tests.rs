@@ -5,8 +5,8 @@ use seamount_identity::workload_api::{Limits, Node, Unobserved};
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-fn terms() -> Terms {
-    Terms {
+fn options() -> ServeOptions {
+    ServeOptions {
         tenants: Tenants::new(Limits::default(), Node::unbounded(), 16),
         volumes: Arc::new(Semaphore::new(64)),
         pending: Duration::from_secs(60),
@@ -15,11 +15,11 @@ fn terms() -> Terms {
     }
 }
 
-fn serve(listener: &UnixListener) -> Serving {
+fn serve(listener: &UnixListener) -> VolumeServer {
     let fd = OwnedFd::from(listener.try_clone().unwrap());
     let cookie = rustix::net::sockopt::socket_cookie(&fd).unwrap();
     let listener = Listener { fd, cookie, existing: true };
-    Serving::start(listener, Served::Pending, &terms(), &tenant()).unwrap()
+    VolumeServer::start(listener, IdentityState::Pending, &options(), &tenant()).unwrap()
 }
 
 fn tenant() -> Arc<Tenant> {
@@ -67,7 +67,7 @@ async fn what_the_kernel_does_not_watch_is_not_served() {
     // epoll_ctl(2): EPERM for a plain file, in the place of ENOSPC for one descriptor too many.
     let fd = OwnedFd::from(tempfile::tempfile().unwrap());
     let listener = Listener { fd, cookie: 1, existing: false };
-    assert!(Serving::start(listener, Served::Pending, &terms(), &tenant()).is_err());
+    assert!(VolumeServer::start(listener, IdentityState::Pending, &options(), &tenant()).is_err());
 }
 
 /// Volumes and connections share what the process may have open, and neither takes all of it.
@@ -75,15 +75,20 @@ async fn what_the_kernel_does_not_watch_is_not_served() {
 async fn descriptors_of_volumes_are_bounded_and_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node { descriptors: Arc::new(Semaphore::new(6)), ..Node::unbounded() };
-    let terms = Terms {
+    let options = ServeOptions {
         tenants: Tenants::new(Limits::default(), node.clone(), 16),
         volumes: Arc::new(Semaphore::new(4)),
-        ..terms()
+        ..options()
     };
     let start = |name: &str| {
         let fd = OwnedFd::from(UnixListener::bind(dir.path().join(name)).unwrap());
         let cookie = rustix::net::sockopt::socket_cookie(&fd).unwrap();
-        Serving::start(Listener { fd, cookie, existing: false }, Served::Pending, &terms, &tenant())
+        VolumeServer::start(
+            Listener { fd, cookie, existing: false },
+            IdentityState::Pending,
+            &options,
+            &tenant(),
+        )
     };
     let (first, second) = (start("a").unwrap(), start("b").unwrap());
     let refused = start("c").err().unwrap();
@@ -92,5 +97,5 @@ async fn descriptors_of_volumes_are_bounded_and_come_back() {
     first.stop().await;
     drop(start("d").unwrap());
     second.stop().await;
-    assert_eq!((node.descriptors.available_permits(), terms.volumes.available_permits()), (6, 4));
+    assert_eq!((node.descriptors.available_permits(), options.volumes.available_permits()), (6, 4));
 }

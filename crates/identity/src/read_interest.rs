@@ -26,7 +26,7 @@ use tokio::net::UnixStream;
 /// The stream; closed on drop. One descriptor at any time: a client that never reads costs no more than
 /// another.
 #[derive(Debug)]
-pub struct Quiet {
+pub struct ReadInterestStream {
     /// None after the kernel has refused to watch it in another way, which ends the connection.
     stream: Option<AsyncFd<OwnedFd>>,
     /// Whether its buffer was full, so that it is watched for writing as well.
@@ -37,7 +37,7 @@ pub struct Quiet {
     wary: bool,
 }
 
-impl Quiet {
+impl ReadInterestStream {
     /// The same stream, waited for in another way.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ fn send(stream: &OwnedFd, bufs: &[IoSlice<'_>]) -> Result<usize, Errno> {
     sendmsg(stream, bufs, &mut control, SendFlags::NOSIGNAL)
 }
 
-impl AsyncRead for Quiet {
+impl AsyncRead for ReadInterestStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { stream, reader, wary, .. } = self.get_mut();
         let stream = stream.as_ref().ok_or(Errno::NOTCONN)?;
@@ -154,7 +154,7 @@ impl AsyncRead for Quiet {
     }
 }
 
-impl AsyncWrite for Quiet {
+impl AsyncWrite for ReadInterestStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.get_mut().poll_out(cx, |stream| send(stream, &[IoSlice::new(buf)]))
     }

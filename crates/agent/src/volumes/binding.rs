@@ -11,13 +11,13 @@ use crate::token::DatedToken;
 
 /// What a volume's identity rests on.
 #[derive(Clone)]
-pub(super) struct Facts {
+pub(super) struct PodBinding {
     pub workload: Workload,
     pub token: DatedToken,
     pub basis: Basis,
 }
 
-impl Facts {
+impl PodBinding {
     /// Whether the token was verified by this agent.
     pub fn proved(&self) -> bool {
         self.basis != Basis::Claimed
@@ -38,7 +38,7 @@ pub(super) enum Basis {
 
 /// An SVID with its schedule.
 #[derive(Clone)]
-pub(super) struct Held {
+pub(super) struct IssuedSvid {
     pub svid: Arc<X509Svid>,
     pub rotate_at: SystemTime,
     /// The bundles at the time; of a restored SVID the own trust domain's alone.

@@ -6,9 +6,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 
-fn pair() -> (Quiet, UnixStream) {
+fn pair() -> (ReadInterestStream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Quiet::new(ours).unwrap(), theirs)
+    (ReadInterestStream::new(ours).unwrap(), theirs)
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ const OUT: u32 = 0x4;
 async fn nobody_is_woken_when_the_other_end_has_read() {
     let (mut ours, mut theirs) = pair();
     let ask = |fd: RawFd| watched(fd).iter().map(|mask| mask & (IN | OUT)).collect::<Vec<_>>();
-    let fd = |ours: &Quiet| ours.stream.as_ref().unwrap().as_raw_fd();
+    let fd = |ours: &ReadInterestStream| ours.stream.as_ref().unwrap().as_raw_fd();
     let number = fd(&ours);
     assert_eq!(ask(number), [IN]);
     assert_eq!(ask(theirs.as_raw_fd()), [IN | OUT]);

@@ -1,7 +1,7 @@
-//! What is in force now: a few basics that hold for the life of the process, and the configuration, which may
+//! What is in force now: a few values that hold for the life of the process, and the configuration, which may
 //! change.
 //!
-//! The basics come from the flags, from what can be read of the configuration file, and from defaults: CSI
+//! These values come from the flags, from what can be read of the configuration file, and from defaults: CSI
 //! and registration are served with them also while the file is broken: no pod's deletion waits for its
 //! repair.
 
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Args, Config, ConfigError, TokenConfig};
 use crate::csi::request::{Refusal, Rules, bind_stored};
-use crate::http::{Condition, Shown, Standing};
+use crate::http::{ConditionStatus, HttpState, ReadinessCheck};
 use crate::logging::{LogHandle, Recent};
 use crate::metrics::Metrics;
 use crate::token::{Claims, DatedToken, Token, TokenError, TokenVerifier};
@@ -36,7 +36,7 @@ const MAX_REASON: usize = 8 * 1024;
 
 /// What cannot change without a restart, and must be there without a valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Basics {
+pub struct BootstrapConfig {
     /// Name of the CSI driver.
     pub driver_name: String,
     /// The kubelet's root directory.
@@ -51,7 +51,7 @@ pub struct Basics {
     pub http: Option<SocketAddr>,
 }
 
-impl Basics {
+impl BootstrapConfig {
     /// From the valid configuration, or where there is none from flags, the file's text, and defaults.
     pub fn new(args: &Args, node_name: Option<&str>, config: Option<&Config>, text: &str) -> Self {
         if let Some(config) = config {
@@ -94,7 +94,7 @@ impl Basics {
 }
 
 /// The last good configuration, with what is made from it.
-pub struct Settings {
+pub struct ActiveConfig {
     /// The configuration.
     pub config: Arc<Config>,
     /// The rules for publish requests.
@@ -112,11 +112,11 @@ pub struct Settings {
 /// finds it. The two mutexes are held for a few instructions and never together, nothing is awaited under
 /// them. `uid` stands alone: a connection that is judged by the old one is as if it had come a moment
 /// earlier, so relaxed loads do.
-pub struct Live {
-    basics: Basics,
-    settings: ArcSwapOption<Settings>,
+pub struct ConfigManager {
+    bootstrap: BootstrapConfig,
+    settings: ArcSwapOption<ActiveConfig>,
     configs: watch::Sender<Option<Arc<Config>>>,
-    shown: Shown,
+    shown: HttpState,
     uid: Arc<AtomicU32>,
     log: Mutex<Option<LogHandle>>,
     /// Ends the verifier's reading of keys when another takes its place.
@@ -124,14 +124,19 @@ pub struct Live {
     cancel: CancellationToken,
 }
 
-impl Live {
-    /// With nothing but basics. `cancel` ends all that is started here.
-    pub fn new(basics: Basics, shown: Shown, log: Option<LogHandle>, cancel: CancellationToken) -> Arc<Self> {
-        let uid = Arc::new(AtomicU32::new(basics.kubelet_uid));
+impl ConfigManager {
+    /// With nothing but the bootstrap configuration. `cancel` ends all that is started here.
+    pub fn new(
+        bootstrap: BootstrapConfig,
+        shown: HttpState,
+        log: Option<LogHandle>,
+        cancel: CancellationToken,
+    ) -> Arc<Self> {
+        let uid = Arc::new(AtomicU32::new(bootstrap.kubelet_uid));
         let reading = Mutex::new(cancel.child_token());
         let (configs, _) = watch::channel(None);
         Arc::new(Self {
-            basics,
+            bootstrap,
             settings: ArcSwapOption::empty(),
             configs,
             shown,
@@ -142,13 +147,13 @@ impl Live {
         })
     }
 
-    /// The basics.
-    pub fn basics(&self) -> &Basics {
-        &self.basics
+    /// The bootstrap configuration.
+    pub fn bootstrap(&self) -> &BootstrapConfig {
+        &self.bootstrap
     }
 
     /// The last good configuration; none where there has never been one.
-    pub fn settings(&self) -> Option<Arc<Settings>> {
+    pub fn settings(&self) -> Option<Arc<ActiveConfig>> {
         self.settings.load_full()
     }
 
@@ -168,7 +173,7 @@ impl Live {
     }
 
     /// What the HTTP routes show.
-    pub fn shown(&self) -> &Shown {
+    pub fn shown(&self) -> &HttpState {
         &self.shown
     }
 
@@ -179,21 +184,21 @@ impl Live {
 
     /// Whether publish would work: all conditions but the registration, which is the kubelet's, who asks.
     pub fn able(&self) -> bool {
-        let able = |(condition, standing): (Condition, Standing)| {
-            condition == Condition::Registration || !matches!(standing, Standing::NotReady(_))
+        let able = |(condition, status): (ReadinessCheck, ConditionStatus)| {
+            condition == ReadinessCheck::Registration || !matches!(status, ConditionStatus::NotReady(_))
         };
         self.shown.readiness.all().into_iter().all(able)
     }
 
     /// States a condition, and logs where that is news.
-    pub fn set(&self, condition: Condition, standing: Standing) {
-        if !self.shown.readiness.set(condition, standing.clone()) {
+    pub fn set(&self, condition: ReadinessCheck, status: ConditionStatus) {
+        if !self.shown.readiness.set(condition, status.clone()) {
             return;
         }
-        match standing {
-            Standing::Ready(remark) => tracing::info!(%condition, %remark, "ready"),
-            Standing::NotReady(why) => tracing::warn!(%condition, reason = %why, "not ready"),
-            Standing::NotNeeded => tracing::info!(%condition, "not needed"),
+        match status {
+            ConditionStatus::Ready(remark) => tracing::info!(%condition, %remark, "ready"),
+            ConditionStatus::NotReady(why) => tracing::warn!(%condition, reason = %why, "not ready"),
+            ConditionStatus::NotNeeded => tracing::info!(%condition, "not needed"),
         }
     }
 
@@ -208,7 +213,7 @@ impl Live {
                     true => format!("{text} (going on with the last good configuration)"),
                     false => text,
                 };
-                return self.set(Condition::Configuration, Standing::NotReady(why));
+                return self.set(ReadinessCheck::Configuration, ConditionStatus::NotReady(why));
             }
         };
         let old = self.settings.load_full();
@@ -224,12 +229,12 @@ impl Live {
             }
         };
         if old.as_ref().is_some_and(|old| *old.config == *config) {
-            return self.set(Condition::Configuration, Standing::Ready(remark));
+            return self.set(ReadinessCheck::Configuration, ConditionStatus::Ready(remark));
         }
         let verifier = self.verifier(old.as_deref(), config.authority().map(|a| &a.token));
-        let rules = Rules { kubelet_root: self.basics.kubelet_root.clone(), ..Rules::new(&config) };
+        let rules = Rules { kubelet_root: self.bootstrap.kubelet_root.clone(), ..Rules::new(&config) };
         let node_name = config.node_name.clone();
-        self.settings.store(Some(Arc::new(Settings {
+        self.settings.store(Some(Arc::new(ActiveConfig {
             config: Arc::clone(&config),
             rules,
             verifier,
@@ -240,12 +245,16 @@ impl Live {
         {
             tracing::warn!(error = %e, "the log level could not be changed");
         }
-        self.set(Condition::Configuration, Standing::Ready(remark));
+        self.set(ReadinessCheck::Configuration, ConditionStatus::Ready(remark));
         self.configs.send_replace(Some(config));
     }
 
     /// The verifier for this configuration: the same one where nothing of it has changed.
-    fn verifier(&self, old: Option<&Settings>, wanted: Option<&TokenConfig>) -> Option<Arc<TokenVerifier>> {
+    fn verifier(
+        &self,
+        old: Option<&ActiveConfig>,
+        wanted: Option<&TokenConfig>,
+    ) -> Option<Arc<TokenVerifier>> {
         let before = old.and_then(|o| o.config.authority()).map(|a| &a.token);
         if before == wanted
             && let Some(old) = old
@@ -256,7 +265,7 @@ impl Live {
         reading.cancel();
         *reading = self.cancel.child_token();
         let Some(wanted) = wanted else {
-            self.set(Condition::TokenKeys, Standing::NotNeeded);
+            self.set(ReadinessCheck::TokenKeys, ConditionStatus::NotNeeded);
             return None;
         };
         let metrics = Arc::clone(&self.shown.metrics);
@@ -288,7 +297,7 @@ impl Live {
     }
 }
 
-impl Prover for Live {
+impl Prover for ConfigManager {
     fn prove<'a>(&'a self, volume: &'a Volume, token: &'a Token) -> BoxFuture<'a, Result<Proof, Unproved>> {
         Box::pin(async move {
             let Some(settings) = self.settings() else {
@@ -321,7 +330,7 @@ impl Prover for Live {
     }
 }
 
-/// The file's text, or why it cannot be read; only compared, except for [`Basics`].
+/// The file's text, or why it cannot be read; only compared, except for [`BootstrapConfig`].
 pub fn text(args: &Args) -> Result<String, String> {
     match &args.config {
         None => Ok(String::new()),

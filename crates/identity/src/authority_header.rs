@@ -32,7 +32,7 @@ const AUTHORITY: usize = 1;
 
 /// A connection whose requests have no authority to speak of.
 #[derive(Debug)]
-pub struct WithoutAuthority<S> {
+pub struct AuthorityHeaderFilter<S> {
     stream: S,
     filter: Filter,
     /// What may be read.
@@ -46,14 +46,14 @@ pub struct WithoutAuthority<S> {
 /// connections, in the kubelet's way.
 const TURN: u8 = 8;
 
-impl<S> WithoutAuthority<S> {
+impl<S> AuthorityHeaderFilter<S> {
     /// From an accepted connection, before anything was read from it.
     pub fn new(stream: S) -> Self {
         Self { stream, filter: Filter::default(), out: BytesMut::new(), reads: 0 }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for WithoutAuthority<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for AuthorityHeaderFilter<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         while this.out.is_empty() {
@@ -86,7 +86,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WithoutAuthority<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAuthority<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for AuthorityHeaderFilter<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
     }

@@ -17,7 +17,7 @@ use crate::mounter::Listener;
 ///
 /// One task owns it (the one that attaches), so opening and closing never meet. Whoever holds the listener's
 /// other copies (the mounter) is not disturbed by closing: what was not accepted waits for the next server.
-pub(super) struct Door {
+pub(super) struct KubeletServer {
     what: &'static str,
     cookie: u64,
     /// For the mounter to keep, should it come back without.
@@ -27,7 +27,7 @@ pub(super) struct Door {
     task: Option<JoinHandle<()>>,
 }
 
-impl Door {
+impl KubeletServer {
     /// Not open yet. Needs a tokio runtime.
     pub fn new(what: &'static str, listener: Listener) -> io::Result<Self> {
         let Listener { fd, cookie, existing } = listener;

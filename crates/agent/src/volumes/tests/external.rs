@@ -13,7 +13,7 @@ async fn a_volume_is_ours_again_when_the_other_drivers_mount_is_gone() {
     assert!(matches!(before.identity, Identity::Ready { .. }) && before.serving);
     std::fs::write(world.dir.path().join("foreign"), "").unwrap();
     world.publish("frontend").await.unwrap();
-    assert_eq!(status().identity, Identity::Elsewhere);
+    assert_eq!(status().identity, Identity::External);
     std::fs::remove_file(world.dir.path().join("foreign")).unwrap();
     // The kubelet's next republish, with the same token as before.
     world.publish("frontend").await.unwrap();

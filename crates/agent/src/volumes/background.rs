@@ -21,12 +21,12 @@ const NICER: i32 = 10;
 /// the join handle. What is started after that is dropped by tokio at once, which looks the same. Work that
 /// was begun for a volume that is gone ends as any other: what it comes to is compared with the slot by
 /// whoever asked for it.
-pub(super) struct Workshop {
+pub(super) struct BackgroundRuntime {
     runtime: Handle,
     _stop: oneshot::Sender<()>,
 }
 
-impl Workshop {
+impl BackgroundRuntime {
     /// Starts it.
     pub fn start() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -61,10 +61,10 @@ mod tests {
 
     #[tokio::test]
     async fn work_is_done_on_a_thread_of_its_own_and_of_lower_priority() {
-        let workshop = Workshop::start().unwrap();
+        let background = BackgroundRuntime::start().unwrap();
         let mine = (thread::current().id(), rustix::process::getpriority_process(None).unwrap());
         let its = async { (thread::current().id(), rustix::process::getpriority_process(None).unwrap()) };
-        let its = workshop.run(its).await.unwrap();
+        let its = background.run(its).await.unwrap();
         assert_ne!(mine.0, its.0);
         assert_eq!(its.1, (mine.1 + NICER).min(19));
         // And nobody else's has changed.
@@ -73,13 +73,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_waits_there_ends_with_it() {
-        let workshop = Workshop::start().unwrap();
+        let background = BackgroundRuntime::start().unwrap();
         let (sender, receiver) = oneshot::channel::<()>();
-        let work = tokio::spawn(workshop.runtime.spawn(async move {
+        let work = tokio::spawn(background.runtime.spawn(async move {
             let _sender = sender;
             std::future::pending::<()>().await;
         }));
-        drop(workshop);
+        drop(background);
         assert!(receiver.await.is_err());
         assert!(work.await.unwrap().is_err());
     }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use seamount_mounter_protocol::flag;
 
 use super::health::{Identity, Status};
-use super::{Entry, Slot, VolumeError, Volumes, conflict_id};
+use super::{LockedState, VolumeEntry, VolumeError, Volumes, conflict_id};
 use crate::csi::request::PublishRequest;
 
 impl Volumes {
@@ -34,7 +34,7 @@ impl Volumes {
             Ok(flags) if flags & flag::FOREIGN != 0 => self.foreign(&entry, request),
             Ok(flags) => {
                 slot.directory = Some(request.parameters);
-                if self.elsewhere(&entry, request) {
+                if self.external(&entry, request) {
                     entry.span().in_scope(|| tracing::info!("published, source directory"));
                 }
                 if flags & flag::STALE != 0 {
@@ -42,7 +42,7 @@ impl Volumes {
                 }
             }
             Err(e) => {
-                if entry.view().status.identity != Identity::Elsewhere {
+                if entry.view().status.identity != Identity::External {
                     slot.go();
                     self.forget(&entry);
                 }
@@ -55,8 +55,8 @@ impl Volumes {
     /// A publish over another driver's mount succeeds, changes nothing, and is reported. The kubelet
     /// republishes the volumes of a driver that was here before, under the same name, when the CSIDriver
     /// object is patched.
-    pub(super) fn foreign(&self, entry: &Entry, request: &PublishRequest) {
-        if self.elsewhere(entry, request) {
+    pub(super) fn foreign(&self, entry: &VolumeEntry, request: &PublishRequest) {
+        if self.external(entry, request) {
             entry.span().in_scope(|| {
                 tracing::warn!("another driver's mount is there; left alone until the pod is restarted");
             });
@@ -64,9 +64,9 @@ impl Volumes {
     }
 
     /// A socket of ours is there, where perhaps another's mount was seen before: its identity counts again.
-    pub(super) fn ours_again(&self, entry: &Entry, slot: &Slot) {
+    pub(super) fn ours_again(&self, entry: &VolumeEntry, slot: &LockedState) {
         let mut view = entry.view();
-        if view.status.identity != Identity::Elsewhere || slot.facts.is_none() {
+        if view.status.identity != Identity::External || slot.facts.is_none() {
             return;
         }
         view.status.identity = match &slot.held {
@@ -74,7 +74,7 @@ impl Volumes {
             None => Identity::Pending { since: SystemTime::now() },
         };
         view.status.rotate_at = slot.held.as_ref().map(|held| held.rotate_at);
-        view.status.serving = slot.serving.as_ref().is_some_and(super::Serving::alive);
+        view.status.serving = slot.serving.as_ref().is_some_and(super::VolumeServer::alive);
         drop(view);
         // It may have expired meanwhile.
         self.remind(SystemTime::now());
@@ -85,13 +85,12 @@ impl Volumes {
     }
 
     /// The volume has no identity of ours; whether that is news.
-    fn elsewhere(&self, entry: &Entry, request: &PublishRequest) -> bool {
+    fn external(&self, entry: &VolumeEntry, request: &PublishRequest) -> bool {
         let mut view = entry.view();
         view.pod = request.pod_name.as_str().into();
         view.namespace = request.namespace.as_str().into();
-        let news = view.status.identity != Identity::Elsewhere;
-        view.status =
-            Status { identity: Identity::Elsewhere, failure: None, serving: false, rotate_at: None };
+        let news = view.status.identity != Identity::External;
+        view.status = Status { identity: Identity::External, failure: None, serving: false, rotate_at: None };
         drop(view);
         self.count(entry);
         news

@@ -13,14 +13,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::sync::AtomicUsize;
 
-/// How long nobody may have called for the rush to be over: who calls one after the other leaves less between
+/// How long nobody may have called for the calls to be over: who calls one after the other leaves less between
 /// two calls. Work that begins in such a gap is in the way of the next call, on a processor that it has just
 /// warmed for itself.
 const QUIET: Duration = Duration::from_millis(2);
 
 /// Counts the calls under way.
 #[derive(Debug, Default)]
-pub(super) struct Rush {
+pub(super) struct InflightCalls {
     calls: AtomicUsize,
     /// Calls that have begun since the start.
     begun: AtomicUsize,
@@ -28,9 +28,9 @@ pub(super) struct Rush {
 }
 
 /// A call under way, for as long as it lives.
-pub(super) struct Call<'a>(&'a Rush);
+pub(super) struct Call<'a>(&'a InflightCalls);
 
-impl Rush {
+impl InflightCalls {
     /// A call begins.
     pub fn call(&self) -> Call<'_> {
         // In this order: who finds this one among those that have begun finds it under way as well.
@@ -59,7 +59,7 @@ impl Rush {
 
     /// Waits until no call is under way.
     async fn none(&self) {
-        // Enrolled before the look: a rush that ends in between is not missed.
+        // Enrolled before the look: calls that end in between is not missed.
         let mut over = pin!(self.over.notified());
         over.as_mut().enable();
         if self.calls.load(Ordering::SeqCst) > 0 {
@@ -87,12 +87,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_goes_on_when_the_last_call_has_ended() {
-        let rush = Arc::new(Rush::default());
-        rush.over(long()).await;
-        let (first, second) = (rush.call(), rush.call());
+        let inflight = Arc::new(InflightCalls::default());
+        inflight.over(long()).await;
+        let (first, second) = (inflight.call(), inflight.call());
         let waiting = tokio::spawn({
-            let rush = Arc::clone(&rush);
-            async move { rush.over(long()).await }
+            let inflight = Arc::clone(&inflight);
+            async move { inflight.over(long()).await }
         });
         drop(first);
         sleep(Duration::from_secs(60)).await;
@@ -105,13 +105,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn calls_one_after_the_other_are_one_rush() {
-        let rush = Arc::new(Rush::default());
+        let inflight = Arc::new(InflightCalls::default());
         let waiting = tokio::spawn({
-            let rush = Arc::clone(&rush);
-            async move { rush.over(long()).await }
+            let inflight = Arc::clone(&inflight);
+            async move { inflight.over(long()).await }
         });
         for _ in 0..100 {
-            drop(rush.call());
+            drop(inflight.call());
             sleep(QUIET / 2).await;
         }
         assert!(!waiting.is_finished());
@@ -120,29 +120,29 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_rush_without_end_is_not_waited_for() {
-        let rush = Rush::default();
-        let _call = rush.call();
+        let inflight = InflightCalls::default();
+        let _call = inflight.call();
         let limit = Instant::now() + Duration::from_millis(100);
-        rush.over(limit).await;
+        inflight.over(limit).await;
         assert!(Instant::now() >= limit);
         // Who has waited long enough elsewhere does not wait here.
-        rush.over(limit).await;
+        inflight.over(limit).await;
         assert!(Instant::now() < limit + QUIET);
     }
 
-    /// A model (module `model`): who waits goes on, by the end of the rush and not by its limit, however
+    /// A model (module `model`): who waits goes on, by the end of the calls and not by its limit, however
     /// calls come and go. A waiter enrolled after the look is not found by it: there is no point between the
     /// two.
     #[test]
     fn the_end_of_a_rush_is_missed_by_nobody() {
         crate::model::explore(1000, || async {
-            let rush = Arc::new(Rush::default());
+            let inflight = Arc::new(InflightCalls::default());
             let calls: Vec<_> = (0..2)
                 .map(|_| {
-                    let rush = Arc::clone(&rush);
+                    let inflight = Arc::clone(&inflight);
                     crate::model::task(async move {
                         for _ in 0..2 {
-                            let _call = rush.call();
+                            let _call = inflight.call();
                             crate::model::pause(2).await;
                         }
                     })
@@ -150,14 +150,14 @@ mod tests {
                 .collect();
             let waiting: Vec<_> = (0..2)
                 .map(|_| {
-                    let rush = Arc::clone(&rush);
-                    crate::model::task(async move { rush.over(long()).await })
+                    let inflight = Arc::clone(&inflight);
+                    crate::model::task(async move { inflight.over(long()).await })
                 })
                 .collect();
             for task in calls.into_iter().chain(waiting) {
                 task.await.unwrap();
             }
-            assert_eq!(rush.calls.load(Ordering::SeqCst), 0);
+            assert_eq!(inflight.calls.load(Ordering::SeqCst), 0);
         });
     }
 }

@@ -121,7 +121,7 @@ async fn an_authority_made_of_a_path_is_refused_by_h2_and_taken_by_us() {
     task.abort();
 
     let (client, server) = tokio::io::duplex(4096);
-    let task = tokio::spawn(serve(WithoutAuthority::new(server)));
+    let task = tokio::spawn(serve(AuthorityHeaderFilter::new(server)));
     assert_eq!(answer(client).await, HEADERS);
     task.abort();
 }
@@ -150,7 +150,7 @@ async fn a_client_that_never_pauses_lets_others_go_on() {
     }
     let woken = std::sync::Arc::new(Woken::default());
     let waker = std::task::Waker::from(std::sync::Arc::clone(&woken));
-    let mut connection = WithoutAuthority::new(Endless);
+    let mut connection = AuthorityHeaderFilter::new(Endless);
     let mut space = vec![0; 16_384];
     for turn in 1..4 {
         let mut got = 0;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
-use seamount_identity::quiet::{close_apart, unread};
-use seamount_identity::workload_api::{self, Observer, Served, Tenant};
+use seamount_identity::read_interest::{close_apart, unread};
+use seamount_identity::workload_api::{self, IdentityState, Observer, Tenant};
 use seamount_sys::rights::refuse_rights;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -31,7 +31,7 @@ const RESERVED: u64 = 24;
 const OF_VOLUME: u32 = 2;
 
 /// What every volume's service is made with.
-pub struct Terms {
+pub struct ServeOptions {
     /// Pods and their bounds.
     pub tenants: Arc<Tenants>,
     /// A permit for each descriptor that volumes may hold, connections not counted.
@@ -80,26 +80,31 @@ pub(super) fn ended(listener: impl AsFd) -> bool {
 }
 
 /// A volume that is being served.
-pub struct Serving {
+pub struct VolumeServer {
     cookie: u64,
     /// For the mounter to keep, should it come back without.
     kept: Arc<OwnedFd>,
-    served: watch::Sender<Served>,
+    served: watch::Sender<IdentityState>,
     counted: Arc<Counted>,
     cancel: CancellationToken,
     /// Whether nobody waits in the queue and nobody ever will. Set and read by the holder of the volume's
     /// slot.
     emptied: AtomicBool,
-    /// Whether clients may have sent descriptors along (`seamount_identity::quiet`).
+    /// Whether clients may have sent descriptors along (`seamount_identity::read_interest`).
     wary: bool,
     task: JoinHandle<()>,
     /// Its descriptors, among volumes' and among all.
     _descriptors: [OwnedSemaphorePermit; 2],
 }
 
-impl Serving {
+impl VolumeServer {
     /// Serves a listener. Needs a tokio runtime.
-    pub fn start(listener: Listener, first: Served, terms: &Terms, tenant: &Arc<Tenant>) -> io::Result<Self> {
+    pub fn start(
+        listener: Listener,
+        first: IdentityState,
+        options: &ServeOptions,
+        tenant: &Arc<Tenant>,
+    ) -> io::Result<Self> {
         let Listener { fd, cookie, existing } = listener;
         // A service would find it ready for ever, and nobody there. One that was made for this call is not.
         if existing && ended(&fd) {
@@ -107,13 +112,13 @@ impl Serving {
         }
         // The kernel gives the lowest number that is free: one near the limit says that few are left.
         let number = u64::try_from(fd.as_raw_fd()).unwrap_or_default();
-        if number.saturating_add(RESERVED) >= terms.descriptors {
+        if number.saturating_add(RESERVED) >= options.descriptors {
             return Err(Errno::MFILE.into());
         }
         let permits = |of: &Arc<Semaphore>| {
             Arc::clone(of).try_acquire_many_owned(OF_VOLUME).map_err(|_| io::Error::from(Errno::MFILE))
         };
-        let descriptors = [permits(&terms.volumes)?, permits(&terms.tenants.node().descriptors)?];
+        let descriptors = [permits(&options.volumes)?, permits(&options.tenants.node().descriptors)?];
         let wary = !refuse_rights(&fd)?;
         let kept = Arc::new(fd.try_clone()?);
         let listener = UnixListener::from(fd);
@@ -123,13 +128,13 @@ impl Serving {
         let counted = Arc::new(Counted {
             connections: AtomicI64::new(0),
             streams: AtomicI64::new(0),
-            all: Arc::clone(&terms.observer),
+            all: Arc::clone(&options.observer),
         });
         let serving = workload_api::serve_within(
             listener,
             seen,
             Arc::clone(tenant),
-            terms.pending,
+            options.pending,
             Arc::clone(&counted) as Arc<dyn Observer>,
             cancel.clone(),
         )?;
@@ -169,7 +174,7 @@ impl Serving {
     }
 
     /// Changes what the streams see; each of them sends it on.
-    pub fn show(&self, served: Served) {
+    pub fn show(&self, served: IdentityState) {
         self.served.send_replace(served);
     }
 
@@ -223,7 +228,7 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
+impl Drop for VolumeServer {
     fn drop(&mut self) {
         self.finish();
     }
