@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use seamount_http_client::file;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::MAX_TOKEN;
-use super::fetch::{FetchError, read};
+use super::fetch::FetchError;
 use super::stamp::{Stamp, stamp};
 use crate::config::{Keys, TokenConfig};
 
@@ -93,7 +94,7 @@ impl OwnToken {
 
 fn issuer_of_file(path: &Path) -> Result<String, FetchError> {
     let fail = |reason: String| FetchError::Issuer { path: path.display().to_string(), reason };
-    let bytes = read(path, MAX_TOKEN).map_err(fail)?;
+    let bytes = file::read(path, MAX_TOKEN).map_err(|e| fail(e.to_string()))?;
     let text = std::str::from_utf8(&bytes).map_err(|_| fail("not text".to_owned()))?;
     issuer_of(text.trim()).map_err(|reason| fail(reason.to_owned()))
 }
