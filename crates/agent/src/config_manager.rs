@@ -117,6 +117,7 @@ pub struct ConfigManager {
     settings: ArcSwapOption<ActiveConfig>,
     configs: watch::Sender<Option<Arc<Config>>>,
     shown: HttpState,
+    metrics: Metrics,
     uid: Arc<AtomicU32>,
     log: Mutex<Option<LogHandle>>,
     /// Ends the verifier's reading of keys when another takes its place.
@@ -129,6 +130,7 @@ impl ConfigManager {
     pub fn new(
         bootstrap: BootstrapConfig,
         shown: HttpState,
+        metrics: Metrics,
         log: Option<LogHandle>,
         cancel: CancellationToken,
     ) -> Arc<Self> {
@@ -140,6 +142,7 @@ impl ConfigManager {
             settings: ArcSwapOption::empty(),
             configs,
             shown,
+            metrics,
             uid,
             log: Mutex::new(log),
             reading,
@@ -164,7 +167,7 @@ impl ConfigManager {
 
     /// Metrics.
     pub fn metrics(&self) -> &Metrics {
-        &self.shown.metrics
+        &self.metrics
     }
 
     /// The last warnings and errors of the log; none where the logger is somebody else's.
@@ -268,7 +271,7 @@ impl ConfigManager {
             self.set(ReadinessCheck::TokenKeys, ConditionStatus::NotNeeded);
             return None;
         };
-        let metrics = Arc::clone(&self.shown.metrics);
+        let metrics = Arc::clone(&self.metrics.token);
         let readiness = Arc::clone(&self.shown.readiness);
         let verifier = Arc::new(TokenVerifier::new(wanted, metrics, readiness, reading.clone()));
         if let Some(before) = old.and_then(|old| old.verifier.as_deref()) {

@@ -25,13 +25,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::geteuid;
 use rustix::time::{ClockId, clock_gettime};
 use seamount_sys::watch::explain;
+use seamount_telemetry::metrics::Registry;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt as _;
-
-use crate::metrics::Metrics;
 
 pub mod listen;
 
@@ -197,7 +196,7 @@ pub struct HttpState {
     /// The process's progress.
     pub progress: Arc<Progress>,
     /// Metrics.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<Registry>,
 }
 
 /// What is served over TCP. GET only; everything else is 404 or 405.

@@ -23,3 +23,4 @@ pub mod state;
 mod sync;
 pub mod token;
 pub mod volumes;
+pub mod workload_api;

@@ -13,7 +13,7 @@ pub(crate) mod captured;
 mod lossy;
 mod recent;
 
-pub use lossy::{Lossy, lost};
+pub use lossy::{Lossy, Metrics};
 pub use recent::{Line, Recent};
 
 /// Changes the level of a running agent, and knows what it said last.

@@ -163,8 +163,8 @@ impl node_server::Node for Service {
         let config = settings.as_ref().map(|s| &s.config);
         let metrics = self.manager.metrics();
         let now = SystemTime::now();
-        let (connections, streams) = metrics.open();
-        let (overdue, expired) = metrics.late(now);
+        let (connections, streams) = metrics.workload_api.open();
+        let (overdue, expired) = metrics.volumes.late(now);
         let lines = self.manager.recent().as_ref().map(Recent::lines).unwrap_or_default();
         Ok(Response::new(node::GetStatusResponse {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -190,7 +190,7 @@ impl node_server::Node for Service {
             volumes: self.volumes.by_state(),
             connections,
             streams,
-            descriptor_limit: metrics.descriptors(),
+            descriptor_limit: metrics.process.descriptors(),
             descriptors: open_descriptors(),
             state: Some(self.state()),
             log: lines

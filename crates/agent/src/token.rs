@@ -7,12 +7,14 @@ mod error;
 mod fetch;
 mod issuers;
 mod keys;
+mod metrics;
 mod stamp;
 mod verifier;
 
 pub use check::{Claims, LEEWAY};
 pub use error::{MAX_TOKEN, TokenError};
 pub use keys::{KeySet, KeySetError, MAX_JWKS};
+pub use metrics::Metrics;
 pub use verifier::{Clock, KEYS_REFRESH, KEYS_STALE, TokenVerifier, UNKNOWN_KEY_PAUSE};
 
 use std::fmt;

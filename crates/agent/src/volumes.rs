@@ -12,6 +12,7 @@ mod external;
 pub mod health;
 mod inflight;
 mod leftovers;
+pub mod metrics;
 pub mod proof;
 mod report;
 mod restore;
@@ -31,11 +32,12 @@ use seamount_identity::authority::Workload;
 use seamount_identity::workload_api::{IdentityState, Response};
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter_protocol::{Fault, flag};
+#[cfg(test)]
+use seamount_telemetry::metrics::Area as _;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::authority::AuthorityHealth;
 use crate::csi::request::{Parameters, PublishRequest};
-use crate::metrics::{Metrics, Schedule, SourceLabel, VolumeState};
 use crate::mounter::{Client, Listener, MounterError};
 use crate::source::Source;
 use crate::state::{StateDir, StateError};
@@ -46,6 +48,7 @@ use binding::{Basis, IssuedSvid, PodBinding};
 use conflict::{conflict, conflict_id};
 use health::{Identity, OnDisk, Status, VolumeCondition};
 use inflight::InflightCalls;
+use metrics::{Metrics, Schedule, SourceLabel, VolumeState};
 use proof::{Adopted, Awaits, Prover, Recalled};
 pub use server::ServeOptions;
 use server::VolumeServer;
@@ -279,7 +282,7 @@ impl Volumes {
             permits: Arc::new(Semaphore::new(SIGNING)),
             inflight: InflightCalls::default(),
             background,
-            authority_health: AuthorityHealth::new(Arc::clone(&metrics)),
+            authority_health: AuthorityHealth::new(Arc::clone(&metrics.authority)),
             metrics,
         })
     }

@@ -9,8 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use seamount_agent::config::{KEYS_MAX_AGE, Keys, TokenConfig};
 use seamount_agent::http::Readiness;
-use seamount_agent::metrics::Metrics;
-use seamount_agent::token::{Claims, Token, TokenError, TokenVerifier};
+use seamount_agent::token::{Claims, Metrics, Token, TokenError, TokenVerifier};
 use seamount_testkit::issuer::{self, Algorithm, TokenIssuer};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -40,7 +39,7 @@ pub fn verifier(path: &std::path::Path) -> TokenVerifier {
         keys_max_age: KEYS_MAX_AGE,
         allow_volume_context: false,
     };
-    let (metrics, readiness) = (Arc::new(Metrics::new()), Arc::new(Readiness::default()));
+    let (metrics, readiness) = (Arc::new(Metrics::default()), Arc::new(Readiness::default()));
     TokenVerifier::with_clock(&config, metrics, readiness, CancellationToken::new(), Arc::new(now))
 }
 

@@ -35,7 +35,13 @@ fn basics_are_found_in_a_configuration_that_is_not_valid() {
 #[tokio::test]
 async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
     let bootstrap = BootstrapConfig::new(&args(), None, None, "");
-    let manager = ConfigManager::new(bootstrap, HttpState::default(), None, CancellationToken::new());
+    let manager = ConfigManager::new(
+        bootstrap,
+        HttpState::default(),
+        Metrics::default(),
+        None,
+        CancellationToken::new(),
+    );
     manager.take(parse("nope: 1\n"));
     assert!(manager.settings().is_none());
     let status = |manager: &ConfigManager| {
@@ -62,6 +68,7 @@ async fn a_reason_is_one_line_of_bounded_length() {
     let manager = ConfigManager::new(
         BootstrapConfig::new(&args(), None, None, ""),
         HttpState::default(),
+        Metrics::default(),
         None,
         CancellationToken::new(),
     );
@@ -83,6 +90,7 @@ async fn what_needs_a_restart_stays_as_it_is() {
     let manager = ConfigManager::new(
         BootstrapConfig::new(&args(), None, None, ""),
         HttpState::default(),
+        Metrics::default(),
         None,
         CancellationToken::new(),
     );
@@ -116,6 +124,7 @@ async fn the_directory_source_verifies_no_tokens() {
     let manager = ConfigManager::new(
         BootstrapConfig::new(&args(), None, None, ""),
         HttpState::default(),
+        Metrics::default(),
         None,
         CancellationToken::new(),
     );

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 pub use seamount_identity::authority::Clock;
+use seamount_telemetry::metrics::Outcome;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,10 +17,10 @@ use super::error::TokenError;
 use super::fetch::{self, FetchError};
 use super::issuers::Issuers;
 use super::keys::KeySet;
+use super::metrics::Metrics;
 use super::stamp::{Stamp, stamp};
 use crate::config::{ApiServer, Keys, TokenConfig, format_duration};
 use crate::http::{ConditionStatus, Readiness, ReadinessCheck};
-use crate::metrics::{Metrics, Outcome};
 
 /// How often the API server's keys are read in any case.
 pub const KEYS_REFRESH: Duration = Duration::from_secs(300);
@@ -257,12 +258,12 @@ impl TokenVerifier {
             Ok(keys) => {
                 let remark = format!("{} key(s)", keys.len());
                 self.keys.store(Some(Arc::new(Trusted { keys, read: now })));
-                self.metrics.keys(Outcome::success, now);
+                self.metrics.read(Outcome::success, now);
                 reading.error = None;
                 ConditionStatus::Ready(remark)
             }
             Err(why) => {
-                self.metrics.keys(Outcome::error, now);
+                self.metrics.read(Outcome::error, now);
                 let why = why.to_string();
                 reading.error = Some(why.clone());
                 match self.keys.load().as_ref().map(|last| last.age(now)) {

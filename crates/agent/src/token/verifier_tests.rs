@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use seamount_telemetry::metrics::Area as _;
 use seamount_testkit::issuer::{self, Algorithm, TokenIssuer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
@@ -14,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::config::{ApiServer, KEYS_MAX_AGE, Keys, TokenConfig};
 use crate::http::{ConditionStatus, Readiness, ReadinessCheck};
-use crate::metrics::Metrics;
 
 const ISSUER: &str = "https://kubernetes.default.svc";
 
@@ -44,7 +44,7 @@ impl Bench {
             keys_max_age: KEYS_MAX_AGE,
             allow_volume_context: false,
         };
-        let (metrics, readiness) = (Arc::new(Metrics::new()), Arc::new(Readiness::default()));
+        let (metrics, readiness) = (Arc::new(Metrics::default()), Arc::new(Readiness::default()));
         let until = CancellationToken::new();
         let now = Arc::new(Mutex::new(SystemTime::now()));
         let clock = Arc::clone(&now);

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use seamount_identity::authority::{AuthorityError, KeyType, NewKey, TemplateError, Workload};
 use seamount_identity::rotation::{self, random_jitter};
 use seamount_identity::{BundleSet, SpiffeId, SvidError, X509Svid};
+use seamount_telemetry::metrics::Outcome;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,6 @@ use tracing::Instrument as _;
 
 use super::health::Identity;
 use super::{IssuedSvid, PodBinding, VolumeEntry, VolumeError, VolumeStatus, Volumes};
-use crate::metrics::Outcome;
 use crate::source::{Signer, Source};
 use crate::token::Token;
 

@@ -1,0 +1,3 @@
+//! What a program of Seamount says of itself.
+
+pub mod metrics;
