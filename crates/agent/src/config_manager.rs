@@ -16,15 +16,17 @@ use arc_swap::ArcSwapOption;
 use seamount_identity::SpiffeId;
 use seamount_identity::authority::{BoxFuture, IdTemplate, Workload};
 use seamount_mounter_protocol::names::Volume;
+use seamount_telemetry::readiness::{ConditionStatus, ReadinessCheck};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Args, Config, ConfigError, TokenConfig};
 use crate::csi::request::{Refusal, Rules, bind_stored};
-use crate::http::{ConditionStatus, HttpState, ReadinessCheck};
+use crate::http::HttpState;
 use crate::logging::{LogHandle, Recent};
 use crate::metrics::Metrics;
-use crate::token::{Claims, DatedToken, Token, TokenError, TokenVerifier};
+use crate::readiness;
+use crate::token::{Claims, DatedToken, READINESS, Token, TokenError, TokenVerifier};
 use crate::volumes::proof::{Proof, Prover, Unproved};
 
 /// How often the configuration file is looked at. A ConfigMap is swapped by a symbolic link, which no inotify
@@ -188,14 +190,14 @@ impl ConfigManager {
     /// Whether publish would work: all conditions but the registration, which is the kubelet's, who asks.
     pub fn able(&self) -> bool {
         let able = |(condition, status): (ReadinessCheck, ConditionStatus)| {
-            condition == ReadinessCheck::Registration || !matches!(status, ConditionStatus::NotReady(_))
+            condition == readiness::REGISTRATION || !matches!(status, ConditionStatus::NotReady(_))
         };
         self.shown.readiness.all().into_iter().all(able)
     }
 
     /// States a condition, and logs where that is news.
     pub fn set(&self, condition: ReadinessCheck, status: ConditionStatus) {
-        if !self.shown.readiness.set(condition, status.clone()) {
+        if !self.shown.readiness.set(condition.clone(), status.clone()) {
             return;
         }
         match status {
@@ -216,7 +218,7 @@ impl ConfigManager {
                     true => format!("{text} (going on with the last good configuration)"),
                     false => text,
                 };
-                return self.set(ReadinessCheck::Configuration, ConditionStatus::NotReady(why));
+                return self.set(readiness::CONFIGURATION, ConditionStatus::NotReady(why));
             }
         };
         let old = self.settings.load_full();
@@ -232,7 +234,7 @@ impl ConfigManager {
             }
         };
         if old.as_ref().is_some_and(|old| *old.config == *config) {
-            return self.set(ReadinessCheck::Configuration, ConditionStatus::Ready(remark));
+            return self.set(readiness::CONFIGURATION, ConditionStatus::Ready(remark));
         }
         let verifier = self.verifier(old.as_deref(), config.authority().map(|a| &a.token));
         let rules = Rules { kubelet_root: self.bootstrap.kubelet_root.clone(), ..Rules::new(&config) };
@@ -248,7 +250,7 @@ impl ConfigManager {
         {
             tracing::warn!(error = %e, "the log level could not be changed");
         }
-        self.set(ReadinessCheck::Configuration, ConditionStatus::Ready(remark));
+        self.set(readiness::CONFIGURATION, ConditionStatus::Ready(remark));
         self.configs.send_replace(Some(config));
     }
 
@@ -268,7 +270,7 @@ impl ConfigManager {
         reading.cancel();
         *reading = self.cancel.child_token();
         let Some(wanted) = wanted else {
-            self.set(ReadinessCheck::TokenKeys, ConditionStatus::NotNeeded);
+            self.set(READINESS, ConditionStatus::NotNeeded);
             return None;
         };
         let metrics = Arc::clone(&self.metrics.token);

@@ -1,5 +1,4 @@
-//! `seamount-agent health live|ready`: asks the running agent over its health socket, and prints what it
-//! says.
+//! `<program> health live|ready`: asks the running program over its health socket, and tells what it says.
 //!
 //! For the kubelet's exec probes, each period anew: nothing is started for it, neither runtime nor logger.
 //! The kubelet shows what a failed probe prints in the pod's events.
@@ -13,52 +12,74 @@ use std::time::Duration;
 use lexopt::Parser;
 use lexopt::prelude::*;
 
-/// Where the agent answers, in a directory of its own that no pod sees.
-pub const SOCKET: &str = "/run/seamount-agent/health.sock";
 /// How long it may take; the probes wait for 3 s.
 const LIMIT: Duration = Duration::from_secs(2);
-/// The largest answer that is read: an agent that was taken over must not fill the kubelet's events.
+/// The largest answer that is read: a program that was taken over must not fill the kubelet's events.
 const ANSWER: u64 = 16 * 1024;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
     /// The command line.
-    #[error("{0}; write `seamount-agent health live` or `seamount-agent health ready`")]
-    Usage(String),
+    #[error("{what}; write `{program} health live` or `{program} health ready`")]
+    Usage {
+        /// The program.
+        program: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
     /// Nothing answers.
-    #[error("the agent does not answer on {}: {reason}; look at its log", socket.display())]
+    #[error("{program} does not answer on {}: {source}; look at its log", socket.display())]
     Silent {
+        /// The program.
+        program: &'static str,
         /// The socket.
         socket: PathBuf,
         /// Why.
-        reason: String,
+        source: io::Error,
     },
 }
 
-/// What the agent says, and whether that is good. With the arguments behind `health`.
-///
-/// # Errors
-/// Where it cannot be asked.
-pub fn ask(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<(bool, String), HealthError> {
-    let (path, socket) = read(Parser::from_args(args)).map_err(|e| HealthError::Usage(e.to_string()))?;
-    let path = path.ok_or_else(|| HealthError::Usage("what to ask for is missing".to_owned()))?;
-    let silent = |reason| HealthError::Silent { socket: socket.clone(), reason };
-    let answer = exchange(&socket, path).map_err(|e| silent(e.to_string()))?;
-    parse(&answer).ok_or_else(|| silent("it closed the connection without an answer".to_owned()))
+/// How a program is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Probe {
+    /// Its name.
+    pub program: &'static str,
+    /// Its health socket, where the command line names no other.
+    pub socket: &'static str,
 }
 
-fn read(mut args: Parser) -> Result<(Option<&'static str>, PathBuf), lexopt::Error> {
-    let (mut path, mut socket) = (None, PathBuf::from(SOCKET));
-    while let Some(arg) = args.next()? {
-        match arg {
-            Value(word) if path.is_none() && word == "live" => path = Some("/livez"),
-            Value(word) if path.is_none() && word == "ready" => path = Some("/readyz"),
-            Long("health-socket") => socket = args.value()?.into(),
-            other => return Err(other.unexpected()),
-        }
+impl Probe {
+    /// What the program says, and whether that is good. With the arguments behind `health`.
+    ///
+    /// # Errors
+    /// Where it cannot be asked.
+    pub fn ask(
+        &self,
+        args: impl IntoIterator<Item = impl Into<OsString>>,
+    ) -> Result<(bool, String), HealthError> {
+        let program = self.program;
+        let usage = |what| HealthError::Usage { program, what };
+        let (path, socket) = self.read(Parser::from_args(args)).map_err(|e| usage(e.to_string()))?;
+        let path = path.ok_or_else(|| usage("what to ask for is missing".to_owned()))?;
+        let silent = |source| HealthError::Silent { program, socket: socket.clone(), source };
+        let answer = exchange(&socket, path).map_err(silent)?;
+        let closed = || io::Error::other("it closed the connection without an answer");
+        parse(&answer).ok_or_else(|| silent(closed()))
     }
-    Ok((path, socket))
+
+    fn read(&self, mut args: Parser) -> Result<(Option<&'static str>, PathBuf), lexopt::Error> {
+        let (mut path, mut socket) = (None, PathBuf::from(self.socket));
+        while let Some(arg) = args.next()? {
+            match arg {
+                Value(word) if path.is_none() && word == "live" => path = Some("/livez"),
+                Value(word) if path.is_none() && word == "ready" => path = Some("/readyz"),
+                Long("health-socket") => socket = args.value()?.into(),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok((path, socket))
+    }
 }
 
 fn exchange(socket: &PathBuf, path: &str) -> io::Result<String> {
@@ -83,18 +104,24 @@ fn parse(answer: &str) -> Option<(bool, String)> {
 mod tests {
     use super::*;
 
+    const PROBE: Probe = Probe { program: "the-program", socket: "/nonexistent/default.sock" };
+
     #[test]
     fn one_of_two_questions_is_asked() {
         for bad in [&[][..], &["livez"], &["live", "ready"], &["live", "--socket", "x"]] {
-            let error = ask(bad.iter().copied()).unwrap_err();
-            assert!(matches!(error, HealthError::Usage(_)), "{bad:?}: {error}");
+            let error = PROBE.ask(bad.iter().copied()).unwrap_err();
+            assert!(matches!(error, HealthError::Usage { .. }), "{bad:?}: {error}");
+            assert!(error.to_string().contains("`the-program health live`"), "{error}");
         }
     }
 
     #[test]
-    fn a_missing_agent_is_said_with_the_socket() {
-        let error = ask(["live", "--health-socket", "/nonexistent/health.sock"]).unwrap_err().to_string();
+    fn a_missing_program_is_said_with_the_socket() {
+        let error =
+            PROBE.ask(["live", "--health-socket", "/nonexistent/health.sock"]).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/health.sock"), "{error}");
+        let error = PROBE.ask(["live"]).unwrap_err().to_string();
+        assert!(error.starts_with("the-program") && error.contains("/nonexistent/default.sock"), "{error}");
     }
 
     #[test]

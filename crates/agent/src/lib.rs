@@ -15,6 +15,7 @@ mod model;
 pub mod mounter;
 pub mod node;
 pub mod own_uid;
+pub mod readiness;
 pub mod record;
 pub mod registration;
 pub mod run;

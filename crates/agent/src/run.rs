@@ -22,22 +22,23 @@ use seamount_proto::csi::node_server::NodeServer;
 use seamount_proto::node::node_server::NodeServer as NodeReportServer;
 use seamount_proto::registration::registration_server::RegistrationServer;
 use seamount_sys::watch::explain;
+use seamount_telemetry::readiness::{ConditionStatus, Readiness};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Args, Config, Log, LogFormat, LogLevel, WorkloadApi};
+use crate::config::{Args, Config, HEALTH_SOCKET, Log, LogFormat, LogLevel, WorkloadApi};
 use crate::config_manager::{self, BootstrapConfig, ConfigManager};
 use crate::csi::service::Service;
 use crate::endpoint::server::Services;
-use crate::health;
-use crate::http::{self, BEAT, ConditionStatus, HttpState, ReadinessCheck, listen};
+use crate::http::{self, BEAT, HttpState, listen};
 use crate::logging;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::mounter::{Client, DEADLINE, Link, Listener, MounterError};
 use crate::node;
+use crate::readiness;
 use crate::record::{NodeRecord, Registration};
 use crate::registration;
 use crate::source::{self, Source};
@@ -133,7 +134,11 @@ async fn live_on(
     );
     let cancel = CancellationToken::new();
     let metrics = Metrics::default();
-    let shown = HttpState { metrics: Arc::new(metrics.registry()), ..HttpState::default() };
+    let shown = HttpState {
+        readiness: Arc::new(Readiness::expecting(readiness::checks())),
+        progress: Arc::default(),
+        metrics: Arc::new(metrics.registry()),
+    };
     let descriptors = limits::raise_descriptors();
     metrics.process.set_descriptors(descriptors);
     let options = options(
@@ -144,7 +149,7 @@ async fn live_on(
     let memory_limit = memory::limit(loaded.as_ref().ok().and_then(|c| c.memory_limit));
     metrics.memory.limit(memory_limit);
     let address = bootstrap.http;
-    let health_socket = args.health_socket.clone().unwrap_or_else(|| health::SOCKET.to_owned());
+    let health_socket = args.health_socket.clone().unwrap_or_else(|| HEALTH_SOCKET.to_owned());
     let mounter =
         Client::start(bootstrap.mounter_socket.clone().into(), cancel.clone()).with_patience(patience);
     let manager = ConfigManager::new(bootstrap, shown.clone(), metrics.clone(), log, cancel.clone());
@@ -324,7 +329,7 @@ async fn tell_source(volumes: Arc<Volumes>, manager: Arc<ConfigManager>) {
             Source::Directory => true,
         };
         manager.metrics().volumes.authority.up(up);
-        manager.set(ReadinessCheck::Authority, status);
+        manager.set(readiness::AUTHORITY, status);
         let changed = tokio::select! {
             changed = source.changed() => changed,
             changed = down.changed() => changed,
@@ -419,10 +424,10 @@ impl NodeSupervisor {
                         self.lost.build.clone_from(&up.hello.build);
                         self.volumes.set_complete(done);
                         self.manager.metrics().mounter.connected(true);
-                        self.manager.set(ReadinessCheck::Mounter, ConditionStatus::Ready(up.hello.build));
+                        self.manager.set(readiness::MOUNTER, ConditionStatus::Ready(up.hello.build));
                     }
                     Err(e) => {
-                        self.manager.set(ReadinessCheck::Mounter, ConditionStatus::NotReady(e.to_string()));
+                        self.manager.set(readiness::MOUNTER, ConditionStatus::NotReady(e.to_string()));
                         // What there is is served meanwhile: deletions do not wait for the state directory.
                         self.open_servers();
                         tokio::time::sleep(pause).await;
@@ -456,7 +461,7 @@ impl NodeSupervisor {
 
     fn no_mounter(&self, why: String) {
         self.manager.metrics().mounter.connected(false);
-        self.manager.set(ReadinessCheck::Mounter, ConditionStatus::NotReady(why));
+        self.manager.set(readiness::MOUNTER, ConditionStatus::NotReady(why));
     }
 
     /// After each new connection. May be repeated.
@@ -595,7 +600,7 @@ impl NodeSupervisor {
             }
         };
         self.manager.metrics().registration.registration(number);
-        self.manager.set(ReadinessCheck::Registration, status);
+        self.manager.set(readiness::REGISTRATION, status);
     }
 
     /// Serves the kubelet, as far as there are listeners.

@@ -15,7 +15,7 @@ pub use check::{Claims, LEEWAY};
 pub use error::{MAX_TOKEN, TokenError};
 pub use keys::{KeySet, KeySetError, MAX_JWKS};
 pub use metrics::Metrics;
-pub use verifier::{Clock, KEYS_REFRESH, KEYS_STALE, TokenVerifier, UNKNOWN_KEY_PAUSE};
+pub use verifier::{Clock, KEYS_REFRESH, KEYS_STALE, READINESS, TokenVerifier, UNKNOWN_KEY_PAUSE};
 
 use std::fmt;
 use std::time::SystemTime;

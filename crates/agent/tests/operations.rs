@@ -130,7 +130,7 @@ fn the_manual_has_every_reason_and_every_condition() {
     assert!(reasons.len() > 8, "{reasons:?}");
     assert_eq!(table("## What to do about a volume's health"), reasons);
     let conditions: BTreeSet<String> =
-        seamount_agent::http::ReadinessCheck::ALL.iter().map(ToString::to_string).collect();
+        seamount_agent::readiness::checks().iter().map(ToString::to_string).collect();
     assert_eq!(table("## Readiness"), conditions);
 }
 

@@ -1,3 +1,4 @@
 //! What a program of Seamount says of itself.
 
 pub mod metrics;
+pub mod readiness;

@@ -44,9 +44,8 @@ async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
     );
     manager.take(parse("nope: 1\n"));
     assert!(manager.settings().is_none());
-    let status = |manager: &ConfigManager| {
-        manager.shown().readiness.all().remove(&ReadinessCheck::Configuration).unwrap()
-    };
+    let status =
+        |manager: &ConfigManager| manager.shown().readiness.get(&readiness::CONFIGURATION).unwrap().0;
     assert!(matches!(status(&manager), ConditionStatus::NotReady(why) if why.contains("nope")));
     let good = "trustDomain: example.org\ntoken: {issuers: i, keys: {file: /nowhere}}\n";
     manager.take(parse(good));
@@ -79,7 +78,7 @@ async fn a_reason_is_one_line_of_bounded_length() {
         (format!("x: {}\ny: [", "a".repeat(100_000)), "not valid YAML"),
     ] {
         manager.take(parse(&yaml));
-        let status = manager.shown().readiness.all().remove(&ReadinessCheck::Configuration).unwrap();
+        let status = manager.shown().readiness.get(&readiness::CONFIGURATION).unwrap().0;
         let ConditionStatus::NotReady(why) = status else { panic!("{status:?}") };
         assert!(why.contains(says) && !why.contains('\n') && why.chars().count() <= MAX_REASON + 1, "{why}");
     }
@@ -95,16 +94,11 @@ async fn what_needs_a_restart_stays_as_it_is() {
         CancellationToken::new(),
     );
     manager.take(parse("trustDomain: example.org\n"));
-    let remark = |manager: &ConfigManager| match manager
-        .shown()
-        .readiness
-        .all()
-        .remove(&ReadinessCheck::Configuration)
-        .unwrap()
-    {
-        ConditionStatus::Ready(remark) => remark,
-        other => panic!("{other:?}"),
-    };
+    let remark =
+        |manager: &ConfigManager| match manager.shown().readiness.get(&readiness::CONFIGURATION).unwrap().0 {
+            ConditionStatus::Ready(remark) => remark,
+            other => panic!("{other:?}"),
+        };
     manager.take(parse("trustDomain: other.org\nkubeletUid: 7\nlog: {level: debug}\n"));
     let settings = manager.settings().unwrap();
     assert_eq!(settings.config.authority().unwrap().trust_domain.to_string(), "example.org");
@@ -131,7 +125,7 @@ async fn the_directory_source_verifies_no_tokens() {
     manager.take(parse("identity: {source: directory}\n"));
     assert!(manager.settings().unwrap().verifier.is_none());
     assert_eq!(
-        manager.shown().readiness.all().remove(&ReadinessCheck::TokenKeys),
+        manager.shown().readiness.get(&READINESS).map(|(status, _)| status),
         Some(ConditionStatus::NotNeeded)
     );
 }

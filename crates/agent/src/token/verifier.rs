@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 pub use seamount_identity::authority::Clock;
 use seamount_telemetry::metrics::Outcome;
+use seamount_telemetry::readiness::{ConditionStatus, Readiness, ReadinessCheck};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,8 +21,9 @@ use super::keys::KeySet;
 use super::metrics::Metrics;
 use super::stamp::{Stamp, stamp};
 use crate::config::{ApiServer, Keys, TokenConfig, format_duration};
-use crate::http::{ConditionStatus, Readiness, ReadinessCheck};
 
+/// The condition that the issuer's keys are known.
+pub const READINESS: ReadinessCheck = ReadinessCheck::named("token keys");
 /// How often the API server's keys are read in any case.
 pub const KEYS_REFRESH: Duration = Duration::from_secs(300);
 /// So long without a good reading the agent stays ready: a restart of the API server is none of its business.
@@ -283,7 +285,7 @@ impl TokenVerifier {
                 }
             }
         };
-        if self.readiness.set_until(&self.until, ReadinessCheck::TokenKeys, status.clone()) {
+        if self.readiness.set_until(&self.until, READINESS, status.clone()) {
             match status {
                 ConditionStatus::NotReady(why) => {
                     tracing::warn!(reason = %why, "no fresh keys to verify tokens with")

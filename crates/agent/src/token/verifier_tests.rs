@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use seamount_telemetry::metrics::Area as _;
+use seamount_telemetry::readiness::{ConditionStatus, Readiness};
 use seamount_testkit::issuer::{self, Algorithm, TokenIssuer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
@@ -14,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::config::{ApiServer, KEYS_MAX_AGE, Keys, TokenConfig};
-use crate::http::{ConditionStatus, Readiness, ReadinessCheck};
 
 const ISSUER: &str = "https://kubernetes.default.svc";
 
@@ -69,7 +69,7 @@ impl Bench {
     }
 
     fn status(&self) -> ConditionStatus {
-        self.readiness.all().remove(&ReadinessCheck::TokenKeys).unwrap()
+        self.readiness.get(&READINESS).unwrap().0
     }
 }
 
@@ -411,7 +411,7 @@ async fn the_background_reading_makes_ready_and_stops_when_told() {
 async fn a_verifier_with_a_successor_states_nothing() {
     let bench = Bench::new(Keys::File("/nonexistent/jwks.json".into()));
     bench.until.cancel();
-    bench.readiness.set(ReadinessCheck::TokenKeys, ConditionStatus::NotNeeded);
+    bench.readiness.set(READINESS, ConditionStatus::NotNeeded);
     unavailable(&bench.verify(&issuer()).await, "No such file");
     assert_eq!(bench.status(), ConditionStatus::NotNeeded);
 }
