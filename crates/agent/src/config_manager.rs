@@ -16,14 +16,14 @@ use arc_swap::ArcSwapOption;
 use seamount_identity::SpiffeId;
 use seamount_identity::authority::{BoxFuture, IdTemplate, Workload};
 use seamount_mounter_protocol::names::Volume;
+use seamount_telemetry::http::HttpState;
+use seamount_telemetry::logging::{LogHandle, Recent};
 use seamount_telemetry::readiness::{ConditionStatus, ReadinessCheck};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Args, Config, ConfigError, TokenConfig};
 use crate::csi::request::{Refusal, Rules, bind_stored};
-use crate::http::HttpState;
-use crate::logging::{LogHandle, Recent};
 use crate::metrics::Metrics;
 use crate::readiness;
 use crate::token::{Claims, DatedToken, READINESS, Token, TokenError, TokenVerifier};

@@ -5,9 +5,6 @@ pub mod config;
 pub mod config_manager;
 pub mod csi;
 pub mod endpoint;
-pub mod health;
-pub mod http;
-pub mod logging;
 pub mod memory;
 pub mod metrics;
 #[cfg(test)]

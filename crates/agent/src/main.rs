@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use seamount_agent::config::{Args, ArgsError, HEALTH_SOCKET};
-use seamount_agent::health::Probe;
 use seamount_agent::own_uid;
+use seamount_telemetry::health::Probe;
 
 /// glibc keeps what a burst of publishes has freed, and the holes between what is left; this gives it back.
 /// Its options are compiled in: `.cargo/config.toml`.

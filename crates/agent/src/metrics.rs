@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use seamount_telemetry::logging;
 use seamount_telemetry::metrics::{Area, Gauge, Names, Registry, number};
 
-use crate::{csi, logging, memory, mounter, registration, token, volumes, workload_api};
+use crate::{csi, memory, mounter, registration, token, volumes, workload_api};
 
 /// What each area counts with; cheap to clone.
 #[derive(Clone, Default)]

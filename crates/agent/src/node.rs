@@ -11,12 +11,12 @@ use std::time::{Duration, SystemTime};
 use futures_util::{Stream, stream};
 use seamount_mounter_protocol::names::Volume;
 use seamount_proto::node::{self, node_server};
+use seamount_telemetry::logging::Recent;
 use seamount_telemetry::readiness::ConditionStatus;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::config_manager::ConfigManager;
-use crate::logging::Recent;
 use crate::mounter::{Client, Link};
 use crate::readiness;
 use crate::record::Registration;

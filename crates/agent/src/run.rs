@@ -22,6 +22,8 @@ use seamount_proto::csi::node_server::NodeServer;
 use seamount_proto::node::node_server::NodeServer as NodeReportServer;
 use seamount_proto::registration::registration_server::RegistrationServer;
 use seamount_sys::watch::explain;
+use seamount_telemetry::http::{self, BEAT, HttpState, listen};
+use seamount_telemetry::logging;
 use seamount_telemetry::readiness::{ConditionStatus, Readiness};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -32,8 +34,6 @@ use crate::config::{Args, Config, HEALTH_SOCKET, Log, LogFormat, LogLevel, Workl
 use crate::config_manager::{self, BootstrapConfig, ConfigManager};
 use crate::csi::service::Service;
 use crate::endpoint::server::Services;
-use crate::http::{self, BEAT, HttpState, listen};
-use crate::logging;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::mounter::{Client, DEADLINE, Link, Listener, MounterError};

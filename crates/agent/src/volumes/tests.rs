@@ -145,7 +145,7 @@ impl World {
 
     /// With SVIDs that live so long.
     async fn with_lifetime(svid_ttl: Duration) -> Self {
-        crate::logging::captured::every_thread();
+        seamount_telemetry::logging::captured::every_thread();
         let dir = tempfile::tempdir().unwrap();
         let cancel = CancellationToken::new();
         tokio::spawn(mounter(dir.path().to_owned()));

@@ -24,13 +24,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::geteuid;
 use rustix::time::{ClockId, clock_gettime};
 use seamount_sys::watch::explain;
-use seamount_telemetry::metrics::Registry;
-use seamount_telemetry::readiness::{ConditionStatus, Readiness};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt as _;
+
+use crate::metrics::Registry;
+use crate::readiness::{ConditionStatus, Readiness};
 
 pub mod listen;
 

@@ -4,9 +4,8 @@ use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tower::ServiceExt as _;
 
-use seamount_telemetry::readiness::ReadinessCheck;
-
 use super::*;
+use crate::readiness::ReadinessCheck;
 
 const ONE: ReadinessCheck = ReadinessCheck::named("one");
 const TWO: ReadinessCheck = ReadinessCheck::named("two");

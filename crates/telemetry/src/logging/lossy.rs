@@ -8,7 +8,8 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use seamount_telemetry::metrics::{Area, Counter, Names};
+
+use crate::metrics::{Area, Counter, Names};
 
 /// What a pipe that has room takes at once (pipe(7), PIPE_BUF).
 const PIECE: usize = 4096;

@@ -7,8 +7,8 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Layer as _, Registry, fmt};
 
-#[cfg(test)]
-pub(crate) mod captured;
+#[cfg(any(test, feature = "testing"))]
+pub mod captured;
 mod lossy;
 mod recent;
 
