@@ -26,7 +26,9 @@ use crate::config::{self, Args, Config, ConfigError, TokenConfig};
 use crate::csi::request::{Refusal, Rules, bind_stored};
 use crate::metrics::Metrics;
 use crate::readiness;
-use crate::token::{Claims, DatedToken, READINESS, Token, TokenError, TokenVerifier};
+use crate::token::{
+    ApiServer, Claims, DatedToken, Keys, Options, READINESS, Token, TokenError, TokenVerifier,
+};
 use crate::volumes::proof::{Proof, Prover, Unproved};
 
 /// How often the configuration file is looked at. A ConfigMap is swapped by a symbolic link, which no inotify
@@ -275,7 +277,7 @@ impl ConfigManager {
         };
         let metrics = Arc::clone(&self.metrics.token);
         let readiness = Arc::clone(&self.shown.readiness);
-        let verifier = Arc::new(TokenVerifier::new(wanted, metrics, readiness, reading.clone()));
+        let verifier = Arc::new(TokenVerifier::new(&options(wanted), metrics, readiness, reading.clone()));
         if let Some(before) = old.and_then(|old| old.verifier.as_deref()) {
             verifier.succeed(before);
         }
@@ -300,6 +302,19 @@ impl ConfigManager {
             }
         }
     }
+}
+
+/// What tokens are judged by, from the configuration.
+fn options(config: &TokenConfig) -> Options {
+    let keys = match &config.keys {
+        config::Keys::File(path) => Keys::File(path.clone()),
+        config::Keys::ApiServer(server) => {
+            let config::ApiServer { host, port, path, ca_file, token_file } = server.clone();
+            Keys::ApiServer(ApiServer { host, port, path, ca_file, token_file })
+        }
+    };
+    let TokenConfig { audience, issuers, keys_max_age, .. } = config.clone();
+    Options { audience, issuers, keys, keys_max_age }
 }
 
 impl Prover for ConfigManager {

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::MAX_TOKEN;
 use super::keys::{KeySet, KeySetError, MAX_JWKS};
-use crate::config::ApiServer;
+use super::options::ApiServer;
 
 /// For the whole exchange.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);

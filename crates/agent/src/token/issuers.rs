@@ -16,8 +16,8 @@ use zeroize::Zeroizing;
 
 use super::MAX_TOKEN;
 use super::fetch::FetchError;
+use super::options::{Keys, Options};
 use super::stamp::{Stamp, stamp};
-use crate::config::{Keys, TokenConfig};
 
 /// The same bound as for configured ones.
 const MAX_ISSUER: usize = 1024;
@@ -31,12 +31,12 @@ pub(super) enum Issuers {
 }
 
 impl Issuers {
-    pub fn new(config: &TokenConfig) -> Self {
-        match &config.keys {
-            Keys::ApiServer(server) if config.issuers.is_empty() => {
+    pub fn new(options: &Options) -> Self {
+        match &options.keys {
+            Keys::ApiServer(server) if options.issuers.is_empty() => {
                 Self::Own(OwnToken { file: server.token_file.clone(), seen: Mutex::default() })
             }
-            _ => Self::Configured(config.issuers.clone().into()),
+            _ => Self::Configured(options.issuers.clone().into()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
-pub use seamount_identity::authority::Clock;
+use seamount_api::format_duration;
 use seamount_telemetry::metrics::Outcome;
 use seamount_telemetry::readiness::{ConditionStatus, Readiness, ReadinessCheck};
 use tokio::sync::Mutex;
@@ -19,8 +19,11 @@ use super::fetch::{self, FetchError};
 use super::issuers::Issuers;
 use super::keys::KeySet;
 use super::metrics::Metrics;
+use super::options::{ApiServer, Keys, Options};
 use super::stamp::{Stamp, stamp};
-use crate::config::{ApiServer, Keys, TokenConfig, format_duration};
+
+/// Tells the time.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// The condition that the issuer's keys are known.
 pub const READINESS: ReadinessCheck = ReadinessCheck::named("token keys");
@@ -90,31 +93,31 @@ struct Reading {
 impl TokenVerifier {
     /// Nothing is read yet. It states its readiness until cancelled.
     pub fn new(
-        config: &TokenConfig,
+        options: &Options,
         metrics: Arc<Metrics>,
         readiness: Arc<Readiness>,
         until: CancellationToken,
     ) -> Self {
-        Self::with_clock(config, metrics, readiness, until, Arc::new(SystemTime::now))
+        Self::with_clock(options, metrics, readiness, until, Arc::new(SystemTime::now))
     }
 
     /// As [`new`](Self::new), with another wall clock.
     pub fn with_clock(
-        config: &TokenConfig,
+        options: &Options,
         metrics: Arc<Metrics>,
         readiness: Arc<Readiness>,
         until: CancellationToken,
         clock: Clock,
     ) -> Self {
         Self {
-            issuers: Issuers::new(config),
-            audience: config.audience.clone(),
-            origin: match &config.keys {
+            issuers: Issuers::new(options),
+            audience: options.audience.clone(),
+            origin: match &options.keys {
                 Keys::File(path) => Origin::File(path.clone()),
                 Keys::ApiServer(server) => Origin::Server(server.clone()),
             },
             keys: ArcSwapOption::empty(),
-            max_age: config.keys_max_age,
+            max_age: options.keys_max_age,
             clock,
             reading: Mutex::default(),
             metrics,

@@ -14,8 +14,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::config::{ApiServer, KEYS_MAX_AGE, Keys, TokenConfig};
 
+const KEYS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 const ISSUER: &str = "https://kubernetes.default.svc";
 
 fn issuer() -> TokenIssuer {
@@ -37,19 +37,18 @@ impl Bench {
     }
 
     fn with_issuers(keys: Keys, issuers: &[&str]) -> Self {
-        let config = TokenConfig {
+        let options = Options {
             audience: "seamount.dev".into(),
             issuers: issuers.iter().map(|issuer| (*issuer).to_owned()).collect(),
             keys,
             keys_max_age: KEYS_MAX_AGE,
-            allow_volume_context: false,
         };
-        let (metrics, readiness) = (Arc::new(Metrics::default()), Arc::new(Readiness::default()));
+        let (metrics, readiness) = (Arc::new(Metrics::default()), Arc::new(Readiness::expecting([READINESS])));
         let until = CancellationToken::new();
         let now = Arc::new(Mutex::new(SystemTime::now()));
         let clock = Arc::clone(&now);
         let verifier = Arc::new(TokenVerifier::with_clock(
-            &config,
+            &options,
             metrics.clone(),
             readiness.clone(),
             until.clone(),
