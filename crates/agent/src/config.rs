@@ -47,7 +47,7 @@ pub const MAX_ISSUERS: usize = 8;
 /// `token.keysMaxAge`.
 pub const KEYS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// The shortest `token.keysMaxAge`: as long as the agent stays ready without a good reading.
-pub const MIN_KEYS_MAX_AGE: Duration = crate::token::KEYS_STALE;
+pub const MIN_KEYS_MAX_AGE: Duration = seamount_pod_token::KEYS_STALE;
 /// The longest `token.keysMaxAge`: a key that was withdrawn is trusted for so long at most.
 pub const MAX_KEYS_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// `token.keys.apiServer.url`.

@@ -16,6 +16,9 @@ use arc_swap::ArcSwapOption;
 use seamount_identity::SpiffeId;
 use seamount_identity::authority::{BoxFuture, IdTemplate, Workload};
 use seamount_mounter_protocol::names::Volume;
+use seamount_pod_token::{
+    ApiServer, Claims, DatedToken, Keys, Options, READINESS, Token, TokenError, TokenVerifier,
+};
 use seamount_telemetry::http::HttpState;
 use seamount_telemetry::logging::{LogHandle, Recent};
 use seamount_telemetry::readiness::{ConditionStatus, ReadinessCheck};
@@ -26,9 +29,6 @@ use crate::config::{self, Args, Config, ConfigError, TokenConfig};
 use crate::csi::request::{Refusal, Rules, bind_stored};
 use crate::metrics::Metrics;
 use crate::readiness;
-use crate::token::{
-    ApiServer, Claims, DatedToken, Keys, Options, READINESS, Token, TokenError, TokenVerifier,
-};
 use crate::volumes::proof::{Proof, Prover, Unproved};
 
 /// How often the configuration file is looked at. A ConfigMap is swapped by a symbolic link, which no inotify

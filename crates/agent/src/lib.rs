@@ -19,6 +19,5 @@ pub mod run;
 pub mod source;
 pub mod state;
 mod sync;
-pub mod token;
 pub mod volumes;
 pub mod workload_api;

@@ -13,5 +13,5 @@ pub const AUTHORITY: ReadinessCheck = ReadinessCheck::named("authority");
 
 /// All of them, in the order in which they are shown.
 pub fn checks() -> [ReadinessCheck; 5] {
-    [CONFIGURATION, MOUNTER, REGISTRATION, AUTHORITY, crate::token::READINESS]
+    [CONFIGURATION, MOUNTER, REGISTRATION, AUTHORITY, seamount_pod_token::READINESS]
 }

@@ -32,6 +32,7 @@ use seamount_identity::authority::Workload;
 use seamount_identity::workload_api::{IdentityState, Response};
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter_protocol::{Fault, flag};
+use seamount_pod_token::DatedToken;
 #[cfg(test)]
 use seamount_telemetry::metrics::Area as _;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -42,7 +43,6 @@ use crate::mounter::{Client, Listener, MounterError};
 use crate::source::Source;
 use crate::state::{StateDir, StateError};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard};
-use crate::token::DatedToken;
 use background::BackgroundRuntime;
 use binding::{Basis, IssuedSvid, PodBinding};
 use conflict::{conflict, conflict_id};

@@ -8,7 +8,7 @@ use arbitrary::{Result, Unstructured};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use seamount_agent::config::KEYS_MAX_AGE;
-use seamount_agent::token::{Claims, Keys, Metrics, Options, Token, TokenError, TokenVerifier};
+use seamount_pod_token::{Claims, Keys, Metrics, Options, Token, TokenError, TokenVerifier};
 use seamount_telemetry::readiness::Readiness;
 use seamount_testkit::issuer::{self, Algorithm, TokenIssuer};
 use serde_json::{Value, json};

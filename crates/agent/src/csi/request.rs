@@ -13,12 +13,12 @@ pub use refusal::Refusal;
 use std::collections::HashMap;
 
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
+use seamount_pod_token::Token;
 use seamount_proto::csi::{
     NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest, NodeUnpublishVolumeRequest,
 };
 
 use crate::config::Config;
-use crate::token::Token;
 use refusal::quote;
 
 /// CSI 1.13, "Size Limits": strings, in bytes.

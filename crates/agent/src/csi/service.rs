@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use seamount_mounter_protocol::Fault;
+use seamount_pod_token::DatedToken;
 use seamount_proto::csi::identity_server::Identity;
 use seamount_proto::csi::node_server::Node;
 use seamount_proto::csi::volume_health::VolumeHealthEntry;
@@ -29,7 +30,6 @@ use crate::config_manager::ConfigManager;
 use crate::mounter::MounterError;
 use crate::record::Registration;
 use crate::state::StateError;
-use crate::token::DatedToken;
 use crate::volumes::health::Severity;
 use crate::volumes::{VolumeError, VolumeStats, Volumes};
 

@@ -15,7 +15,6 @@ use super::*;
 use crate::model::{any, explore, pause, task};
 use crate::mounter::Socket;
 use crate::source::Signer;
-use crate::token::Token;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
@@ -23,6 +22,7 @@ use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedde
 use seamount_identity::workload_api::Observer;
 use seamount_identity::{BundleSet, TrustDomain};
 use seamount_mounter_protocol::{Reply, Request};
+use seamount_pod_token::Token;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};

@@ -23,13 +23,13 @@ use std::time::{Duration, SystemTime};
 use seamount_identity::SpiffeId;
 use seamount_identity::authority::{BoxFuture, Workload};
 use seamount_mounter_protocol::names::Volume;
+use seamount_pod_token::{DatedToken, Token};
 use tokio_util::sync::CancellationToken;
 
 use super::health::Identity;
 use super::rotate::TICK;
 use super::{Basis, IssuedSvid, LockedState, PodBinding, VolumeEntry, Volumes};
 use crate::source::Source;
-use crate::token::{DatedToken, Token};
 
 /// How soon a volume that was busy is looked at again.
 const BUSY: Duration = Duration::from_millis(20);

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use seamount_identity::authority::{AuthorityError, KeyType, NewKey, TemplateError, Workload};
 use seamount_identity::rotation::{self, random_jitter};
 use seamount_identity::{BundleSet, SpiffeId, SvidError, X509Svid};
+use seamount_pod_token::Token;
 use seamount_telemetry::metrics::Outcome;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,7 +19,6 @@ use tracing::Instrument as _;
 use super::health::Identity;
 use super::{IssuedSvid, PodBinding, VolumeEntry, VolumeError, VolumeStatus, Volumes};
 use crate::source::{Signer, Source};
-use crate::token::Token;
 
 /// How often the wall clock is looked at.
 pub const TICK: Duration = Duration::from_secs(1);

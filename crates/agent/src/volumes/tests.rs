@@ -10,7 +10,6 @@ pub(super) use issuer::Issuer;
 use super::*;
 use crate::mounter::Socket;
 use crate::source::Signer;
-use crate::token::{Claims, Token};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
@@ -19,6 +18,7 @@ use seamount_identity::authority::{
 };
 use seamount_identity::{BundleSet, TrustDomain, workload_api};
 use seamount_mounter_protocol::{Fault, Reply, Request};
+use seamount_pod_token::{Claims, Token};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;

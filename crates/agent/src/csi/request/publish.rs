@@ -3,6 +3,7 @@
 use aws_lc_rs::digest;
 use seamount_identity::authority::Workload;
 use seamount_mounter_protocol::names::Volume;
+use seamount_pod_token::Claims;
 use seamount_proto::csi::NodePublishVolumeRequest;
 use seamount_proto::csi::volume_capability::access_mode::Mode;
 use seamount_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
@@ -14,7 +15,6 @@ use super::{
     Parameters, PublishRequest, Rules, SERVICE_ACCOUNT, TOKENS, entry, map, target_path, text, token,
     volume_id,
 };
-use crate::token::Claims;
 
 /// Kubernetes object names: RFC 1123 subdomains.
 const MAX_NAME: usize = 253;

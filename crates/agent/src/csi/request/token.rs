@@ -2,12 +2,12 @@
 
 use std::fmt;
 
+use seamount_pod_token::{MAX_TOKEN, Token};
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use zeroize::Zeroizing;
 
 use super::refusal::{Refusal, quote};
 use super::{Map, Rules, TOKENS, entry};
-use crate::token::{MAX_TOKEN, Token};
 
 /// The longest JSON of tokens that is looked at, in bytes.
 const MAX_TOKENS: usize = 2 * MAX_TOKEN;

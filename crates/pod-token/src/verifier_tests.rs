@@ -43,7 +43,8 @@ impl Bench {
             keys,
             keys_max_age: KEYS_MAX_AGE,
         };
-        let (metrics, readiness) = (Arc::new(Metrics::default()), Arc::new(Readiness::expecting([READINESS])));
+        let (metrics, readiness) =
+            (Arc::new(Metrics::default()), Arc::new(Readiness::expecting([READINESS])));
         let until = CancellationToken::new();
         let now = Arc::new(Mutex::new(SystemTime::now()));
         let clock = Arc::clone(&now);
