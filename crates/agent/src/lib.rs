@@ -9,7 +9,6 @@ pub mod memory;
 pub mod metrics;
 #[cfg(test)]
 mod model;
-pub mod mounter;
 pub mod node;
 pub mod own_uid;
 pub mod readiness;

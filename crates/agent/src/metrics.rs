@@ -5,7 +5,7 @@ use std::sync::Arc;
 use seamount_telemetry::logging;
 use seamount_telemetry::metrics::{Area, Gauge, Names, Registry, number};
 
-use crate::{csi, memory, mounter, registration, volumes, workload_api};
+use crate::{csi, memory, registration, volumes, workload_api};
 
 /// What each area counts with; cheap to clone.
 #[derive(Clone, Default)]
@@ -16,7 +16,7 @@ pub struct Metrics {
     pub volumes: Arc<volumes::metrics::Metrics>,
     pub workload_api: Arc<workload_api::Metrics>,
     pub memory: Arc<memory::Metrics>,
-    pub mounter: Arc<mounter::Metrics>,
+    pub mounter: Arc<seamount_mounter_client::Metrics>,
     pub registration: Arc<registration::Metrics>,
     pub token: Arc<seamount_pod_token::Metrics>,
 }

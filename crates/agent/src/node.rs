@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, stream};
+use seamount_mounter_client::{Client, Link};
 use seamount_mounter_protocol::names::Volume;
 use seamount_proto::node::{self, node_server};
 use seamount_telemetry::logging::Recent;
@@ -17,7 +18,6 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::config_manager::ConfigManager;
-use crate::mounter::{Client, Link};
 use crate::readiness;
 use crate::record::Registration;
 use crate::source::Source;

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use seamount_identity::workload_api::{Limits, Node as Shared};
+use seamount_mounter_client::{Client, DEADLINE, Link, Listener, MounterError};
 use seamount_mounter_protocol::keep;
 use seamount_proto::csi::identity_server::IdentityServer;
 use seamount_proto::csi::node_server::NodeServer;
@@ -36,7 +37,6 @@ use crate::csi::service::Service;
 use crate::endpoint::server::Services;
 use crate::memory;
 use crate::metrics::Metrics;
-use crate::mounter::{Client, DEADLINE, Link, Listener, MounterError};
 use crate::node;
 use crate::readiness;
 use crate::record::{NodeRecord, Registration};

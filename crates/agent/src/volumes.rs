@@ -30,6 +30,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use seamount_identity::authority::Workload;
 use seamount_identity::workload_api::{IdentityState, Response};
+use seamount_mounter_client::{Client, Listener, MounterError};
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter_protocol::{Fault, flag};
 use seamount_pod_token::DatedToken;
@@ -39,7 +40,6 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::authority::AuthorityHealth;
 use crate::csi::request::{Parameters, PublishRequest};
-use crate::mounter::{Client, Listener, MounterError};
 use crate::source::Source;
 use crate::state::{StateDir, StateError};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard};

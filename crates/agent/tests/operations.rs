@@ -88,7 +88,7 @@ fn table(heading: &str) -> BTreeSet<String> {
 #[test]
 fn the_manual_has_every_warning_and_error() {
     let mut files = Vec::new();
-    for name in ["agent", "http-client", "identity", "mounter", "pod-token", "telemetry"] {
+    for name in ["agent", "http-client", "identity", "mounter", "mounter-client", "pod-token", "telemetry"] {
         sources(&crates().join(name).join("src"), &mut files);
     }
     let mut said = BTreeSet::new();

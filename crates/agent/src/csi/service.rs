@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use seamount_mounter_client::MounterError;
 use seamount_mounter_protocol::Fault;
 use seamount_pod_token::DatedToken;
 use seamount_proto::csi::identity_server::Identity;
@@ -27,7 +28,6 @@ use tonic::{Code, Request, Response, Status};
 
 use super::request::{self, HealthTarget, Refusal, Rules};
 use crate::config_manager::ConfigManager;
-use crate::mounter::MounterError;
 use crate::record::Registration;
 use crate::state::StateError;
 use crate::volumes::health::Severity;

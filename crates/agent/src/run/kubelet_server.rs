@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use seamount_mounter_client::Listener;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::endpoint::{self, server};
-use crate::mounter::Listener;
 
 /// A listener that is served once it is open. Connections wait in its queue until then.
 ///

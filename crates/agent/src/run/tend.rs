@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
+use seamount_mounter_client::{InPlace, Listener};
 use seamount_telemetry::readiness::ConditionStatus;
 use tokio::time::Instant;
 
 use super::kubelet_server::KubeletServer;
 use super::{AttachError, NodeSupervisor, close};
-use crate::mounter::{InPlace, Listener};
 use crate::readiness;
 use crate::record::Registration;
 

@@ -1,10 +1,10 @@
 //! Leftovers: seen in each list of the node's volumes, told, and taken away by the kubelet's unpublish alone.
 //! On a node nothing but a missing `vol_data.json` or pod directory shows that a volume is an orphan.
 
+use seamount_mounter_client::Found;
 use seamount_mounter_protocol::flag;
 
 use super::metrics::Metrics;
-use crate::mounter::Found;
 
 /// Counts, and says at the start of an agent which volumes they are.
 pub(super) fn look(all: &[Found], metrics: &Metrics, tell: bool) {

@@ -13,7 +13,6 @@
 use super::tests::{embedded, request as asked, tenants, volume};
 use super::*;
 use crate::model::{any, explore, pause, task};
-use crate::mounter::Socket;
 use crate::source::Signer;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
@@ -21,6 +20,7 @@ use rustix::net::{
 use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType};
 use seamount_identity::workload_api::Observer;
 use seamount_identity::{BundleSet, TrustDomain};
+use seamount_mounter_client::Socket;
 use seamount_mounter_protocol::{Reply, Request};
 use seamount_pod_token::Token;
 use std::os::fd::OwnedFd;

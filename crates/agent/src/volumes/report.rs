@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use seamount_mounter_client::Found;
 use seamount_mounter_protocol::flag;
 use seamount_proto::node;
 
 use super::health::{self, Identity, OnDisk, Severity, Status};
 use super::{Key, VolumeEntry, Volumes, key};
-use crate::mounter::Found;
 use crate::state::{StateError, Usage};
 
 /// How long the mounter may take for the whole list: less than `seamount node` waits.

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use futures_util::StreamExt as _;
 use seamount_identity::rotation::{self, random_jitter};
 use seamount_identity::{BundleSet, PrivateKey, SpiffeId, X509Bundle, X509Svid};
+use seamount_mounter_client::{Found, Listener, MounterError};
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, flag, keep};
 
@@ -17,7 +18,6 @@ use super::leftovers;
 use super::proof::{Awaits, Recalled};
 use super::server::ended;
 use super::{IssuedSvid, LockedState, VolumeEntry, VolumeError, Volumes};
-use crate::mounter::{Found, Listener, MounterError};
 use crate::record::{Record, StoredSvid, VolumeSource};
 use crate::state::StateDir;
 

@@ -12,13 +12,13 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use seamount_identity::read_interest::{close_apart, unread};
 use seamount_identity::workload_api::{self, IdentityState, Observer, Tenant};
+use seamount_mounter_client::Listener;
 use seamount_sys::rights::refuse_rights;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::tenants::Tenants;
-use crate::mounter::Listener;
 
 /// How long the connections of a volume may take to close before their task is ended from outside.
 const CLOSE: Duration = Duration::from_secs(5);

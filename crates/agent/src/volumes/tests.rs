@@ -8,7 +8,6 @@ mod successor;
 pub(super) use issuer::Issuer;
 
 use super::*;
-use crate::mounter::Socket;
 use crate::source::Signer;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
@@ -17,6 +16,7 @@ use seamount_identity::authority::{
     Authority, AuthorityError, BoxFuture, Embedded, EmbeddedConfig, IdTemplate, KeyType, new_key_and_csr,
 };
 use seamount_identity::{BundleSet, TrustDomain, workload_api};
+use seamount_mounter_client::Socket;
 use seamount_mounter_protocol::{Fault, Reply, Request};
 use seamount_pod_token::{Claims, Token};
 use std::collections::HashMap;

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use seamount_agent::mounter::Socket;
+use seamount_mounter_client::Socket;
 use seamount_mounter_protocol::{Reply, Request};
 use tokio::sync::Notify;
 

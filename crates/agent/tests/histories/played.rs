@@ -10,7 +10,7 @@ use rustix::net::{
     AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind, listen, shutdown, socket_with,
     sockopt,
 };
-use seamount_agent::mounter::Socket;
+use seamount_mounter_client::Socket;
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeName};
 use seamount_mounter_protocol::{Fault, Reply, Request, flag, keep};
 use tokio::net::UnixListener;

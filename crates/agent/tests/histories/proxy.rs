@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use rustix::process::{Gid, Uid};
-use seamount_agent::mounter::Socket;
+use seamount_mounter_client::Socket;
 use seamount_mounter_protocol::{FRAME, Reply, Request};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;

@@ -115,7 +115,7 @@ async fn a_token_of_another_pod_proves_nothing() {
     record.volume.pod = "4f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6".parse().unwrap();
     record.volume.name = "other".parse().unwrap();
     world.put(&record);
-    let found = crate::mounter::Found {
+    let found = seamount_mounter_client::Found {
         volume: record.volume.clone(),
         flags: flag::IDENTITY | flag::SOCKET,
         bytes: 0,

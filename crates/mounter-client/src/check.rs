@@ -7,7 +7,7 @@ use seamount_mounter_protocol::{Fault, Reply, Request, flag};
 use seamount_sys::peer::peer_uid;
 
 use super::{Answer, MounterError, operation};
-use crate::mounter::socket::Received;
+use crate::socket::Received;
 
 /// What has to come along with a successful reply.
 enum Wanted {
