@@ -24,8 +24,8 @@ impl AddressPolicy {
         Self(Arc::new(check))
     }
 
-    /// No service of the node or of its cloud: not loopback, link-local, multicast, unspecified, or one of the
-    /// addresses under which clouds answer with a machine's own credentials.
+    /// No service of the node or of its cloud: not loopback, link-local, multicast, unspecified, and none of
+    /// the addresses under which clouds answer with a machine's own credentials.
     ///
     /// For URLs that another party than the operator may write.
     pub fn no_node_services() -> Self {

@@ -19,7 +19,8 @@ struct Named {
     name: String,
 }
 
-/// A server for `localhost` and `vault.invalid` that answers each request by its path, and keeps what it was sent.
+/// A server for `localhost` and `vault.invalid`. It answers each request by its path and keeps what it was
+/// sent.
 struct Server {
     port: u16,
     pem: String,

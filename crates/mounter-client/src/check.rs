@@ -78,7 +78,7 @@ pub(super) fn answer(
                 return untrusted(&why);
             }
         }
-        (Wanted::Nothing, Some(_), _) => return untrusted("a descriptor came along that nobody asked for"),
+        (Wanted::Nothing, Some(_), _) => return untrusted("a descriptor came along that was not asked for"),
         (_, None, _) => return untrusted("no descriptor came along"),
     }
     Ok(Answer { reply, fd })

@@ -222,7 +222,7 @@ pub struct Client {
     socket: Arc<str>,
     link: watch::Receiver<Link>,
     /// One list at a time: the mounter has one scan, and a second list would turn its pages. Held over
-    /// `.await`s, by nobody who holds it already, and given back when the caller is dropped.
+    /// `.await`s, by a task that does not hold it already, and given back when the caller is dropped.
     listing: Arc<tokio::sync::Mutex<()>>,
     patience: Duration,
     superseded: CancellationToken,
@@ -255,8 +255,8 @@ impl Client {
         self.link.clone()
     }
 
-    /// Waits until the mounter says that a younger one takes over (a roll-out): whoever serves with its
-    /// listeners has to leave, so that the successor's agent is the only one.
+    /// Waits until the mounter says that a younger one takes over (a roll-out): the agent that serves with
+    /// its listeners has to leave, so that the successor's agent is the only one.
     pub async fn superseded(&self) {
         self.superseded.cancelled().await;
     }
@@ -493,9 +493,9 @@ impl Client {
 /// Asks on this connection; `None` where it is gone.
 ///
 /// The queue's receiver lives in `session::serve` alone: a job is either sent there, and answered or dropped
-/// with it, or dropped here. Both ends of `answer` can go at any time; whoever is left sees it and closes
-/// what it holds. Whether the mounter has done what was asked is not known after a break or a deadline, which
-/// is why every operation may be repeated.
+/// with it, or dropped here. Both ends of `answer` can go at any time; the one that is left sees it and
+/// closes what it holds. Whether the mounter has done what was asked is not known after a break or a
+/// deadline, which is why every operation may be repeated.
 async fn ask(
     up: &Up,
     request: &Request,

@@ -134,12 +134,12 @@ async fn hello(socket: &Socket) -> Result<Hello, End> {
 /// Carries requests and replies until the connection breaks; says why it did.
 ///
 /// `pending` belongs to this task alone, so nothing is locked. A request is in it from when its frame was
-/// sent until its reply was read, under an id that this connection never uses again: whoever is found there
-/// is the one that was asked for. Who has given up (a deadline, a future that was dropped) stays in it with a
-/// closed channel, so that the late reply is still known, and what came with it is closed. When this ends the
-/// socket is closed, so a reply that is still on its way reaches nobody, and every job fails or is dropped,
-/// which is the same to `ask`: none waits for a connection that is gone. Cancelled (the agent stops), the map
-/// is dropped with all channels.
+/// sent until its reply was read, under an id that this connection never uses again: the job that is found
+/// there is the one that was asked for. A job whose caller has given up (a deadline, a future that was
+/// dropped) stays in it with a closed channel: the late reply is still known, and what came with it is
+/// closed. When this ends the socket is closed, so a reply that is still on its way reaches no caller. Every
+/// job fails or is dropped, which is the same to `ask`: none waits for a connection that is gone. Cancelled
+/// (the agent stops), the map is dropped with all channels.
 async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>, superseded: &CancellationToken) -> String {
     let mut pending: HashMap<u64, Job> = HashMap::new();
     let mut next = 1;
@@ -158,7 +158,7 @@ async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>, superseded: &Can
             }
             job = queue.recv(), if pending.len() < IN_FLIGHT => {
                 let Some(job) = job else { break "the agent is stopping".to_owned() };
-                // Whoever asked has given up: nothing has happened yet and nothing needs to.
+                // The caller has given up: nothing has happened yet and nothing needs to.
                 if job.answer.is_closed() {
                     continue;
                 }
@@ -176,7 +176,8 @@ async fn serve(socket: &Socket, mut queue: mpsc::Receiver<Job>, superseded: &Can
     why
 }
 
-/// Gives a reply to the one who asked. An error ends the connection: what follows could be out of step too.
+/// Gives a reply to the job that asked for it. An error ends the connection: what follows could be out of
+/// step too.
 fn accept(
     pending: &mut HashMap<u64, Job>,
     received: Received,
@@ -192,7 +193,8 @@ fn accept(
         superseded.cancel();
         return Ok(());
     }
-    let job = pending.remove(&id).ok_or_else(|| format!("a reply to the request {id} that nobody made"))?;
+    let job =
+        pending.remove(&id).ok_or_else(|| format!("a reply to the request {id}, which was never made"))?;
     let result = check::answer(id, &job.request, reply, received, mounter);
     let end = match &result {
         Err(e @ MounterError::Untrusted { .. }) => Err(e.to_string()),

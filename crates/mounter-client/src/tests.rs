@@ -70,7 +70,7 @@ async fn next(socket: &Socket) -> (u64, Request) {
     Request::decode(&socket.receive().await.unwrap().bytes).unwrap()
 }
 
-/// Waits until nobody has this listener open any more.
+/// Waits until no process has this listener open any more.
 async fn closed(path: &Path) {
     let start = std::time::Instant::now();
     while UnixStream::connect(path).is_ok() {
@@ -129,7 +129,7 @@ async fn a_late_reply_is_thrown_away_with_its_descriptor() {
     let (fd, cookie, _path) = fake.listening("b");
     let (listener, ()) = tokio::join!(client.publish_identity(&second), async {
         let (id, request) = next(&socket).await;
-        // The mounter wakes up: first the answer that nobody waits for any more, then the right one.
+        // The mounter wakes up: first the answer that no caller waits for any more, then the right one.
         let reply = Reply { cookie: late_cookie, ..Reply::to(late_id, &late_request) };
         socket.send(&reply.encode(), Some(&late_fd)).await.unwrap();
         let reply = Reply { cookie, ..Reply::to(id, &request) };
@@ -407,7 +407,7 @@ async fn frames_of_another_size_and_uncalled_replies_end_the_connection() {
     let socket = fake.connection().await;
     let (id, request) = next(&socket).await;
     socket.send(&Reply::to(id + 77, &request).encode(), None).await.unwrap();
-    assert!(socket.receive().await.unwrap().bytes.is_empty(), "a reply that nobody asked for was taken");
+    assert!(socket.receive().await.unwrap().bytes.is_empty(), "a reply that was not asked for was taken");
     let socket = fake.connection().await;
     let (id, request) = next(&socket).await;
     socket.send(&Reply::to(id, &request).encode(), None).await.unwrap();
@@ -514,7 +514,7 @@ async fn a_listener_that_was_sent_is_not_held_for_an_answer() {
     let socket = fake.connection().await;
     let received = socket.receive().await.unwrap();
     assert!(received.fd.is_some());
-    // The answer never comes; whoever asked is gone, and so is the mounter's copy.
+    // The answer never comes; the caller is gone, and so is the mounter's copy.
     assert!(matches!(work.await.unwrap(), Err(MounterError::Timeout { .. })));
     drop(received);
     closed(&path).await;

@@ -1,6 +1,6 @@
-//! A pod's service-account token: the proof of who a pod is (everything else in a CSI request can be forged
-//! by the pod's author). Kubernetes projected tokens are JWS compact serialisations (RFC 7515 §7.1) of a JWT
-//! (RFC 7519).
+//! A pod's service-account token: the proof of a pod's identity (everything else in a CSI request can be
+//! forged by the pod's author). Kubernetes projected tokens are JWS compact serialisations (RFC 7515 §7.1) of
+//! a JWT (RFC 7519).
 
 mod check;
 mod error;

@@ -1,4 +1,4 @@
-//! Whose tokens are taken, for whom, and which keys prove them.
+//! Which tokens are taken: of which issuer, for which audience, proved by which keys.
 
 use std::path::PathBuf;
 use std::time::Duration;

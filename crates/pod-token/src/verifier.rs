@@ -31,17 +31,17 @@ pub const READINESS: ReadinessCheck = ReadinessCheck::named("token keys");
 pub const KEYS_REFRESH: Duration = Duration::from_secs(300);
 /// So long without a good reading the agent stays ready: a restart of the API server is none of its business.
 pub const KEYS_STALE: Duration = Duration::from_secs(15 * 60);
-/// The shortest pause between two readings because of a token with an unknown key id: whoever can send tokens
-/// must not be able to make us ask the API server at will.
+/// The shortest pause between two readings because of a token with an unknown key id: a pod that sends
+/// tokens must not make us ask the API server at will.
 pub const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(10);
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Verifies pods' tokens. Share it in an `Arc`, and let [`TokenVerifier::run`] run beside.
 ///
-/// `reading` is the only lock, and it is held over a reading: who waits for it looks afterwards whether
-/// another has replaced the keys that it saw. A reading has a deadline (of the file system or of the
-/// request), so nobody waits for ever, and verification itself takes no lock: keys are swapped whole. A
+/// `reading` is the only lock, and it is held over a reading: a task that waits for it looks afterwards
+/// whether another has replaced the keys that it saw. A reading has a deadline (of the file system or of the
+/// request), so no task waits for ever, and verification itself takes no lock: keys are swapped whole. A
 /// request may still hold a verifier that has a successor, and wait for its reading: `until` is cancelled
 /// before the successor states anything, and is looked at under the readiness's own lock.
 ///
@@ -57,7 +57,7 @@ pub struct TokenVerifier {
     reading: Mutex<Reading>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
-    /// From then on the readiness is somebody else's.
+    /// From then on the readiness is a successor's.
     until: CancellationToken,
 }
 
@@ -214,7 +214,7 @@ impl TokenVerifier {
         }
     }
 
-    /// Reads the keys, at most once per `pause`, and not where somebody else has replaced `seen` in the
+    /// Reads the keys, at most once per `pause`, and not where another task has replaced `seen` in the
     /// meantime. The reason of a failure, also of the one that made this reading be left out.
     pub(super) async fn refresh(&self, pause: Duration, seen: Option<&Arc<Trusted>>) -> Option<String> {
         let mut reading = self.reading.lock().await;

@@ -4,7 +4,7 @@
 //! be kept out by pods.
 //!
 //! Liveness is the process's own progress and nothing else: a check that asked for the mounter or for the
-//! kubelet's registration would restart a healthy agent for somebody else's trouble, for ever. Those are
+//! kubelet's registration would restart a healthy agent for another program's trouble, for ever. Those are
 //! conditions of readiness.
 
 use std::collections::VecDeque;
@@ -155,7 +155,7 @@ pub async fn serve(listener: impl Accept, router: Router, cancel: CancellationTo
             open.pop_front();
         }
         open.push_back(AbortOnDropHandle::new(tokio::spawn(connection(stream, router.clone()))));
-        // It has its turn before the next one is taken on: a burst would else close a probe that nobody has
+        // It has its turn before the next one is taken on: a burst would else close a probe that was not
         // looked at.
         tokio::task::yield_now().await;
     }

@@ -188,7 +188,7 @@ impl Metrics {
         self.rotations.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// What a look over the whole node has found that nobody should have left.
+    /// What a look over the whole node has found that should not be there.
     pub fn leftovers(&self, orphans: usize, foreign: usize, stacked: usize) {
         for (what, count) in [("orphan", orphans), ("foreign", foreign), ("stacked", stacked)] {
             let count = number(count as u64);

@@ -58,8 +58,8 @@ fn open(address: SocketAddr) -> io::Result<StdListener> {
 
 /// Listens on a Unix socket, in the place of what an earlier agent has left there. Needs a tokio runtime.
 ///
-/// Everybody may connect as far as the mode goes: the kubelet's probe is root without the capability to pass
-/// over modes. The directory is the agent's alone, and the peer's uid decides.
+/// Every process may connect as far as the mode goes: the kubelet's probe is root without the capability to
+/// pass over modes. The directory is the agent's alone, and the peer's uid decides.
 ///
 /// # Errors
 /// Where the directory is missing or cannot be written to.

@@ -1,4 +1,4 @@
-//! Standard error, for a process that must not wait for whoever reads its log.
+//! Standard error, for a process that must not wait for the reader of its log.
 //!
 //! A container's standard error is a pipe to the runtime. Where the runtime stands still (a full disk, a log
 //! that is being rotated on a slow one), the pipe is full after 64 KB, and the next write waits: with it
@@ -31,7 +31,7 @@ impl Area for Metrics {
     fn register(&self, names: &mut Names<'_>) {
         names.add(
             "log_lines_lost",
-            "Lines that were not logged, because whoever reads the log stood still",
+            "Lines that were not logged, because the reader of the log stood still",
             &self.lost,
         );
     }
@@ -74,7 +74,7 @@ mod tests {
     use std::io::Read as _;
 
     #[test]
-    fn a_full_pipe_takes_no_line_and_nobody_waits() {
+    fn a_full_pipe_takes_no_line_and_nothing_waits() {
         let (mut reader, mut writer) = io::pipe().unwrap();
         let line = [b'x'; 300];
         let mut written = 0;
@@ -83,7 +83,7 @@ mod tests {
             assert!(written < 10_000_000, "nothing is ever full");
         }
         assert!(!write_to(&mut writer, &[b'y'; 3 * PIECE]).unwrap());
-        // And it goes on as soon as somebody reads.
+        // And it goes on as soon as something reads.
         reader.read_exact(&mut vec![0; written]).unwrap();
         assert!(write_to(&mut writer, &[b'z'; 2 * PIECE + 1]).unwrap());
         let mut rest = vec![0; 2 * PIECE + 1];

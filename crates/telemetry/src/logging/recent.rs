@@ -1,4 +1,4 @@
-//! The last warnings and errors, for whoever asks the agent what is wrong.
+//! The last warnings and errors, for a client that asks the agent what is wrong.
 
 use std::collections::VecDeque;
 use std::io;
