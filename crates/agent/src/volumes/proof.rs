@@ -77,7 +77,7 @@ pub(super) struct Recalled {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaits {
     /// Its turn.
-    VolumeStats,
+    Turn,
     /// The issuer's keys.
     Keys,
     /// The authority.
@@ -129,7 +129,7 @@ impl Volumes {
                     }
                     for entry in self.all() {
                         let mut view = entry.view();
-                        view.unproved = view.unproved.map(|_| Awaits::VolumeStats);
+                        view.unproved = view.unproved.map(|_| Awaits::Turn);
                     }
                 }
             }
@@ -145,7 +145,7 @@ impl Volumes {
                 None | Some(Awaits::Source) => continue,
                 // There are none for the others either.
                 Some(Awaits::Keys) if no_keys => continue,
-                Some(awaits) => awaits == Awaits::VolumeStats,
+                Some(awaits) => awaits == Awaits::Turn,
             };
             match self.prove(&entry, look).await {
                 Step::Done => {}

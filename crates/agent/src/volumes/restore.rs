@@ -303,7 +303,7 @@ fn take(entry: &VolumeEntry, slot: &mut LockedState, memory: Memory) {
     slot.recalled = Some(recalled);
     let mut view = entry.view();
     view.status.identity = Identity::Pending { since: SystemTime::now() };
-    view.unproved = Some(Awaits::VolumeStats);
+    view.unproved = Some(Awaits::Turn);
 }
 
 /// The records of these volumes, as far as they can be used. None of the others is read: how many there are

@@ -54,16 +54,16 @@ pub(crate) fn any(below: usize) -> usize {
 pub(crate) fn task<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> shuttle::future::JoinHandle<T> {
-    struct ConfigManager;
-    impl Drop for ConfigManager {
+    struct Running;
+    impl Drop for Running {
         fn drop(&mut self) {
             LIVE.set(LIVE.get() - 1);
         }
     }
     LIVE.set(LIVE.get() + 1);
-    let manager = ConfigManager;
+    let running = Running;
     shuttle::future::spawn(async move {
-        let _live = manager;
+        let _running = running;
         work.await
     })
 }
