@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 
 use crate::metrics::{Metrics, Outcome};
-use crate::sync::{Mutex, MutexGuard};
+use seamount_sync::{Mutex, MutexGuard};
 
 /// From and until.
 pub type Validity = (SystemTime, SystemTime);
@@ -156,15 +156,15 @@ mod tests {
     /// `down_since` and takes it under two locks.
     #[test]
     fn what_is_told_is_what_is_known_however_answers_and_failures_meet() {
-        crate::model::explore(500, || async {
+        seamount_sync::model::explore(500, || async {
             let authority_health = Arc::new(AuthorityHealth::new(Arc::new(Metrics::new())));
             let now = SystemTime::now();
             let tasks: Vec<_> = (0..3)
                 .map(|_| {
                     let authority_health = Arc::clone(&authority_health);
-                    crate::model::task(async move {
+                    seamount_sync::model::task(async move {
                         for _ in 0..3 {
-                            match crate::model::any(4) {
+                            match seamount_sync::model::any(4) {
                                 0 => authority_health.refused(now),
                                 1 => authority_health.answered(now, None),
                                 2 => authority_health.forget(),

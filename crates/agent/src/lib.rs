@@ -10,8 +10,6 @@ pub mod http;
 pub mod logging;
 pub mod memory;
 pub mod metrics;
-#[cfg(test)]
-mod model;
 pub mod mounter;
 pub mod node;
 pub mod own_uid;
@@ -20,6 +18,5 @@ pub mod registration;
 pub mod run;
 pub mod source;
 pub mod state;
-mod sync;
 pub mod token;
 pub mod volumes;

@@ -39,7 +39,6 @@ use crate::metrics::{Metrics, Schedule, SourceLabel, VolumeState};
 use crate::mounter::{Client, Listener, MounterError};
 use crate::source::Source;
 use crate::state::{StateDir, StateError};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard};
 use crate::token::DatedToken;
 use background::BackgroundRuntime;
 use binding::{Basis, IssuedSvid, PodBinding};
@@ -47,6 +46,7 @@ use conflict::{conflict, conflict_id};
 use health::{Identity, OnDisk, Status, VolumeCondition};
 use inflight::InflightCalls;
 use proof::{Adopted, Awaits, Prover, Recalled};
+use seamount_sync::{AtomicBool, AtomicU64, Mutex, MutexGuard};
 pub use server::ServeOptions;
 use server::VolumeServer;
 use tenants::Place;
@@ -638,7 +638,7 @@ impl Volumes {
 
 /// A line that the kubelet does not wait for.
 fn log(span: tracing::Span, what: &'static str) {
-    crate::sync::spawn(async move { span.in_scope(|| tracing::info!("{what}")) });
+    seamount_sync::spawn(async move { span.in_scope(|| tracing::info!("{what}")) });
 }
 
 #[cfg(test)]

@@ -1,29 +1,40 @@
 //! Locks and counters for what several tasks share: the standard library's.
 //!
-//! In tests each use of one is a point at which a model (module `model`) may let somebody else go on, so that
-//! the code that ships is what is explored. That is enough: what a lock guards changes only under it, so what
-//! others can see depends on the order of these points and of `.await`s alone.
+//! With the feature `model` each use of one is a point at which a model (module `model`) may let another task go
+//! on, so that the code that ships is what is explored. That is enough: what a lock guards changes only under
+//! it, so what others can see depends on the order of these points and of `.await`s alone.
+//!
+//! Crates have this crate twice: as a dependency without features, and as a dev-dependency with `model`. No
+//! shipped program has the feature, for cargo leaves dev-dependencies out where it builds no test.
 
-#[cfg(not(test))]
-pub(crate) use std::sync::{
+#[cfg(not(feature = "model"))]
+pub use std::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicBool, AtomicU64, AtomicUsize},
 };
 
-#[cfg(test)]
-pub(crate) use watched::*;
+#[cfg(feature = "model")]
+pub mod model;
 
-/// Starts what nobody waits for.
-#[cfg(not(test))]
-pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) {
+#[cfg(feature = "model")]
+pub use watched::*;
+
+/// Starts a task whose end no one is told of. Needs a tokio runtime.
+#[cfg(not(feature = "model"))]
+pub fn spawn(work: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(work);
 }
 
 /// Runs what would keep a thread, on another one.
-#[cfg(not(test))]
-pub(crate) use tokio::task::spawn_blocking as blocking;
+#[cfg(not(feature = "model"))]
+pub use tokio::task::spawn_blocking as blocking;
 
-#[cfg(test)]
+#[cfg(feature = "model")]
+#[allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "for tests alone; each item is the standard library's of that name"
+)]
 mod watched {
     use std::ops::{Deref, DerefMut};
     use std::sync::atomic::Ordering;
@@ -31,8 +42,8 @@ mod watched {
 
     use crate::model::{exploring, held, pause, point, task};
 
-    /// Starts what nobody waits for; in a model as one more task of it.
-    pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) {
+    /// Starts a task whose end no one is told of; in a model as one more task of it.
+    pub fn spawn(work: impl Future<Output = ()> + Send + 'static) {
         if exploring() {
             drop(task(work));
         } else {
@@ -41,7 +52,7 @@ mod watched {
     }
 
     /// Runs what would keep a thread, on another one; in a model here, after a while.
-    pub(crate) async fn blocking<T: Send + 'static>(
+    pub async fn blocking<T: Send + 'static>(
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, tokio::task::JoinError> {
         if exploring() {
@@ -52,16 +63,16 @@ mod watched {
     }
 
     #[derive(Debug, Default)]
-    pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+    pub struct Mutex<T>(std::sync::Mutex<T>);
 
-    pub(crate) struct MutexGuard<'a, T>(Option<std::sync::MutexGuard<'a, T>>);
+    pub struct MutexGuard<'a, T>(Option<std::sync::MutexGuard<'a, T>>);
 
     impl<T> Mutex<T> {
-        pub(crate) const fn new(value: T) -> Self {
+        pub const fn new(value: T) -> Self {
             Self(std::sync::Mutex::new(value))
         }
 
-        pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
+        pub fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
             point();
             let guard = self.0.lock();
             held(1);
@@ -97,20 +108,20 @@ mod watched {
         ($($name:ident $value:ty: $($call:ident)*;)*) => {$(
             #[allow(dead_code, reason = "not all of it is used of each")]
             #[derive(Debug, Default)]
-            pub(crate) struct $name(std::sync::atomic::$name);
+            pub struct $name(std::sync::atomic::$name);
 
             #[allow(dead_code, reason = "not all of it is used of each")]
             impl $name {
-                pub(crate) const fn new(value: $value) -> Self {
+                pub const fn new(value: $value) -> Self {
                     Self(std::sync::atomic::$name::new(value))
                 }
 
-                pub(crate) fn load(&self, order: Ordering) -> $value {
+                pub fn load(&self, order: Ordering) -> $value {
                     point();
                     self.0.load(order)
                 }
 
-                $(pub(crate) fn $call(&self, value: $value, order: Ordering) -> atomics!(@ $call $value) {
+                $(pub fn $call(&self, value: $value, order: Ordering) -> atomics!(@ $call $value) {
                     point();
                     self.0.$call(value, order)
                 })*

@@ -1,7 +1,7 @@
 //! Models of what runs side by side: the code that ships, under shuttle's scheduler.
 //!
 //! A model is one async function. Each task that it starts with [`task`] is one of shuttle's, which picks at
-//! random who goes on wherever a task waits and at each [`point`] (module `sync`). Sockets, timers and what
+//! random which one goes on wherever a task waits and at each [`point`] (module `sync`). Sockets, timers and what
 //! the code itself starts with `tokio::spawn` belong to a tokio runtime that is one more task: it goes on
 //! when shuttle picks it, on a clock that moves only then, by [`MOMENT`]. A model that fails panics with the
 //! schedule; `SEED` makes each run the same.
@@ -16,7 +16,7 @@ use shuttle::scheduler::RandomScheduler;
 use shuttle::{Config, MaxSteps, Runner};
 
 /// By how much the clock moves when it does.
-pub(crate) const MOMENT: Duration = Duration::from_millis(1);
+pub const MOMENT: Duration = Duration::from_millis(1);
 /// The same in every run: a gate must not depend on luck. `MODEL_SEED` explores others.
 const SEED: u64 = 1;
 
@@ -28,30 +28,30 @@ thread_local! {
     static LIVE: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Here somebody else may go on; not while a lock is held, so that nobody meets one that is taken.
-pub(crate) fn point() {
+/// Here another task may go on; not while a lock is held, so that none meets one that is taken.
+pub fn point() {
     if EXPLORING.get() && HELD.get() == 0 && !std::thread::panicking() {
         shuttle::thread::yield_now();
     }
 }
 
 /// Whether this is a model's task, and not what it has in the background.
-pub(crate) fn exploring() -> bool {
+pub fn exploring() -> bool {
     EXPLORING.get()
 }
 
 /// A lock was taken, or given back.
-pub(crate) fn held(change: i32) {
+pub fn held(change: i32) {
     HELD.set(HELD.get() + change);
 }
 
 /// One of several, at random.
-pub(crate) fn any(below: usize) -> usize {
+pub fn any(below: usize) -> usize {
     shuttle::rand::thread_rng().gen_range(0..below)
 }
 
 /// Starts a task that is scheduled at random.
-pub(crate) fn task<T: Send + 'static>(
+pub fn task<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> shuttle::future::JoinHandle<T> {
     struct Running;
@@ -69,21 +69,21 @@ pub(crate) fn task<T: Send + 'static>(
 }
 
 /// Lets others go on a few times.
-pub(crate) async fn pause(most: usize) {
+pub async fn pause(most: usize) {
     for _ in 0..any(most + 1) {
         shuttle::future::yield_now().await;
     }
 }
 
 /// Runs the model under so many schedules.
-pub(crate) fn explore<F>(schedules: usize, model: impl Fn() -> F + Send + Sync + 'static)
+pub fn explore<F>(schedules: usize, model: impl Fn() -> F + Send + Sync + 'static)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let seed = std::env::var("MODEL_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(SEED);
     let mut config = Config::new();
     config.stack_size = 1 << 20;
-    // One that never ends has somebody who never rests.
+    // One that never ends has a task that never rests.
     config.max_steps = MaxSteps::FailAfter(1 << 16);
     Runner::new(RandomScheduler::new_from_seed(seed, schedules), config).run(move || execution(model()));
 }

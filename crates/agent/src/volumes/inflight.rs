@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::sync::AtomicUsize;
+use seamount_sync::AtomicUsize;
 
 /// How long nobody may have called for the calls to be over: who calls one after the other leaves less between
 /// two calls. Work that begins in such a gap is in the way of the next call, on a processor that it has just
@@ -135,15 +135,15 @@ mod tests {
     /// two.
     #[test]
     fn the_end_of_a_rush_is_missed_by_nobody() {
-        crate::model::explore(1000, || async {
+        seamount_sync::model::explore(1000, || async {
             let inflight = Arc::new(InflightCalls::default());
             let calls: Vec<_> = (0..2)
                 .map(|_| {
                     let inflight = Arc::clone(&inflight);
-                    crate::model::task(async move {
+                    seamount_sync::model::task(async move {
                         for _ in 0..2 {
                             let _call = inflight.call();
-                            crate::model::pause(2).await;
+                            seamount_sync::model::pause(2).await;
                         }
                     })
                 })
@@ -151,7 +151,7 @@ mod tests {
             let waiting: Vec<_> = (0..2)
                 .map(|_| {
                     let inflight = Arc::clone(&inflight);
-                    crate::model::task(async move { inflight.over(long()).await })
+                    seamount_sync::model::task(async move { inflight.over(long()).await })
                 })
                 .collect();
             for task in calls.into_iter().chain(waiting) {

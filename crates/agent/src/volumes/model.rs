@@ -1,4 +1,4 @@
-//! A model (`crate::model`) of one volume's slot: publishes and unpublishes that overlap (the kubelet has
+//! A model (`seamount_sync::model`) of one volume's slot: publishes and unpublishes that overlap (the kubelet has
 //! given up on one and calls again) or meet the end of a restore; identities made beside them; an authority
 //! that goes and comes; a slow mounter.
 //!
@@ -12,7 +12,6 @@
 
 use super::tests::{embedded, request as asked, tenants, volume};
 use super::*;
-use crate::model::{any, explore, pause, task};
 use crate::mounter::Socket;
 use crate::source::Signer;
 use crate::token::Token;
@@ -23,6 +22,7 @@ use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedde
 use seamount_identity::workload_api::Observer;
 use seamount_identity::{BundleSet, TrustDomain};
 use seamount_mounter_protocol::{Reply, Request};
+use seamount_sync::model::{any, explore, pause, task};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -96,7 +96,7 @@ async fn mounter(server: OwnedFd, kept: Kept) {
     let connection = loop {
         match accept_with(&server, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(connection) => break connection,
-            Err(_) => tokio::time::sleep(crate::model::MOMENT).await,
+            Err(_) => tokio::time::sleep(seamount_sync::model::MOMENT).await,
         }
     };
     let socket = Socket::from_fd(connection).unwrap();

@@ -75,7 +75,7 @@ impl Volumes {
         all.retain(|found| !found.has(flag::ORPHAN));
         let known: Vec<_> = all.iter().map(|found| found.volume.clone()).collect();
         let (reading, volumes) = (Arc::clone(&state), known.clone());
-        let records = crate::sync::blocking(move || recall_all(&reading, &volumes)).await;
+        let records = seamount_sync::blocking(move || recall_all(&reading, &volumes)).await;
         let mut records = records.map_err(|e| VolumeError::NoState(e.to_string()))?;
         let all: Vec<_> = all.into_iter().map(|found| (records.remove(&found.volume), found)).collect();
         let all = all.into_iter().map(|(record, found)| self.bring_back(found, record));
@@ -108,7 +108,7 @@ impl Volumes {
         done: &mut Restored,
     ) -> Result<(), VolumeError> {
         let (reading, known) = (Arc::clone(state), known.to_vec());
-        let left = crate::sync::blocking(move || reading.others(&known, MOST_LEFT)).await;
+        let left = seamount_sync::blocking(move || reading.others(&known, MOST_LEFT)).await;
         let left = left.map_err(|e| VolumeError::NoState(e.to_string()))??;
         for volume in left {
             match self.mounter.inspect(&volume, super::LOOK).await {
@@ -120,7 +120,7 @@ impl Volumes {
                 }
                 Ok(Some(found)) => {
                     let (reading, of) = (Arc::clone(state), volume.clone());
-                    let record = crate::sync::blocking(move || recall(&reading, &of)).await.ok().flatten();
+                    let record = seamount_sync::blocking(move || recall(&reading, &of)).await.ok().flatten();
                     let _ = self.bring_back(found, record).await;
                 }
                 Err(e) if e.is(Fault::NotOurs) => {

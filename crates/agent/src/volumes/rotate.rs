@@ -204,7 +204,7 @@ impl Volumes {
         let expired = expire && self.expire(entry);
         if sign {
             let span = entry.span();
-            crate::sync::spawn(Arc::clone(self).renew(Arc::clone(entry)).instrument(span));
+            seamount_sync::spawn(Arc::clone(self).renew(Arc::clone(entry)).instrument(span));
         }
         expired
     }
@@ -302,7 +302,7 @@ impl Volumes {
             refused
         };
         let this = Arc::clone(self);
-        crate::sync::spawn(async move {
+        seamount_sync::spawn(async move {
             let refused = match &this.background {
                 Some(background) => background.run(verify).await.unwrap_or_default(),
                 None => verify.await,

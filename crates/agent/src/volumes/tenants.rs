@@ -8,7 +8,7 @@ use seamount_identity::workload_api::{Limits, Node, Tenant};
 use seamount_mounter_protocol::names::PodUid;
 
 use super::{VolumeError, Volumes};
-use crate::sync::{Mutex, MutexGuard};
+use seamount_sync::{Mutex, MutexGuard};
 
 /// Below this a pod is not shed: cutting a few connections gives back nothing, and takes them from a pod that
 /// does nothing wrong.

@@ -14,8 +14,8 @@ pub(in crate::volumes) struct Issuer {
 impl Prover for Issuer {
     fn prove<'a>(&'a self, volume: &'a Volume, token: &'a Token) -> BoxFuture<'a, Result<Proof, Unproved>> {
         Box::pin(async move {
-            if crate::model::exploring() {
-                crate::model::pause(4).await;
+            if seamount_sync::model::exploring() {
+                seamount_sync::model::pause(4).await;
             }
             let never = || Unproved::Never("forged".to_owned());
             let words: Vec<_> = token.expose().split(' ').collect();
