@@ -14,6 +14,7 @@ pub use std::sync::{
 };
 
 #[cfg(feature = "model")]
+#[allow(clippy::unwrap_used, reason = "for tests alone")]
 pub mod model;
 
 #[cfg(feature = "model")]

@@ -1,9 +1,9 @@
 //! Models of what runs side by side: the code that ships, under shuttle's scheduler.
 //!
 //! A model is one async function. Each task that it starts with [`task`] is one of shuttle's, which picks at
-//! random which one goes on wherever a task waits and at each [`point`] (module `sync`). Sockets, timers and what
-//! the code itself starts with `tokio::spawn` belong to a tokio runtime that is one more task: it goes on
-//! when shuttle picks it, on a clock that moves only then, by [`MOMENT`]. A model that fails panics with the
+//! random which one goes on wherever a task waits and at each [`point`]. Sockets, timers and what the code
+//! itself starts with `tokio::spawn` belong to a tokio runtime that is one more task: it goes on when shuttle
+//! picks it, on a clock that moves only then, by [`MOMENT`]. A model that fails panics with the
 //! schedule; `SEED` makes each run the same.
 
 use std::cell::Cell;
