@@ -10,18 +10,20 @@
 //! unpublished meanwhile, and when the authority came it was attempted again and again. Put in by hand, it
 //! finds also an identity that comes late and does not look at `gone`.
 
+use super::identity::server::ServeOptions;
 use super::tests::{embedded, request as asked, tenants, volume};
 use super::*;
+use crate::csi::request::PublishRequest;
 use crate::mounter::Socket;
 use crate::source::Signer;
-use crate::token::Token;
+use crate::token::{DatedToken, Token};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
-use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType};
+use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType, Workload};
 use seamount_identity::workload_api::Observer;
 use seamount_identity::{BundleSet, TrustDomain};
-use seamount_mounter_protocol::{Reply, Request};
+use seamount_mounter_protocol::{Reply, Request, flag};
 use seamount_sync::model::{any, explore, pause, task};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
@@ -147,7 +149,7 @@ struct World {
     source: watch::Sender<Source>,
     cancel: CancellationToken,
     /// Every incarnation that anybody has seen.
-    seen: Mutex<Vec<Arc<VolumeEntry>>>,
+    seen: Mutex<Vec<Arc<VolumeEntry<Identity>>>>,
     _dir: tempfile::TempDir,
 }
 
@@ -197,15 +199,15 @@ impl World {
 
     /// What anybody may see at any time.
     fn look(&self) {
-        for entry in self.volumes.all() {
+        for entry in self.volumes.all_of::<Identity>() {
             let mut seen = self.seen.lock().unwrap();
             if !seen.iter().any(|known| Arc::ptr_eq(known, &entry)) {
                 seen.push(Arc::clone(&entry));
             }
             drop(seen);
             let Ok(slot) = entry.slot.try_lock() else { continue };
-            assert!(slot.held.is_none() || slot.facts.is_some(), "an identity of nobody");
-            if let (Some(held), Some(facts)) = (&slot.held, &slot.facts) {
+            assert!(slot.state.held.is_none() || slot.state.facts.is_some(), "an identity of nobody");
+            if let (Some(held), Some(facts)) = (&slot.state.held, &slot.state.facts) {
                 let account = &facts.workload.service_account;
                 assert_eq!(held.svid.id().to_string(), format!("spiffe://example.org/ns/shop/sa/{account}"));
             }
@@ -218,8 +220,8 @@ impl World {
         while calm < 20 {
             shuttle::future::yield_now().await;
             let seen: Vec<_> = self.seen.lock().unwrap().clone();
-            let busy = !self.volumes.due.lock().unwrap().is_empty()
-                || seen.iter().any(|e| e.view().signing || e.view().unproved.is_some());
+            let busy = !self.volumes.schedule.due.lock().unwrap().is_empty()
+                || seen.iter().any(|e| e.view().signing || e.view().seen.unproved.is_some());
             calm = if busy { 0 } else { calm + 1 };
         }
     }
@@ -232,19 +234,22 @@ impl World {
     async fn check(&self) {
         self.look();
         let record = self.record();
-        let Some(entry) = self.volumes.get(&volume()) else {
+        let Some(entry) = self.volumes.get_of::<Identity>(&volume()) else {
             assert!(record.is_none(), "a record of a volume that is not there");
             return;
         };
         let slot = entry.slot.lock().await;
         assert!(!slot.gone, "a volume that is gone is still known");
-        let Some(facts) = &slot.facts else {
-            assert!(record.is_none() && slot.serving.is_none(), "a record of an unpublished volume");
+        let Some(facts) = &slot.state.facts else {
+            assert!(record.is_none() && slot.state.serving.is_none(), "a record of an unpublished volume");
             return;
         };
         let record = record.expect("a published volume without a record");
-        assert_eq!(record.token, Some(facts.token.token.clone()));
-        assert_eq!(record.svid.map(|s| s.spiffe_id), slot.held.as_ref().map(|h| h.svid.id().to_string()));
+        assert_eq!(record.identity().unwrap().token, Some(facts.token.token.clone()));
+        assert_eq!(
+            record.identity().unwrap().svid.as_ref().map(|s| s.spiffe_id.clone()),
+            slot.state.held.as_ref().map(|h| h.svid.id().to_string())
+        );
     }
 
     async fn end(&self) {
@@ -256,15 +261,17 @@ impl World {
         }
         self.quiet().await;
         assert!(
-            self.volumes.all().is_empty() && self.record().is_none() && self.kept.lock().unwrap().is_none()
+            self.volumes.all_of::<Identity>().is_empty()
+                && self.record().is_none()
+                && self.kept.lock().unwrap().is_none()
         );
         for entry in self.seen.lock().unwrap().drain(..) {
             let slot = entry.slot.try_lock().unwrap();
             assert!(
-                slot.facts.is_none()
-                    && slot.held.is_none()
-                    && slot.recalled.is_none()
-                    && slot.serving.is_none()
+                slot.state.facts.is_none()
+                    && slot.state.held.is_none()
+                    && slot.state.recalled.is_none()
+                    && slot.state.serving.is_none()
                     && slot.place.is_none(),
                 "something lives on"
             );
@@ -333,14 +340,14 @@ fn what_is_unpublished_while_records_are_read_does_not_come_back() {
         // By the agent before.
         world.volumes.restored.store(true, Ordering::Release);
         while world.publish(ACCOUNTS[0], 99).await.is_err() {}
-        let before = world.volumes.get(&volume()).unwrap();
+        let before = world.volumes.get_of::<Identity>(&volume()).unwrap();
         {
             let mut slot = before.slot.lock().await;
             slot.place = None;
-            slot.serving.take().unwrap().stop().await;
+            slot.state.serving.take().unwrap().stop().await;
         }
         world.volumes.entries().clear();
-        world.volumes.due.lock().unwrap().clear();
+        world.volumes.schedule.due.lock().unwrap().clear();
         world.volumes.restored.store(false, Ordering::Release);
         let fresh = task(Arc::clone(&world.volumes).keep_fresh(world.cancel.clone()));
 
@@ -356,8 +363,8 @@ fn what_is_unpublished_while_records_are_read_does_not_come_back() {
                 // Nothing can have published it since.
                 let back = world
                     .volumes
-                    .get(&volume())
-                    .is_some_and(|e| e.slot.try_lock().is_ok_and(|s| s.serving.is_some()));
+                    .get_of::<Identity>(&volume())
+                    .is_some_and(|e| e.slot.try_lock().is_ok_and(|s| s.state.serving.is_some()));
                 assert!(!(done && back), "it came back");
                 done
             }
@@ -366,7 +373,10 @@ fn what_is_unpublished_while_records_are_read_does_not_come_back() {
         restoring.await.unwrap();
         world.look();
         if done {
-            assert!(world.volumes.all().is_empty() && world.record().is_none(), "it came back");
+            assert!(
+                world.volumes.all_of::<Identity>().is_empty() && world.record().is_none(),
+                "it came back"
+            );
         }
         world.end().await;
         fresh.await.unwrap();

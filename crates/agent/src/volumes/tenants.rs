@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use seamount_identity::workload_api::{Limits, Node, Tenant};
 use seamount_mounter_protocol::names::PodUid;
 
+use super::entry::{Kind, LockedState};
 use super::{VolumeError, Volumes};
 use seamount_sync::{Mutex, MutexGuard};
 
@@ -116,18 +117,18 @@ impl Volumes {
         let (pod, tenant) = self.options.tenants.heaviest()?;
         let bytes = tenant.weight();
         let connections = tenant.shed();
-        let entry = self.entries().iter().find(|((of, _), _)| *of == pod).map(|(_, entry)| Arc::clone(entry));
+        let entry = self.entries().iter().find(|((of, _), _)| *of == pod).map(|(_, entry)| entry.clone());
         let name = entry.map_or_else(String::new, |entry| {
-            let view = entry.view();
-            format!("{}/{}", view.namespace, view.pod)
+            let common = entry.common();
+            format!("{}/{}", common.namespace, common.pod)
         });
         Some(Shed { pod, name, connections, bytes })
     }
 
     /// Gives the volume its place, where it has none.
-    pub(super) fn place(
+    pub(super) fn place<K: Kind>(
         &self,
-        slot: &mut super::LockedState,
+        slot: &mut LockedState<K>,
         volume: &super::Volume,
         there: bool,
     ) -> Result<(), VolumeError> {

@@ -3,24 +3,24 @@
 use seamount_identity::authority::Workload;
 use seamount_mounter_protocol::names::Volume;
 
-use super::{Basis, PodBinding, VolumeEntry};
+use super::binding::{Basis, PodBinding};
 use crate::csi::request::PublishRequest;
 
 /// `volume_id`, where it is another one.
-pub(super) fn conflict_id(entry: &VolumeEntry, volume: &Volume) -> Option<&'static str> {
-    (entry.volume.id != volume.id).then_some("volume_id")
+pub(in crate::volumes) fn conflict_id(known: &Volume, volume: &Volume) -> Option<&'static str> {
+    (known.id != volume.id).then_some("volume_id")
 }
 
 /// The first field in which a publish differs from what this agent has published, or from the pod that a
 /// record's verified token proves. Nothing else that a record says binds a publish: the agent that wrote it
 /// may have been hostile.
 pub(super) fn conflict(
-    entry: &VolumeEntry,
+    published: &Volume,
     known: Option<&PodBinding>,
     request: &PublishRequest,
     workload: &Workload,
 ) -> Option<&'static str> {
-    if let Some(field) = conflict_id(entry, &request.volume) {
+    if let Some(field) = conflict_id(published, &request.volume) {
         return Some(field);
     }
     let known = known.filter(|facts| facts.proved())?;

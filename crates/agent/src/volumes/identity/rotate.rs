@@ -1,9 +1,8 @@
 //! Identities: the first one, the next one, and what the streams see of it.
 //!
-//! Timers look at the wall clock at least every [`TICK`] (a monotonic clock stops in suspend, and an SVID
-//! does not).
+//! When a volume is looked at, the [`schedule`](crate::volumes::schedule) says.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use seamount_identity::authority::{AuthorityError, KeyType, NewKey, TemplateError, Workload};
@@ -14,26 +13,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::health::Identity;
-use super::{IssuedSvid, PodBinding, VolumeEntry, VolumeError, VolumeStatus, Volumes};
+use super::binding::{IssuedSvid, PodBinding};
+use super::{Entry, Identity};
 use crate::metrics::Outcome;
 use crate::source::{Signer, Source};
 use crate::token::Token;
+use crate::volumes::health::Content;
+use crate::volumes::schedule::{TICK, UnderWay, backoff, was_set_back};
+use crate::volumes::{VolumeError, Volumes};
 
-/// How often the wall clock is looked at.
-pub const TICK: Duration = Duration::from_secs(1);
-/// How often all volumes are looked at although nothing is known to be due: what nobody was reminded of comes
-/// late by this much at most. Each tick would cost 500 volumes more than a thousandth of a processor where
-/// their memory has gone cold.
-pub(super) const ALL: Duration = Duration::from_secs(15);
-/// A clock that went back by more than this was set, and what is due by it may lie years ahead.
-const SET_BACK: Duration = Duration::from_secs(5);
 /// How long an authority may take for one certificate.
 const SIGN: Duration = Duration::from_secs(30);
 /// How long a new identity lets the kubelet's calls pass.
 const YIELD: Duration = Duration::from_millis(100);
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// Why there is no new SVID.
 #[derive(Debug, thiserror::Error)]
@@ -56,20 +48,6 @@ enum IdentityError {
     Store(#[from] VolumeError),
     #[error("the key could not be made: the agent is stopping")]
     Stopping,
-}
-
-impl VolumeStatus {
-    /// When this volume has to be looked at again, as far as is known.
-    fn next(&self) -> Option<SystemTime> {
-        let expires = match self.status.identity {
-            Identity::Ready { not_after } if !self.expired => Some(not_after),
-            _ => None,
-        };
-        let refresh = self.refresh.then_some(SystemTime::UNIX_EPOCH);
-        // Who is being signed for is looked at when that has ended.
-        let due = self.due.filter(|_| !self.signing);
-        [expires, refresh, due].into_iter().flatten().min()
-    }
 }
 
 impl Volumes {
@@ -98,8 +76,8 @@ impl Volumes {
                 () = cancel.cancelled() => return,
                 // These alone: among thousands of volumes, a look at all of them for each publish is what
                 // takes longest.
-                () = self.wake.notified() => {
-                    let due = std::mem::take(&mut *self.due.lock().unwrap_or_else(PoisonError::into_inner));
+                () = self.schedule.wake.notified() => {
+                    let due = self.schedule.hurried();
                     self.look_at_these(&due, SystemTime::now());
                     continue;
                 }
@@ -131,21 +109,9 @@ impl Volumes {
         }
     }
 
-    /// Has a volume looked at now instead of at the next tick.
-    pub(super) fn hurry(&self, entry: &Arc<VolumeEntry>) {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(entry));
-        self.wake.notify_one();
-    }
-
-    /// Has all volumes looked at when this moment has come, or with the next tick after it.
-    pub(super) fn remind(&self, at: SystemTime) {
-        let mut soonest = self.soonest.lock().unwrap_or_else(PoisonError::into_inner);
-        *soonest = (*soonest).min(at);
-    }
-
     /// Where the clock was set back: what is not valid yet by it is due, and what failed is tried at once.
-    pub(super) fn look_back(self: &Arc<Self>, last: SystemTime, now: SystemTime) {
-        if now + SET_BACK < last {
+    pub(in crate::volumes) fn look_back(self: &Arc<Self>, last: SystemTime, now: SystemTime) {
+        if was_set_back(last, now) {
             tracing::warn!("the clock was set back; identities of the future are made anew");
             self.retry_all();
             self.refresh_all();
@@ -153,26 +119,21 @@ impl Volumes {
     }
 
     /// Starts what is due, and takes expired identities back.
-    pub(super) fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
+    pub(in crate::volumes) fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
         // While the authority is away, who has failed is asked for with each tick.
         let down = self.authority_health.is_down();
-        {
-            let mut soonest = self.soonest.lock().unwrap_or_else(PoisonError::into_inner);
-            if *soonest > now && !down {
-                return;
-            }
-            // Whoever is reminded from here on is looked at again.
-            *soonest = now + ALL;
+        if !self.schedule.is_time(now, down) {
+            return;
         }
-        let all = self.all();
+        let all = self.all_of::<Identity>();
         self.look_at_these(&all, now);
         if down && all.iter().all(|entry| entry.view().failures == 0) {
             self.authority_health.forget();
         }
     }
 
-    fn look_at_these(self: &Arc<Self>, entries: &[Arc<VolumeEntry>], now: SystemTime) {
-        let refreshed = entries.iter().filter(|entry| entry.view().refresh && self.refresh(entry));
+    fn look_at_these(self: &Arc<Self>, entries: &[Arc<Entry>], now: SystemTime) {
+        let refreshed = entries.iter().filter(|entry| entry.view().seen.refresh && self.refresh(entry));
         self.check(refreshed.cloned().collect());
         let expired: Vec<_> = entries.iter().filter(|entry| self.look_at(entry, now)).collect();
         // One line, for they expire together when the authority is away for long.
@@ -185,20 +146,18 @@ impl Volumes {
                 );
             });
         }
-        if let Some(next) = entries.iter().filter_map(|entry| entry.view().next()).min() {
-            self.remind(next);
-        }
+        self.schedule.remind_of(entries);
     }
 
     /// True where its SVID was found to have expired.
-    fn look_at(self: &Arc<Self>, entry: &Arc<VolumeEntry>, now: SystemTime) -> bool {
+    fn look_at(self: &Arc<Self>, entry: &Arc<Entry>, now: SystemTime) -> bool {
         let (sign, expire) = {
             let mut view = entry.view();
             let sign = !view.signing && view.due.is_some_and(|due| due <= now);
             if sign {
                 view.signing = true;
             }
-            let past = matches!(view.status.identity, Identity::Ready { not_after } if not_after <= now);
+            let past = matches!(view.status.content, Content::Ready { not_after } if not_after <= now);
             (sign, past && !view.expired)
         };
         let expired = expire && self.expire(entry);
@@ -210,15 +169,15 @@ impl Volumes {
     }
 
     /// An SVID that has expired is no longer shown. A volume that is busy is looked at with the next tick.
-    fn expire(&self, entry: &VolumeEntry) -> bool {
+    fn expire(&self, entry: &Entry) -> bool {
         let Ok(slot) = entry.slot.try_lock() else {
-            self.remind(SystemTime::now());
+            self.schedule.remind(SystemTime::now());
             return false;
         };
-        if slot.held.as_ref().is_none_or(|h| h.svid.not_after() > SystemTime::now()) {
+        if slot.state.held.as_ref().is_none_or(|h| h.svid.not_after() > SystemTime::now()) {
             return false;
         }
-        if let Some(serving) = &slot.serving {
+        if let Some(serving) = &slot.state.serving {
             serving.show(self.to_show(&slot));
         }
         entry.view().expired = true;
@@ -230,24 +189,24 @@ impl Volumes {
     /// Another source, or another time: what failed, and what waits for its first, is tried at once.
     fn retry_all(&self) {
         let now = SystemTime::now();
-        for entry in self.all() {
+        for entry in self.all_of::<Identity>() {
             let mut view = entry.view();
-            let waits = matches!(view.status.identity, Identity::Pending { .. });
+            let waits = matches!(view.status.content, Content::Pending { .. });
             if view.due.is_some() && (view.failures > 0 || waits) {
                 view.due = Some(now);
                 view.failures = 0;
             }
         }
-        self.remind(now);
+        self.schedule.remind(now);
     }
 
     /// Other bundles: every response is made again, and an SVID that they do not verify (the root was
     /// replaced) is due.
-    pub(super) fn refresh_all(self: &Arc<Self>) {
-        let mut all = self.all();
+    pub(in crate::volumes) fn refresh_all(self: &Arc<Self>) {
+        let mut all = self.all_of::<Identity>();
         // First all streams have it, then signatures are verified, which takes much longer.
         all.retain(|entry| {
-            entry.view().refresh = true;
+            entry.view().seen.refresh = true;
             self.refresh(entry)
         });
         self.check(all);
@@ -255,17 +214,17 @@ impl Volumes {
 
     /// Shows the bundles of now. A volume that is busy is looked at with the next tick: one that waits for
     /// the mounter must not keep the others waiting. False for that one, and where there is no SVID.
-    fn refresh(&self, entry: &VolumeEntry) -> bool {
+    fn refresh(&self, entry: &Entry) -> bool {
         let Ok(mut slot) = entry.slot.try_lock() else {
-            self.remind(SystemTime::now());
+            self.schedule.remind(SystemTime::now());
             return false;
         };
-        entry.view().refresh = false;
-        let Some(held) = &mut slot.held else { return false };
+        entry.view().seen.refresh = false;
+        let Some(held) = &mut slot.state.held else { return false };
         let now = self.bundles(held);
         if *now != *held.bundles {
             held.bundles = now;
-            if let Some(serving) = &slot.serving {
+            if let Some(serving) = &slot.state.serving {
                 serving.show(self.to_show(&slot));
             }
         }
@@ -274,18 +233,19 @@ impl Volumes {
 
     /// Has SVIDs made anew that the bundles do not verify, or whose pod has another ID today. Signatures are
     /// verified where identities are made, so that nothing waits for thousands of them.
-    fn check(self: &Arc<Self>, entries: Vec<Arc<VolumeEntry>>) {
+    fn check(self: &Arc<Self>, entries: Vec<Arc<Entry>>) {
         if entries.is_empty() || !matches!(&*self.source.borrow(), Source::Authority(_)) {
             return;
         }
-        let held = |entry: Arc<VolumeEntry>| {
+        let held = |entry: Arc<Entry>| {
             let Ok(slot) = entry.slot.try_lock() else {
-                entry.view().refresh = true;
-                self.remind(SystemTime::now());
+                entry.view().seen.refresh = true;
+                self.schedule.remind(SystemTime::now());
                 return None;
             };
             let other = self.has_other_id(&slot);
-            let pair = slot.held.as_ref().map(|held| (Arc::clone(&held.svid), Arc::clone(&held.bundles)));
+            let pair =
+                slot.state.held.as_ref().map(|held| (Arc::clone(&held.svid), Arc::clone(&held.bundles)));
             drop(slot);
             pair.map(|(svid, bundles)| (entry, svid, bundles, other))
         };
@@ -309,18 +269,18 @@ impl Volumes {
             };
             for (entry, svid) in refused {
                 let slot = entry.slot.lock().await;
-                let proved = slot.facts.as_ref().is_some_and(PodBinding::proved);
-                if proved && slot.held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.svid, &svid)) {
+                let proved = slot.state.facts.as_ref().is_some_and(PodBinding::proved);
+                if proved && slot.state.held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.svid, &svid)) {
                     entry.view().due = Some(SystemTime::now());
-                    this.hurry(&entry);
+                    this.schedule.hurry(&entry);
                 }
             }
         });
     }
 
     /// One attempt to get an SVID.
-    async fn renew(self: Arc<Self>, entry: Arc<VolumeEntry>) {
-        let under_way = UnderWay(&self, &entry);
+    async fn renew(self: Arc<Self>, entry: Arc<Entry>) {
+        let under_way = UnderWay(&self.schedule, &entry);
         let result = self.attempt(&entry).await;
         let now = SystemTime::now();
         let mut view = entry.view();
@@ -334,9 +294,9 @@ impl Volumes {
                 view.expired = false;
                 view.status.failure = None;
                 view.status.rotate_at = Some(due);
-                view.status.identity = Identity::Ready { not_after };
+                view.status.content = Content::Ready { not_after };
                 drop(view);
-                self.remind(due.min(not_after));
+                self.schedule.remind(due.min(not_after));
                 self.count(&entry);
                 self.metrics.rotation(Outcome::success);
                 tracing::info!(
@@ -352,14 +312,13 @@ impl Volumes {
                 let due = view.due.is_some();
                 drop(view);
                 if due {
-                    self.hurry(&entry);
+                    self.schedule.hurry(&entry);
                 }
             }
             Err(e) => {
                 let text = e.to_string();
                 let new = view.status.failure.as_deref() != Some(text.as_str());
-                let has_one =
-                    matches!(view.status.identity, Identity::Ready { not_after } if not_after > now);
+                let has_one = matches!(view.status.content, Content::Ready { not_after } if not_after > now);
                 view.status.failure = Some(text.as_str().into());
                 view.failures = view.failures.saturating_add(1);
                 // Where the authority came while this failed for want of one, its coming was missed.
@@ -370,9 +329,9 @@ impl Volumes {
                 let due = if missed { now } else { now + backoff(view.failures) };
                 view.due = view.due.map(|_| due);
                 drop(view);
-                self.remind(due);
+                self.schedule.remind(due);
                 if missed {
-                    self.hurry(&entry);
+                    self.schedule.hurry(&entry);
                 }
                 self.metrics.rotation(Outcome::error);
                 let all = self.blame(&e, now);
@@ -418,7 +377,7 @@ impl Volumes {
 
     async fn attempt(
         &self,
-        entry: &Arc<VolumeEntry>,
+        entry: &Arc<Entry>,
     ) -> Result<Option<(SpiffeId, SystemTime, SystemTime)>, IdentityError> {
         let limit = Instant::now() + YIELD;
         let (permit, workload, token) = loop {
@@ -429,7 +388,7 @@ impl Volumes {
             // else wake all.
             self.inflight.over(limit).await;
             if let Ok(slot) = entry.slot.try_lock() {
-                match &slot.facts {
+                match &slot.state.facts {
                     Some(facts) if !slot.gone && facts.proved() => {
                         break (permit, facts.workload.clone(), facts.token.token.clone());
                     }
@@ -463,55 +422,37 @@ impl Volumes {
         if slot.gone {
             return Ok(None);
         }
-        let before = slot.held.replace(held);
-        let cookie = slot.serving.as_ref().map_or(0, |s| s.cookie());
-        let stored = self.state().and_then(|state| self.store(&state, &entry.volume, &mut slot, cookie));
+        let before = slot.state.held.replace(held);
+        let cookie = slot.state.serving.as_ref().map_or(0, |s| s.cookie());
+        let stored = self.state().and_then(|state| self.store(&state, entry, &mut slot, cookie));
         if let Err(e) = stored {
-            slot.held = before;
+            slot.state.held = before;
             return Err(e.into());
         }
-        if let Some(serving) = &slot.serving {
+        if let Some(serving) = &slot.state.serving {
             serving.show(self.to_show(&slot));
         }
         // What the record said is of no use any more.
-        slot.recalled = None;
-        entry.view().unproved = None;
+        slot.state.recalled = None;
+        entry.view().seen.unproved = None;
         // Others since it was asked for, perhaps ones that do not verify it; whoever looked at all then has
         // not seen it.
         if self.has_other_id(&slot)
-            || slot.held.as_ref().is_some_and(|held| *self.bundles(held) != *held.bundles)
+            || slot.state.held.as_ref().is_some_and(|held| *self.bundles(held) != *held.bundles)
         {
-            entry.view().refresh = true;
-            self.remind(SystemTime::now());
+            entry.view().seen.refresh = true;
+            self.schedule.remind(SystemTime::now());
         }
         Ok(Some((id, not_after, due)))
     }
 
     /// The bundles that belong to this SVID: the authority's, or while there is none those it was issued
     /// under.
-    pub(super) fn bundles(&self, held: &IssuedSvid) -> Arc<BundleSet> {
+    pub(in crate::volumes) fn bundles(&self, held: &IssuedSvid) -> Arc<BundleSet> {
         match &*self.source.borrow() {
             Source::Authority(signer) => signer.authority.bundles().borrow().clone(),
             Source::Missing(_) | Source::Directory => Arc::clone(&held.bundles),
         }
-    }
-}
-
-/// An attempt that breaks off (a panic) must not count as under way for ever.
-pub(super) struct UnderWay<'a>(pub(super) &'a Volumes, pub(super) &'a VolumeEntry);
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        let Self(volumes, entry) = self;
-        let mut view = entry.view();
-        view.signing = false;
-        view.failures = view.failures.saturating_add(1);
-        let due = SystemTime::now() + backoff(view.failures);
-        view.due = view.due.map(|_| due);
-        view.status.failure =
-            Some("the last attempt broke off, which is a fault of the agent: see its log".into());
-        drop(view);
-        volumes.remind(due);
     }
 }
 
@@ -546,11 +487,4 @@ async fn issue(
         return Err(IdentityError::OtherId { got: svid.id().clone(), wanted });
     }
     Ok((svid, bundles))
-}
-
-/// 1, 2, 4 … 60 s, each ± 20 % so that volumes do not ask in step.
-fn backoff(failures: u32) -> Duration {
-    let exponent = failures.saturating_sub(1).min(10);
-    let pause = (FIRST_RETRY * (1 << exponent)).min(LAST_RETRY);
-    pause.mul_f64(0.8 + 0.4 * random_jitter())
 }

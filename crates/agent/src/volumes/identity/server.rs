@@ -17,8 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::tenants::Tenants;
 use crate::mounter::Listener;
+use crate::volumes::tenants::Tenants;
 
 /// How long the connections of a volume may take to close before their task is ended from outside.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -73,7 +73,7 @@ impl Observer for Counted {
 }
 
 /// Whether a listener was shut down. It still says that it listens, and nobody can connect to it ever again.
-pub(super) fn ended(listener: impl AsFd) -> bool {
+pub(in crate::volumes) fn ended(listener: impl AsFd) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::empty())];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut fds, Some(&at_once)).is_ok() && fds.iter().any(|fd| fd.revents().contains(PollFlags::HUP))

@@ -11,7 +11,7 @@ use crate::token::DatedToken;
 
 /// What a volume's identity rests on.
 #[derive(Clone)]
-pub(super) struct PodBinding {
+pub(in crate::volumes) struct PodBinding {
     pub workload: Workload,
     pub token: DatedToken,
     pub basis: Basis,
@@ -26,7 +26,7 @@ impl PodBinding {
 
 /// Where the facts come from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Basis {
+pub(in crate::volumes) enum Basis {
     /// A publish with a verified token, and what another one must repeat.
     Published(Parameters),
     /// A record whose token was verified again.
@@ -38,7 +38,7 @@ pub(super) enum Basis {
 
 /// An SVID with its schedule.
 #[derive(Clone)]
-pub(super) struct IssuedSvid {
+pub(in crate::volumes) struct IssuedSvid {
     pub svid: Arc<X509Svid>,
     pub rotate_at: SystemTime,
     /// The bundles at the time; of a restored SVID the own trust domain's alone.

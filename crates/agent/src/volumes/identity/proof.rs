@@ -25,11 +25,13 @@ use seamount_identity::authority::{BoxFuture, Workload};
 use seamount_mounter_protocol::names::Volume;
 use tokio_util::sync::CancellationToken;
 
-use super::health::Identity;
-use super::rotate::TICK;
-use super::{Basis, IssuedSvid, LockedState, PodBinding, VolumeEntry, Volumes};
+use super::binding::{Basis, IssuedSvid, PodBinding};
+use super::{Entry, Identity, Slot};
 use crate::source::Source;
 use crate::token::{DatedToken, Token};
+use crate::volumes::Volumes;
+use crate::volumes::health::Content;
+use crate::volumes::schedule::TICK;
 
 /// How soon a volume that was busy is looked at again.
 const BUSY: Duration = Duration::from_millis(20);
@@ -68,14 +70,14 @@ pub enum Unproved {
 
 /// What a record says, until it is decided.
 #[derive(Clone)]
-pub(super) struct Recalled {
+pub(in crate::volumes) struct Recalled {
     pub token: Token,
     pub held: Option<IssuedSvid>,
 }
 
 /// What the decision over a record waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Awaits {
+pub(in crate::volumes) enum Awaits {
     /// Its turn.
     Turn,
     /// The issuer's keys.
@@ -85,7 +87,7 @@ pub(super) enum Awaits {
 }
 
 /// What came of a record: what it waits for still, and when the next SVID is due.
-pub(super) struct Adopted {
+pub(in crate::volumes) struct Adopted {
     awaits: Option<Awaits>,
     due: Option<SystemTime>,
 }
@@ -106,7 +108,7 @@ enum Step {
 
 impl Volumes {
     /// Decides over what was recalled until cancelled.
-    pub(super) async fn keep_proving(&self, cancel: &CancellationToken) {
+    pub(in crate::volumes) async fn keep_proving(&self, cancel: &CancellationToken) {
         let mut source = self.source.clone();
         loop {
             let pause = tokio::select! {
@@ -127,9 +129,9 @@ impl Volumes {
                     if changed.is_err() {
                         return;
                     }
-                    for entry in self.all() {
+                    for entry in self.all_of::<Identity>() {
                         let mut view = entry.view();
-                        view.unproved = view.unproved.map(|_| Awaits::Turn);
+                        view.seen.unproved = view.seen.unproved.map(|_| Awaits::Turn);
                     }
                 }
             }
@@ -139,8 +141,8 @@ impl Volumes {
     /// One look at all that is undecided; when the next one is due.
     async fn prove_all(&self) -> Option<Duration> {
         let (mut busy, mut no_keys) = (false, false);
-        for entry in self.all() {
-            let awaits = entry.view().unproved;
+        for entry in self.all_of::<Identity>() {
+            let awaits = entry.view().seen.unproved;
             let look = match awaits {
                 None | Some(Awaits::Source) => continue,
                 // There are none for the others either.
@@ -160,16 +162,16 @@ impl Volumes {
 
     /// One volume. No lock is waited for: whatever holds it may wait for the mounter, and the other volumes
     /// must not.
-    async fn prove(&self, entry: &Arc<VolumeEntry>, look: bool) -> Step {
+    async fn prove(&self, entry: &Arc<Entry>, look: bool) -> Step {
         let token = {
             let Ok(mut slot) = entry.slot.try_lock() else { return Step::Busy };
-            let Some(recalled) = slot.recalled.as_ref().filter(|_| !slot.gone) else {
-                entry.view().unproved = None;
+            let Some(recalled) = slot.state.recalled.as_ref().filter(|_| !slot.gone) else {
+                entry.view().seen.unproved = None;
                 return Step::Done;
             };
             let token = recalled.token.clone();
             // The publish has proved it.
-            if matches!(&slot.facts, Some(PodBinding { basis: Basis::Published(_), .. })) {
+            if matches!(&slot.state.facts, Some(PodBinding { basis: Basis::Published(_), .. })) {
                 let adopted = self.adopt(entry, &mut slot);
                 self.tell(entry, &slot, &adopted);
                 return Step::Done;
@@ -179,24 +181,24 @@ impl Volumes {
         let proof = self.prover.prove(&entry.volume, &token).await;
         let Ok(mut slot) = entry.slot.try_lock() else { return Step::Busy };
         // Taken away or published meanwhile: that has decided.
-        if slot.gone || slot.recalled.as_ref().is_none_or(|recalled| recalled.token != token) {
+        if slot.gone || slot.state.recalled.as_ref().is_none_or(|recalled| recalled.token != token) {
             return Step::Done;
         }
         match proof {
             Ok(Proof { workload, token }) => {
-                slot.facts = Some(PodBinding { workload, token, basis: Basis::Proved });
+                slot.state.facts = Some(PodBinding { workload, token, basis: Basis::Proved });
                 let adopted = self.adopt(entry, &mut slot);
                 self.tell(entry, &slot, &adopted);
                 Step::Done
             }
             Err(Unproved::Later { why, claimed }) => {
                 if look && let Some(Proof { workload, token }) = claimed {
-                    slot.facts = Some(PodBinding { workload, token, basis: Basis::Claimed });
+                    slot.state.facts = Some(PodBinding { workload, token, basis: Basis::Claimed });
                     let adopted = self.adopt(entry, &mut slot);
                     self.tell(entry, &slot, &adopted);
                 }
                 let mut view = entry.view();
-                view.unproved = Some(Awaits::Keys);
+                view.seen.unproved = Some(Awaits::Keys);
                 let failure = format!("the recorded token cannot be verified yet: {why}");
                 if view.status.failure.as_deref() != Some(failure.as_str()) {
                     view.status.failure = Some(failure.into());
@@ -212,28 +214,28 @@ impl Volumes {
 
     /// A publish does not wait for its turn in that: what is proved of the record binds it, and what is not
     /// gives way.
-    pub(super) async fn prove_for_publish(&self, volume: &Volume, slot: &mut LockedState) {
-        let undecided = slot.facts.as_ref().is_none_or(|facts| !facts.proved());
-        if let Some(recalled) = slot.recalled.as_ref().filter(|_| undecided)
+    pub(in crate::volumes) async fn prove_for_publish(&self, volume: &Volume, slot: &mut Slot) {
+        let undecided = slot.state.facts.as_ref().is_none_or(|facts| !facts.proved());
+        if let Some(recalled) = slot.state.recalled.as_ref().filter(|_| undecided)
             && let Ok(Proof { workload, token }) = self.prover.prove(volume, &recalled.token).await
         {
-            slot.facts = Some(PodBinding { workload, token, basis: Basis::Proved });
+            slot.state.facts = Some(PodBinding { workload, token, basis: Basis::Proved });
         }
     }
 
     /// The record's token proves nothing here: as if there were no record. It is left where it is, and the
     /// next publish takes its place.
-    fn disbelieve(&self, entry: &Arc<VolumeEntry>, slot: &mut LockedState, why: &str) {
-        (slot.recalled, slot.facts, slot.held) = (None, None, None);
+    fn disbelieve(&self, entry: &Arc<Entry>, slot: &mut Slot, why: &str) {
+        (slot.state.recalled, slot.state.facts, slot.state.held) = (None, None, None);
         {
             let mut view = entry.view();
-            view.unproved = None;
+            view.seen.unproved = None;
             view.due = None;
-            view.status.identity = Identity::Unknown;
+            view.status.content = Content::Unknown;
             view.status.rotate_at = None;
             view.status.failure = Some(format!("the recorded token proves nothing: {why}").into());
         }
-        if let Some(serving) = &slot.serving {
+        if let Some(serving) = &slot.state.serving {
             serving.show(self.to_show(slot));
         }
         self.count(entry);
@@ -243,13 +245,13 @@ impl Volumes {
     }
 
     /// Has a volume's record decided over now.
-    pub(super) fn look_at_record(&self) {
+    pub(in crate::volumes) fn look_at_record(&self) {
         self.unproved.notify_one();
     }
 
     /// Takes the recalled SVID over, by what is known of the pod; changes nothing but the slot.
-    pub(super) fn adopt(&self, entry: &VolumeEntry, slot: &mut LockedState) -> Adopted {
-        let (Some(facts), Some(recalled)) = (&slot.facts, &mut slot.recalled) else {
+    pub(in crate::volumes) fn adopt(&self, entry: &Entry, slot: &mut Slot) -> Adopted {
+        let (Some(facts), Some(recalled)) = (&slot.state.facts, &mut slot.state.recalled) else {
             return Adopted { awaits: None, due: None };
         };
         let proved = facts.proved();
@@ -279,41 +281,41 @@ impl Volumes {
             None => settled.then(SystemTime::now),
         };
         if !proved && held.is_none() {
-            slot.facts = None;
+            slot.state.facts = None;
         }
-        slot.held = held;
+        slot.state.held = held;
         if awaits.is_none() {
-            slot.recalled = None;
+            slot.state.recalled = None;
         }
         Adopted { awaits, due }
     }
 
     /// Brings the view and the streams up to date with that.
-    pub(super) fn tell(&self, entry: &Arc<VolumeEntry>, slot: &LockedState, adopted: &Adopted) {
+    pub(in crate::volumes) fn tell(&self, entry: &Arc<Entry>, slot: &Slot, adopted: &Adopted) {
         {
             let mut view = entry.view();
-            if let Some(facts) = slot.facts.as_ref().filter(|facts| facts.proved()) {
+            if let Some(facts) = slot.state.facts.as_ref().filter(|facts| facts.proved()) {
                 view.pod = facts.workload.pod_name.as_str().into();
                 view.namespace = facts.workload.namespace.as_str().into();
                 view.status.failure = None;
             }
-            view.status.identity = match (&slot.held, &view.status.identity) {
-                (Some(held), _) => Identity::Ready { not_after: held.svid.not_after() },
-                (None, Identity::Pending { since }) => Identity::Pending { since: *since },
-                (None, _) => Identity::Pending { since: SystemTime::now() },
+            view.status.content = match (&slot.state.held, &view.status.content) {
+                (Some(held), _) => Content::Ready { not_after: held.svid.not_after() },
+                (None, Content::Pending { since }) => Content::Pending { since: *since },
+                (None, _) => Content::Pending { since: SystemTime::now() },
             };
-            view.status.rotate_at = slot.held.as_ref().map(|held| held.rotate_at);
+            view.status.rotate_at = slot.state.held.as_ref().map(|held| held.rotate_at);
             view.expired = false;
             view.due = adopted.due;
-            view.unproved = adopted.awaits;
+            view.seen.unproved = adopted.awaits;
         }
-        if let Some(serving) = &slot.serving {
+        if let Some(serving) = &slot.state.serving {
             serving.show(self.to_show(slot));
         }
         self.count(entry);
-        self.remind(SystemTime::now());
+        self.schedule.remind(SystemTime::now());
         if adopted.due.is_some() {
-            self.hurry(entry);
+            self.schedule.hurry(entry);
         }
     }
 
@@ -356,8 +358,8 @@ impl Volumes {
     }
 
     /// Whether what is held is what the authority of now would give to its pod.
-    pub(super) fn has_other_id(&self, slot: &LockedState) -> bool {
-        let (Some(facts), Some(held)) = (&slot.facts, &slot.held) else { return false };
+    pub(in crate::volumes) fn has_other_id(&self, slot: &Slot) -> bool {
+        let (Some(facts), Some(held)) = (&slot.state.facts, &slot.state.held) else { return false };
         match &*self.source.borrow() {
             Source::Authority(signer) => {
                 signer.template.render(&facts.workload).is_ok_and(|id| id != *held.svid.id())
