@@ -210,7 +210,8 @@ impl Volumes {
         }
     }
 
-    /// The records, once all of them were read: before that, a publish would take a known volume for a new one.
+    /// The records, once all of them were read: before that, a publish would take a known volume for a new
+    /// one.
     fn records_are_read(&self) -> Result<Arc<StateDir>, VolumeError> {
         let state = self.state()?;
         match self.restored.load(Ordering::Acquire) {

@@ -78,8 +78,8 @@ impl Observer for Unobserved {
 /// them too, and so does shutdown(2) of the listener through any copy of it: nobody can connect to such a
 /// socket ever again.
 ///
-/// `pending_timeout` is how long a stream waits while [`IdentityState::Pending`]. Errors of `accept` (descriptors
-/// used up) are waited out.
+/// `pending_timeout` is how long a stream waits while [`IdentityState::Pending`]. Errors of `accept`
+/// (descriptors used up) are waited out.
 pub async fn serve(
     listener: UnixListener,
     served: watch::Receiver<IdentityState>,

@@ -1,8 +1,8 @@
 //! Locks and counters for what several tasks share: the standard library's.
 //!
-//! With the feature `model` each use of one is a point at which a model (module `model`) may let another task go
-//! on, so that the code that ships is what is explored. That is enough: what a lock guards changes only under
-//! it, so what others can see depends on the order of these points and of `.await`s alone.
+//! With the feature `model` each use of one is a point at which a model (module `model`) may let another task
+//! go on, so that the code that ships is what is explored. That is enough: what a lock guards changes only
+//! under it, so what others can see depends on the order of these points and of `.await`s alone.
 //!
 //! Crates have this crate twice: as a dependency without features, and as a dev-dependency with `model`. No
 //! shipped program has the feature, for cargo leaves dev-dependencies out where it builds no test.

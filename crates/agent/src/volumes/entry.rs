@@ -1,8 +1,8 @@
 //! One volume as the lifecycle sees it, whatever its kind.
 //!
-//! A kind of volume ([`Kind`]) says what its volumes hold, how that ends and what of it is recorded. Entry, lock,
-//! incarnation, restore, due times and unpublish are the same for all. A volume keeps its kind while it lives;
-//! where the kubelet publishes it as another kind, the entry is replaced ([`Volumes::succeed`]).
+//! A kind of volume ([`Kind`]) says what its volumes hold, how that ends and what of it is recorded. Entry,
+//! lock, incarnation, restore, due times and unpublish are the same for all. A volume keeps its kind while it
+//! lives; where the kubelet publishes it as another kind, the entry is replaced ([`Volumes::succeed`]).
 
 use std::fmt::Debug;
 use std::sync::{Arc, PoisonError};
@@ -37,8 +37,8 @@ pub(super) trait Kind: Sized + Send + Sync + 'static {
     /// Takes everything out that belongs to the volume: it is being unpublished.
     fn end(state: &mut Self::State) -> Self::Ending;
 
-    /// What is recorded of the volume; none: nothing is. The cookie is that of the listener that is or will be
-    /// served.
+    /// What is recorded of the volume; none: nothing is. The cookie is that of the listener that is or will
+    /// be served.
     fn body(entry: &VolumeEntry<Self>, state: &Self::State, cookie: u64) -> Option<Body>;
 
     /// When the volume has to be looked at for another reason than an attempt that is due.
@@ -152,13 +152,13 @@ pub(super) struct Common {
 /// One incarnation of a volume: unpublish marks it as gone, and what comes after gets a new one. So what is
 /// made for it late cannot land on its successor.
 ///
-/// `slot` is written by its holder, across `.await`s: publish, unpublish, restore, and the end of an
-/// attempt to make the content, which looks at `gone` first. `view` is written by the holder, and by the clock
-/// and the attempt without it; it is held for an instant and nothing is awaited or locked under it. `due` is
-/// set only while the slot has what an attempt needs, and unpublish takes both away; an attempt that ends later
+/// `slot` is written by its holder, across `.await`s: publish, unpublish, restore, and the end of an attempt
+/// to make the content, which looks at `gone` first. `view` is written by the holder, and by the clock and
+/// the attempt without it; it is held for an instant and nothing is awaited or locked under it. `due` is set
+/// only while the slot has what an attempt needs, and unpublish takes both away; an attempt that ends later
 /// leaves `due` alone where it is none. Locks are taken in the order `slot`, then one of `entries`, `view`,
-/// `unpublished`, `due`, the tenants', then `soonest`; the slot of a successor that no task has seen yet counts
-/// as the one before it. Module `model` explores all of this.
+/// `unpublished`, `due`, the tenants', then `soonest`; the slot of a successor that no task has seen yet
+/// counts as the one before it. Module `model` explores all of this.
 pub(super) struct VolumeEntry<K: Kind> {
     pub volume: Volume,
     pub slot: Arc<tokio::sync::Mutex<LockedState<K>>>,

@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use seamount_sync::AtomicUsize;
 
-/// How long nobody may have called for the calls to be over: who calls one after the other leaves less between
-/// two calls. Work that begins in such a gap is in the way of the next call, on a processor that it has just
-/// warmed for itself.
+/// How long nobody may have called for the calls to be over: who calls one after the other leaves less
+/// between two calls. Work that begins in such a gap is in the way of the next call, on a processor that it
+/// has just warmed for itself.
 const QUIET: Duration = Duration::from_millis(2);
 
 /// Counts the calls under way.

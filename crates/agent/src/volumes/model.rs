@@ -1,6 +1,6 @@
-//! A model (`seamount_sync::model`) of one volume's slot: publishes and unpublishes that overlap (the kubelet has
-//! given up on one and calls again) or meet the end of a restore; identities made beside them; an authority
-//! that goes and comes; a slow mounter.
+//! A model (`seamount_sync::model`) of one volume's slot: publishes and unpublishes that overlap (the kubelet
+//! has given up on one and calls again) or meet the end of a restore; identities made beside them; an
+//! authority that goes and comes; a slow mounter.
 //!
 //! After each step whoever looks finds a slot that fits together, and at the end: a volume that was taken
 //! away is gone with its record and its key, nothing of an earlier incarnation lives on, and nobody goes

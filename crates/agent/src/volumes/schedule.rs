@@ -1,7 +1,7 @@
 //! When the volumes of one kind have to be looked at.
 //!
-//! Timers look at the wall clock at least every [`TICK`]: a monotonic clock stops in suspend, and what expires
-//! does not.
+//! Timers look at the wall clock at least every [`TICK`]: a monotonic clock stops in suspend, and what
+//! expires does not.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};

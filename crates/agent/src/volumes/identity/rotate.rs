@@ -336,7 +336,8 @@ impl Volumes {
                 self.metrics.rotation(Outcome::error);
                 let all = self.blame(&e, now);
                 if new && all && has_one {
-                    // The authority's silence is told once (by `authority_health`), not for each volume that can go on.
+                    // The authority's silence is told once (by `authority_health`), not for each volume that
+                    // can go on.
                     tracing::debug!(error = %text, "no new identity; going on with the old one");
                 } else if new {
                     tracing::warn!(error = %text, "no new identity; trying again");
@@ -384,8 +385,8 @@ impl Volumes {
             let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
                 return Err(IdentityError::Stopping);
             };
-            // Those with a permit wait for the end of the calls, and the others for them: each call's end would
-            // else wake all.
+            // Those with a permit wait for the end of the calls, and the others for them: each call's end
+            // would else wake all.
             self.inflight.over(limit).await;
             if let Ok(slot) = entry.slot.try_lock() {
                 match &slot.state.facts {

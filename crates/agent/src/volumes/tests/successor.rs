@@ -165,8 +165,8 @@ fn with_other_template(world: &World) -> Signer {
 async fn another_template_is_in_force_at_once_and_after_a_restart() {
     let world = issued("frontend").await;
     world.source.send_replace(Source::Authority(with_other_template(&world)));
-    // The simulated authority knows the old one only, so that what is asked for is refused, which is how it is
-    // seen.
+    // The simulated authority knows the old one only, so that what is asked for is refused, which is how it
+    // is seen.
     world.answers.send(Answer::Sign).unwrap();
     world.until("another ID to be asked for", || world.failure().contains("expected")).await;
     assert!(world.identity().is_some(), "a running pod keeps what it has meanwhile");
