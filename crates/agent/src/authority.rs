@@ -1,8 +1,8 @@
 //! Whether the authority answers, as the attempts to get SVIDs tell: for the log, readiness, metrics and
 //! `seamount node`.
 //!
-//! Nobody asks it only to know. An authority that is down takes nothing back: what was issued goes on until
-//! it expires.
+//! No request is made only to know. An authority that is down takes nothing back: what was issued goes on
+//! until it expires.
 
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
@@ -109,7 +109,7 @@ impl AuthorityHealth {
         }
     }
 
-    /// Nobody asks it any more, so nobody would learn that it is back.
+    /// Nothing asks it any more, so nothing would learn that it is back.
     pub fn forget(&self) {
         let mut seen = self.lock();
         if seen.down_since.take().is_some() {

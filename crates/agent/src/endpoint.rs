@@ -77,7 +77,7 @@ fn reserve() -> Option<OwnedFd> {
 fn admit(stream: UnixStream, wanted: u32) -> Result<AuthorityHeaderFilter<ReadInterestStream>, String> {
     // Not rustix's call: it takes the pid 0, which the kubelet has in a container without hostPID, for an
     // error.
-    let uid = stream.peer_cred().map_err(|e| format!("who it is cannot be seen ({e})"))?.uid();
+    let uid = stream.peer_cred().map_err(|e| format!("its peer cannot be seen ({e})"))?.uid();
     if uid != wanted {
         return Err(format!("the peer's uid is {uid}; only {wanted} may (kubeletUid)"));
     }

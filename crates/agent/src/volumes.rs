@@ -129,7 +129,7 @@ pub struct Volumes {
     /// task that attaches, after `restore` or `reattach` on that connection; read (acquire) by a publish. A
     /// volume that is published meanwhile is one that this mounter has bound itself, or is offered to it, for
     /// the number is still another one. A connection that broke has a number that no later one has, so a
-    /// number that is stored late is equal to nobody's.
+    /// number that is stored late is equal to none.
     complete: AtomicU64,
     source: watch::Receiver<Source>,
     prover: Arc<dyn Prover>,
@@ -189,7 +189,7 @@ impl Volumes {
         &self.authority_health
     }
 
-    /// Starts what nobody waits for, with the low priority of making identities. Needs a tokio runtime.
+    /// Starts what no call waits for, with the low priority of making identities. Needs a tokio runtime.
     pub fn aside(&self, work: impl Future<Output = ()> + Send + 'static) {
         match &self.background {
             Some(background) => background.start_work(work),

@@ -52,7 +52,7 @@ pub enum Content {
     External,
 }
 
-/// What the agent knows of a volume, without asking anybody.
+/// What the agent knows of a volume, without asking the mounter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     /// Its content.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use seamount_sync::AtomicUsize;
 
-/// How long nobody may have called for the calls to be over: who calls one after the other leaves less
+/// How long no call may have come for the calls to be over: calls one after the other leave less
 /// between two calls. Work that begins in such a gap is in the way of the next call, on a processor that it
 /// has just warmed for itself.
 const QUIET: Duration = Duration::from_millis(2);
@@ -33,7 +33,7 @@ pub(super) struct Call<'a>(&'a InflightCalls);
 impl InflightCalls {
     /// A call begins.
     pub fn call(&self) -> Call<'_> {
-        // In this order: who finds this one among those that have begun finds it under way as well.
+        // In this order: what finds this one among those that have begun finds it under way as well.
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.begun.fetch_add(1, Ordering::SeqCst);
         Call(self)
@@ -125,12 +125,12 @@ mod tests {
         let limit = Instant::now() + Duration::from_millis(100);
         inflight.over(limit).await;
         assert!(Instant::now() >= limit);
-        // Who has waited long enough elsewhere does not wait here.
+        // What has waited long enough elsewhere does not wait here.
         inflight.over(limit).await;
         assert!(Instant::now() < limit + QUIET);
     }
 
-    /// A model (module `model`): who waits goes on, by the end of the calls and not by its limit, however
+    /// A model (module `model`): what waits goes on, by the end of the calls and not by its limit, however
     /// calls come and go. A waiter enrolled after the look is not found by it: there is no point between the
     /// two.
     #[test]

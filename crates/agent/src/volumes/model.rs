@@ -2,8 +2,8 @@
 //! has given up on one and calls again) or meet the end of a restore; identities made beside them; an
 //! authority that goes and comes; a slow mounter.
 //!
-//! After each step whoever looks finds a slot that fits together, and at the end: a volume that was taken
-//! away is gone with its record and its key, nothing of an earlier incarnation lives on, and nobody goes
+//! After each step each look finds a slot that fits together, and at the end: a volume that was taken
+//! away is gone with its record and its key, nothing of an earlier incarnation lives on, and no task goes
 //! round in circles.
 //!
 //! It found one that did: an attempt that failed for want of an authority made a volume due that had been
@@ -148,7 +148,7 @@ struct World {
     kept: Kept,
     source: watch::Sender<Source>,
     cancel: CancellationToken,
-    /// Every incarnation that anybody has seen.
+    /// Every incarnation that was seen.
     seen: Mutex<Vec<Arc<VolumeEntry<Identity>>>>,
     _dir: tempfile::TempDir,
 }
@@ -197,7 +197,7 @@ impl World {
         self.volumes.publish(&request, workload, token).await
     }
 
-    /// What anybody may see at any time.
+    /// What may be seen at any time.
     fn look(&self) {
         for entry in self.volumes.all_of::<Identity>() {
             let mut seen = self.seen.lock().unwrap();
@@ -206,7 +206,7 @@ impl World {
             }
             drop(seen);
             let Ok(slot) = entry.slot.try_lock() else { continue };
-            assert!(slot.state.held.is_none() || slot.state.facts.is_some(), "an identity of nobody");
+            assert!(slot.state.held.is_none() || slot.state.facts.is_some(), "an identity without a pod");
             if let (Some(held), Some(facts)) = (&slot.state.held, &slot.state.facts) {
                 let account = &facts.workload.service_account;
                 assert_eq!(held.svid.id().to_string(), format!("spiffe://example.org/ns/shop/sa/{account}"));

@@ -1,4 +1,4 @@
-//! The volumes for whoever operates the node: what the agent knows of each, and what the mounter finds on
+//! The volumes for the operators of the node: what the agent knows of each, and what the mounter finds on
 //! disk.
 //!
 //! Nothing here waits for a volume: one that is busy is told without its identity. Tokens and keys are not in

@@ -343,8 +343,8 @@ fn recall(state: &StateDir, volume: &Volume) -> Option<Memory> {
         }
     };
     if record.volume != *volume {
-        // Of an earlier volume of that name, by the kubelet's record of this one: its token and key are
-        // nobody's.
+        // Of an earlier volume of that name, by the kubelet's record of this one: its token and key are of no
+        // use.
         if let Err(e) = state.remove(volume) {
             tracing::error!(error = %e, "the record could not be wiped");
         }

@@ -41,7 +41,7 @@ enum Answer {
     Away,
     /// A refusal.
     Deny,
-    /// A certificate for somebody else's service account.
+    /// A certificate for another service account.
     OtherId,
     /// A certificate for another key.
     OtherKey,
@@ -129,7 +129,7 @@ pub(super) fn embedded(svid_ttl: Duration) -> (Embedded, IdTemplate) {
     (inner, template)
 }
 
-/// One that does as it is told, and who tells it.
+/// One that does as it is told, and what tells it.
 fn authority(svid_ttl: Duration) -> (Signer, tokio::sync::mpsc::UnboundedSender<Answer>) {
     let (inner, template) = embedded(svid_ttl);
     let (answers, receiver) = tokio::sync::mpsc::unbounded_channel();

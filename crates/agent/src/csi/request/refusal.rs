@@ -111,7 +111,7 @@ pub enum Refusal {
     },
     /// A token for somebody else.
     #[error(
-        "{field} has a token for the audience {audience}, which nobody configured: CSIDriver tokenRequests and \
+        "{field} has a token for the audience {audience}, which is not configured: CSIDriver tokenRequests and \
          token.audience must be the same"
     )]
     Audience {

@@ -36,7 +36,7 @@ use crate::volumes::schedule::TICK;
 /// How soon a volume that was busy is looked at again.
 const BUSY: Duration = Duration::from_millis(20);
 
-/// Who decides over stored tokens: the issuer's keys and this node's name, by the configuration in force.
+/// What decides over stored tokens: the issuer's keys and this node's name, by the configuration in force.
 pub trait Prover: Send + Sync {
     /// What the token that lies with this volume proves.
     fn prove<'a>(&'a self, volume: &'a Volume, token: &'a Token) -> BoxFuture<'a, Result<Proof, Unproved>>;

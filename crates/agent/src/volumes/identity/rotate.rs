@@ -120,7 +120,7 @@ impl Volumes {
 
     /// Starts what is due, and takes expired identities back.
     pub(in crate::volumes) fn look_at_the_clock(self: &Arc<Self>, now: SystemTime) {
-        // While the authority is away, who has failed is asked for with each tick.
+        // While the authority is away, what has failed is asked for with each tick.
         let down = self.authority_health.is_down();
         if !self.schedule.is_time(now, down) {
             return;
@@ -349,7 +349,7 @@ impl Volumes {
     /// Tells what an attempt says about the authority; whether it is the same for all volumes.
     fn blame(&self, error: &IdentityError, now: SystemTime) -> bool {
         match error {
-            // Told by whoever keeps the source.
+            // Told by the task that keeps the source.
             IdentityError::NoAuthority(_) => return true,
             IdentityError::Timeout => self.authority_health.failed(now, &error.to_string()),
             IdentityError::Authority(e @ AuthorityError::Invalid(_)) => {
@@ -396,7 +396,7 @@ impl Volumes {
                     _ => return Ok(None),
                 }
             }
-            // Whoever holds it may wait for the mounter for long, and nobody else's identity for that.
+            // The holder may wait for the mounter for long, and no other identity for that.
             drop(permit);
             drop(entry.slot.lock().await);
         };
@@ -411,7 +411,7 @@ impl Volumes {
             None => work.await,
         };
         let (svid, bundles) = issued?;
-        // What follows may have to wait for the mounter, and nobody else's identity for that.
+        // What follows may have to wait for the mounter, and no other identity for that.
         drop(permit);
         self.authority_health.answered(SystemTime::now(), svid.issuer_validity());
         let due = rotation::due(svid.not_before(), svid.not_after(), random_jitter());
@@ -436,8 +436,8 @@ impl Volumes {
         // What the record said is of no use any more.
         slot.state.recalled = None;
         entry.view().seen.unproved = None;
-        // Others since it was asked for, perhaps ones that do not verify it; whoever looked at all then has
-        // not seen it.
+        // Others since it was asked for, perhaps ones that do not verify it; the task that looked at all then
+        // has not seen it.
         if self.has_other_id(&slot)
             || slot.state.held.as_ref().is_some_and(|held| *self.bundles(held) != *held.bundles)
         {

@@ -72,7 +72,8 @@ impl Observer for Counted {
     }
 }
 
-/// Whether a listener was shut down. It still says that it listens, and nobody can connect to it ever again.
+/// Whether a listener was shut down. It still says that it listens, and no client can connect to it ever
+/// again.
 pub(in crate::volumes) fn ended(listener: impl AsFd) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::empty())];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -87,7 +88,7 @@ pub struct VolumeServer {
     served: watch::Sender<IdentityState>,
     counted: Arc<Counted>,
     cancel: CancellationToken,
-    /// Whether nobody waits in the queue and nobody ever will. Set and read by the holder of the volume's
+    /// Whether no client waits in the queue and none ever will. Set and read by the holder of the volume's
     /// slot.
     emptied: AtomicBool,
     /// Whether clients may have sent descriptors along (`seamount_identity::read_interest`).
@@ -106,7 +107,8 @@ impl VolumeServer {
         tenant: &Arc<Tenant>,
     ) -> io::Result<Self> {
         let Listener { fd, cookie, existing } = listener;
-        // A service would find it ready for ever, and nobody there. One that was made for this call is not.
+        // A service would find it ready for ever, and no client there. One that was made for this call is
+        // not.
         if existing && ended(&fd) {
             return Err(Errno::SHUTDOWN.into());
         }
@@ -178,23 +180,23 @@ impl VolumeServer {
         self.served.send_replace(served);
     }
 
-    /// Lets nobody in any more, and ends who is in, as soon as the service has its turn.
+    /// Lets no client in any more, and ends those that are in, as soon as the service has its turn.
     pub fn finish(&self) {
         self.cancel.cancel();
     }
 
-    /// Ends the socket for everybody who has a copy of the listener: nobody connects to it ever again, who
-    /// waits in its queue sees the end now, who was accepted as soon as the service has stopped. Does not
-    /// wait for that.
+    /// Ends the socket in every process that has a copy of the listener. No client connects to it ever again;
+    /// those in its queue see the end now, those that were accepted as soon as the service has stopped. Does
+    /// not wait for that.
     pub fn cut(&self) {
         self.finish();
         self.emptied.store(self.empty(), Ordering::Relaxed);
     }
 
-    /// shutdown(2) of a listener lets nobody in any more and leaves who is in the queue where they are, until
-    /// the last copy is closed: the mounter's, which may be standing still. So they are taken out. (The
-    /// descriptor does not block.) Whether the kernel said that nobody is left; not where, say, there was no
-    /// descriptor to take somebody out with.
+    /// shutdown(2) of a listener lets no client in any more and leaves those in the queue where they are,
+    /// until the last copy is closed: the mounter's, which may be standing still. So they are taken out. (The
+    /// descriptor does not block.) Whether the kernel said that none is left; not where, say, there was no
+    /// descriptor to take a client out with.
     fn empty(&self) -> bool {
         let kept = &self.kept;
         let mut apart = Vec::new();
@@ -213,7 +215,7 @@ impl VolumeServer {
     }
 
     /// Closes the listener and every accepted connection, and returns when that is done. What waits in the
-    /// queue waits for whoever serves the socket next, unless it was [`cut`](Self::cut).
+    /// queue waits for the next server of the socket, unless it was [`cut`](Self::cut).
     pub async fn stop(mut self) {
         self.finish();
         if tokio::time::timeout(CLOSE, &mut self.task).await.is_err() {
@@ -221,7 +223,7 @@ impl VolumeServer {
             self.task.abort();
             let _ = (&mut self.task).await;
         }
-        // Without a descriptor to spare nobody could be taken out; now its connections' are free.
+        // Without a descriptor to spare no client could be taken out; now its connections' are free.
         if !self.emptied.load(Ordering::Relaxed) && ended(&self.kept) {
             self.empty();
         }

@@ -129,7 +129,7 @@ async fn an_authority_that_is_away_takes_nothing_back_and_is_told_once() {
     // Again, for another change of state.
     pair.answer("failures", [Answer::Away, Answer::Away], |v| v.failures > 0).await;
     assert_eq!(pair.said(SILENT), 2);
-    // Whoever refuses is there.
+    // An authority that refuses is there.
     pair.answer("refusals", [Answer::Deny, Answer::Deny], |v| {
         v.status.failure.as_deref().is_some_and(|why| why.contains("not this one"))
     })
@@ -145,7 +145,7 @@ async fn what_expires_while_the_authority_is_away_is_told_and_comes_back() {
         pair.world.answers.send(answer).unwrap();
     }
     pair.world.until_all("the end of both", || pair.both().iter().all(|entry| entry.view().expired)).await;
-    // The authority holds the requests for their renewal meanwhile: nobody has been refused.
+    // The authority holds the requests for their renewal meanwhile: no pod has been refused.
     assert!(pair.metric("seamount_svids_expired 2"), "{}", volumes.metrics.encode().unwrap());
     assert!(pair.metric("seamount_svids_overdue 2"));
     assert!(pair.metric("seamount_volumes{source=\"authority\",state=\"unavailable\"} 2"));

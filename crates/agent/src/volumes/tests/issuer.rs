@@ -7,7 +7,7 @@ use proof::{Proof, Unproved};
 /// Knows tokens like `token of frontend` and `token of frontend 7`, which was issued later.
 #[derive(Default)]
 pub(in crate::volumes) struct Issuer {
-    /// Nobody can say what is genuine.
+    /// It cannot be said what is genuine.
     pub away: std::sync::atomic::AtomicBool,
 }
 

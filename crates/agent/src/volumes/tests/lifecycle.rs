@@ -188,7 +188,7 @@ async fn a_publish_finishes_an_unpublish_that_the_mounter_did_not_carry_out() {
         world.volumes.unpublish(&volume()).await.unwrap_err();
         assert_eq!(tokio::io::AsyncReadExt::read(&mut client, &mut [0; 1]).await.unwrap(), 0);
         assert!(tokio::net::UnixStream::connect(&socket).await.is_err());
-        // Nobody can be served at the old socket any more.
+        // No client can be served at the old socket any more.
         world.publish(account).await.unwrap_err();
         std::fs::remove_file(&stuck).unwrap();
     }

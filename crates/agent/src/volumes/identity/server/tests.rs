@@ -1,4 +1,4 @@
-//! What becomes of connections that nobody has accepted, while another process holds the listener as well.
+//! What becomes of connections that were not accepted, while another process holds the listener as well.
 
 use super::*;
 use seamount_identity::workload_api::{Limits, Node, Unobserved};
