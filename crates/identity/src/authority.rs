@@ -4,24 +4,26 @@ use std::{fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
 use crate::{
     bundle::{BundleError, BundleSet},
     certificate::CertificateError,
     id::TrustDomain,
-    keys::KeyPair,
-    svid::{PrivateKey, SvidError},
+    keys::{KeyPair, PrivateKey},
+    svid::SvidError,
 };
 
 mod embedded;
 mod load;
+mod signing_key;
 mod template;
 
 pub use embedded::{Clock, Done, Embedded, EmbeddedConfig};
 pub use template::{IdTemplate, TemplateError};
 
 pub use crate::keys::{KeyType, UnknownKeyType};
+
+use signing_key::SigningKey;
 
 /// A boxed future, so that [`Authority`] can be a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -140,16 +142,16 @@ pub trait Authority: Send + Sync + 'static {
 
 /// A key for which an SVID is to be signed. Whoever has one has the private key.
 pub struct NewKey {
-    pair: KeyPair,
-    pkcs8: Zeroizing<Vec<u8>>,
+    pair: SigningKey,
+    key: PrivateKey,
 }
 
 impl NewKey {
     /// Makes a key. An RSA key takes a tenth of a second and more: call this off the asynchronous threads.
     pub fn generate(key_type: KeyType) -> Result<Self, AuthorityError> {
-        let (pair, pkcs8) =
+        let (pair, key) =
             KeyPair::generate(key_type).map_err(|_| AuthorityError::Crypto("key generation"))?;
-        Ok(Self { pair, pkcs8 })
+        Ok(Self { pair: SigningKey(pair), key })
     }
 
     /// A signing request (PKCS#10 DER). It names nobody: who it is for, is decided by the authority.
@@ -164,7 +166,7 @@ impl NewKey {
 
     /// The key, to be kept with its SVID.
     pub fn into_private_key(self) -> PrivateKey {
-        PrivateKey::of_pair(&self.pair, self.pkcs8)
+        self.key
     }
 
     /// The public half, for a certificate.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
 use rustls_pki_types::CertificateDer;
 
 use crate::{
-    certificate::{self, CertificateError, Roots},
+    certificate::{self, Certificate, CertificateError, Roots},
     id::TrustDomain,
 };
 
@@ -60,8 +60,8 @@ impl X509Bundle {
                 let reason = format!("it holds more than {MAX_AUTHORITIES} certificates");
                 return Err(BundleError::Malformed { trust_domain, reason });
             }
-            let checked = certificate::parse(&der, position)
-                .and_then(|certificate| certificate::check_root(&certificate, &trust_domain));
+            let checked = Certificate::parse(&der, position)
+                .and_then(|certificate| certificate.check_root(&trust_domain));
             if let Err(reason) = checked {
                 return Err(BundleError::Certificate { trust_domain, position, reason });
             }
@@ -116,8 +116,8 @@ impl X509Bundle {
     /// When each of them is valid, from and until.
     pub fn validities(&self) -> Vec<(SystemTime, SystemTime)> {
         let parsed =
-            self.authorities().iter().enumerate().filter_map(|(i, der)| certificate::parse(der, i).ok());
-        parsed.map(|certificate| certificate::validity(&certificate)).collect()
+            self.authorities().iter().enumerate().filter_map(|(i, der)| Certificate::parse(der, i).ok());
+        parsed.map(|certificate| certificate.validity()).collect()
     }
 
     /// The certificates' DER one after the other.

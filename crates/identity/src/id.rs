@@ -190,7 +190,7 @@ fn check_path(path: &str) -> Result<(), IdError> {
 }
 
 /// Whether a path segment may hold this character (SPIFFE-ID §2.2).
-pub(crate) fn is_segment_character(c: char) -> bool {
+pub fn is_segment_character(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')
 }
 

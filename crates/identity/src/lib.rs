@@ -21,6 +21,7 @@ pub mod svid;
 pub mod workload_api;
 
 pub use bundle::{BundleError, BundleSet, X509Bundle};
-pub use certificate::CertificateError;
+pub use certificate::{Certificate, CertificateError};
 pub use id::{IdError, SpiffeId, TrustDomain};
-pub use svid::{PrivateKey, SvidError, X509Svid};
+pub use keys::{KeyAlgorithm, KeyError, KeyPair, KeyType, PrivateKey, UnknownKeyType};
+pub use svid::{SvidError, X509Svid};

@@ -26,12 +26,12 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
-use super::{Authority, AuthorityError, BoxFuture, IdTemplate, KeyType, NewKey, Workload, load};
+use super::{Authority, AuthorityError, BoxFuture, IdTemplate, NewKey, SigningKey, Workload, load};
 use crate::{
     bundle::{BundleSet, X509Bundle},
-    certificate,
+    certificate::Certificate,
     id::{SpiffeId, TrustDomain},
-    keys::KeyPair,
+    keys::{KeyPair, KeyType},
 };
 
 /// Certificates begin to be valid this long before now, for clocks that are a little late.
@@ -75,7 +75,7 @@ pub struct Done {
 }
 
 struct Slot {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, SigningKey>,
     intermediate: CertificateDer<'static>,
     root: CertificateDer<'static>,
     root_not_after: SystemTime,
@@ -366,14 +366,14 @@ fn new_slot(config: &EmbeddedConfig, now: SystemTime) -> Result<Slot, AuthorityE
         .into();
     // A loaded root may have a name that does not come through unchanged; better now than in every client.
     let (not_before, not_after) = {
-        let signed = certificate::parse(&intermediate, 1)?;
-        let signer = certificate::parse(&root.der, 2)?;
-        if let Err(why) = certificate::is_signed_by(&signed, &signer) {
+        let signed = Certificate::parse(&intermediate, 1)?;
+        let signer = Certificate::parse(&root.der, 2)?;
+        if let Err(why) = signed.is_signed_by(&signer) {
             let problem = format!("its certificate cannot sign: {why}; make a new authority");
             return Err(AuthorityError::Config { field: "directory", problem });
         }
-        certificate::check_signing(&signed, &config.trust_domain)?;
-        certificate::validity(&signed)
+        signed.check_signing(&config.trust_domain)?;
+        signed.validity()
     };
     Ok(Slot {
         issuer: Issuer::new(params, key),
@@ -396,12 +396,14 @@ fn new_root(
     let params = ca_params("root", BasicConstraints::Unconstrained, &config.trust_domain, now, until)?;
     let der: CertificateDer<'static> =
         params.self_signed(&key).map_err(|_| AuthorityError::Crypto("signing the root certificate"))?.into();
-    let (_, not_after) = certificate::validity(&certificate::parse(&der, 0)?);
+    let (_, not_after) = Certificate::parse(&der, 0)?.validity();
     Ok(load::Root { issuer: Issuer::new(params, key), der, not_after, others: Vec::new() })
 }
 
-fn new_key(kind: KeyType) -> Result<KeyPair, AuthorityError> {
-    KeyPair::generate(kind).map(|(pair, _)| pair).map_err(|_| AuthorityError::Crypto("key generation"))
+fn new_key(kind: KeyType) -> Result<SigningKey, AuthorityError> {
+    KeyPair::generate(kind)
+        .map(|(pair, _)| SigningKey(pair))
+        .map_err(|_| AuthorityError::Crypto("key generation"))
 }
 
 /// A signing certificate: X509-SVID §3.2, §4.1, §4.3.

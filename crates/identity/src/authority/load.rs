@@ -15,8 +15,8 @@ use std::{
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
-use super::AuthorityError;
-use crate::{certificate, id::TrustDomain, keys::KeyPair};
+use super::{AuthorityError, SigningKey};
+use crate::{certificate::Certificate, id::TrustDomain, keys::KeyPair};
 
 /// Larger files are no key or certificate.
 const MAX_FILE: u64 = 256 * 1024;
@@ -29,7 +29,7 @@ pub(super) struct Root {
     pub(super) der: CertificateDer<'static>,
     /// What is trusted beside it, and until when.
     pub(super) others: Vec<(CertificateDer<'static>, SystemTime)>,
-    pub(super) issuer: rcgen::Issuer<'static, KeyPair>,
+    pub(super) issuer: rcgen::Issuer<'static, SigningKey>,
     pub(super) not_after: SystemTime,
 }
 
@@ -44,14 +44,14 @@ pub(super) fn load(
     let (der, others) = certificates_of(&crt, trust_domain, now)?;
     let pair = key_of(&key)?;
 
-    let parsed = certificate::parse(&der, 0)
+    let parsed = Certificate::parse(&der, 0)
         .map_err(|error| fail(&crt, error, "put CA certificates as PEM there, that of tls.key first"))?;
-    if !certificate::has_key(&parsed, pair.public_key()) {
+    if !parsed.has_key(pair.public_key()) {
         let problem = "it does not belong to the certificate in tls.crt";
         return Err(fail(&key, problem, "put certificate and key of the same authority there"));
     }
-    let (_, not_after) = certificate::validity(&parsed);
-    let issuer = rcgen::Issuer::from_ca_cert_der(&der, pair)
+    let (_, not_after) = parsed.validity();
+    let issuer = rcgen::Issuer::from_ca_cert_der(&der, SigningKey(pair))
         .map_err(|error| fail(&crt, error, "use a certificate with a plain subject name"))?;
     Ok(Root { issuer, not_after, der, others })
 }
@@ -104,24 +104,24 @@ fn root_validity(
     };
     let remedy = "put self-signed CA certificates as PEM there, that of tls.key first";
     let root =
-        certificate::parse(der, position).map_err(|error| fail(file, which(error.to_string()), remedy))?;
-    certificate::check_root(&root, trust_domain).map_err(|error| {
+        Certificate::parse(der, position).map_err(|error| fail(file, which(error.to_string()), remedy))?;
+    root.check_root(trust_domain).map_err(|error| {
         fail(file, which(error.to_string()), "make a CA certificate for this trust domain")
     })?;
     // Before the signature, which of such a key cannot be verified; and also of a root that is only to sign
     // later.
-    if !certificate::has_supported_key(&root) {
+    if !root.has_supported_key() {
         let problem = "its key is neither P-256, P-384 nor RSA".to_owned();
         return Err(fail(file, which(problem), "make a CA certificate with a key of one of these kinds"));
     }
-    certificate::is_signed_by(&root, &root).map_err(|why| {
+    root.is_signed_by(&root).map_err(|why| {
         fail(file, which(format!("it is not self-signed, or cannot be shown to be: {why}")), remedy)
     })?;
-    if position == 0 && certificate::path_length(&root) == Some(0) {
+    if position == 0 && root.path_length() == Some(0) {
         let problem = "its pathLenConstraint is 0, so that it cannot sign the intermediate certificate";
         return Err(fail(file, problem, "make it with a path length of 1 or without one"));
     }
-    Ok(certificate::validity(&root))
+    Ok(root.validity())
 }
 
 fn key_of(file: &Path) -> Result<KeyPair, AuthorityError> {
