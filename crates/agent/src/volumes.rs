@@ -27,10 +27,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
-use seamount_identity::authority::Workload;
-use seamount_identity::workload_api::{IdentityState, Response};
+use seamount_authority::Workload;
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter_protocol::{Fault, flag};
+use seamount_workload_api::{IdentityState, Response};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::authority::AuthorityHealth;

@@ -19,10 +19,10 @@ use crate::token::Token;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
-use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType};
-use seamount_identity::workload_api::Observer;
-use seamount_identity::{BundleSet, TrustDomain};
+use seamount_authority::{Authority, AuthorityError, BoxFuture, Embedded};
+use seamount_identity::{BundleSet, KeyType, TrustDomain};
 use seamount_mounter_protocol::{Reply, Request};
+use seamount_workload_api::Observer;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};

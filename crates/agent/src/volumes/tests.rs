@@ -14,11 +14,12 @@ use crate::token::{Claims, Token};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
-use seamount_identity::authority::{
-    Authority, AuthorityError, BoxFuture, Embedded, EmbeddedConfig, IdTemplate, KeyType, new_key_and_csr,
+use seamount_authority::{
+    Authority, AuthorityError, BoxFuture, Embedded, EmbeddedConfig, IdTemplate, new_key_and_csr,
 };
-use seamount_identity::{BundleSet, TrustDomain, workload_api};
+use seamount_identity::{BundleSet, KeyType, TrustDomain};
 use seamount_mounter_protocol::{Fault, Reply, Request};
+use seamount_workload_api as workload_api;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;

@@ -9,7 +9,7 @@ use rcgen::{CertificateParams, IsCa, KeyUsagePurpose, SanType};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
-use crate::svid::X509Svid;
+use seamount_identity::svid::X509Svid;
 
 mod directory;
 
@@ -74,7 +74,7 @@ fn issue_key(authority: &Embedded, kind: KeyType) -> X509Svid {
     X509Svid::new(authority.issue_key(&key, &pod()).unwrap(), key.into_private_key()).unwrap()
 }
 
-fn bundle(authority: &Embedded) -> crate::X509Bundle {
+fn bundle(authority: &Embedded) -> seamount_identity::X509Bundle {
     authority.bundles().borrow().own().clone()
 }
 
@@ -317,7 +317,8 @@ fn signing_and_rotating_at_once() {
             scope.spawn(|| {
                 for _ in 0..60 {
                     let chain = authority.issue(&csr, &pod()).unwrap();
-                    crate::svid::verify_chain(&chain, &bundle(&authority), SystemTime::now()).unwrap();
+                    seamount_identity::svid::verify_chain(&chain, &bundle(&authority), SystemTime::now())
+                        .unwrap();
                 }
             });
         }
@@ -336,7 +337,7 @@ async fn the_trait_signs_and_tells_of_changes() {
     let (_, csr) = new_key_and_csr(KeyType::EcP384).unwrap();
     let chain = authority.sign(&csr, &pod(), "token").await.unwrap();
     let set = authority.bundles().borrow().clone();
-    crate::svid::verify_chain(&chain, set.own(), SystemTime::now()).unwrap();
+    seamount_identity::svid::verify_chain(&chain, set.own(), SystemTime::now()).unwrap();
     assert_eq!(authority.trust_domain(), &domain());
 
     let key = NewKey::generate(KeyType::EcP256).unwrap();
@@ -383,7 +384,7 @@ fn what_is_not_valid_for_its_key_and_bundle_is_not_taken() {
     fn take(
         chain: Vec<CertificateDer<'static>>,
         key: NewKey,
-        bundle: &crate::X509Bundle,
+        bundle: &seamount_identity::X509Bundle,
         now: SystemTime,
     ) -> Result<(), SvidError> {
         X509Svid::new_verified(chain, key.into_private_key(), bundle, now).map(|_| ())

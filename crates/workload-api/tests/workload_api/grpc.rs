@@ -3,11 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use seamount_identity::workload_api::{IdentityState, Limits, Response};
 use seamount_proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest, X509svidRequest,
     X509svidResponse, spiffe_workload_api_client::SpiffeWorkloadApiClient,
 };
+use seamount_workload_api::{IdentityState, Limits, Response};
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,

@@ -12,11 +12,9 @@
 
 use std::sync::Arc;
 
-use seamount_identity::{
-    X509Bundle,
-    workload_api::{IdentityState, Response},
-};
+use seamount_identity::X509Bundle;
 use seamount_proto::workload::{X509svidRequest, spiffe_workload_api_client::SpiffeWorkloadApiClient};
+use seamount_workload_api::{IdentityState, Response};
 use tonic::Request;
 
 #[path = "workload_api/raw.rs"]

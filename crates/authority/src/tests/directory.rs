@@ -64,7 +64,7 @@ fn signs_below_the_loaded_root() {
         let directory = directory(&ca(), &key);
         let authority = open(directory.path(), &time).unwrap();
         let pem = fs::read_to_string(directory.path().join("tls.crt")).unwrap();
-        let root = crate::X509Bundle::from_pem(domain(), &pem).unwrap();
+        let root = seamount_identity::X509Bundle::from_pem(domain(), &pem).unwrap();
         assert_eq!(bundle(&authority), root);
         issue(&authority, KeyType::EcP256).verify(&root, time.now()).unwrap();
     }

@@ -16,7 +16,7 @@ use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use super::{AuthorityError, SigningKey};
-use crate::{certificate::Certificate, id::TrustDomain, keys::KeyPair};
+use seamount_identity::{Certificate, KeyPair, TrustDomain};
 
 /// Larger files are no key or certificate.
 const MAX_FILE: u64 = 256 * 1024;

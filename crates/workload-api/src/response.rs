@@ -10,10 +10,7 @@ use prost::Message;
 use seamount_proto::workload::{X509BundlesResponse, X509svid, X509svidResponse};
 use zeroize::Zeroizing;
 
-use crate::{
-    bundle::{BundleSet, X509Bundle},
-    svid::X509Svid,
-};
+use seamount_identity::{BundleSet, X509Bundle, X509Svid};
 
 /// An `X509SVIDResponse` and an `X509BundlesResponse`. Each is encoded and framed for gRPC when the first
 /// stream wants it, and shared by all streams from then on: most volumes of a node are asked for one of the

@@ -1,10 +1,8 @@
 //! Through the `spiffe` crate, a client that we did not write.
 
 use futures_util::StreamExt as _;
-use seamount_identity::{
-    X509Bundle,
-    workload_api::{IdentityState, Response},
-};
+use seamount_identity::X509Bundle;
+use seamount_workload_api::{IdentityState, Response};
 use spiffe::{WorkloadApiClient, WorkloadApiError, X509Source};
 use std::sync::Arc;
 
@@ -83,7 +81,7 @@ async fn a_source_follows_and_survives_a_restart_of_the_server() {
     std::fs::remove_file(&server.path).unwrap();
     let listener = tokio::net::UnixListener::bind(&server.path).unwrap();
     let (_sender, served) = tokio::sync::watch::channel(ready(&svid("c")));
-    let again = tokio::spawn(seamount_identity::workload_api::serve(
+    let again = tokio::spawn(seamount_workload_api::serve(
         listener,
         served,
         Default::default(),

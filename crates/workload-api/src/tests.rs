@@ -277,14 +277,14 @@ fn equal_sets_have_equal_bytes() {
         let mut params = rcgen::CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let root = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
-        crate::X509Bundle::new(name.parse().unwrap(), [root.der().clone()]).unwrap()
+        seamount_identity::X509Bundle::new(name.parse().unwrap(), [root.der().clone()]).unwrap()
     };
     let federated: Vec<_> = (0..8).map(|n| bundle(&format!("td{n}"))).collect();
     let own = bundle("own");
     let encode = || {
-        let set = federated
-            .iter()
-            .fold(crate::BundleSet::new(own.clone()), |set, next| set.with_federated(next.clone()).unwrap());
+        let set = federated.iter().fold(seamount_identity::BundleSet::new(own.clone()), |set, next| {
+            set.with_federated(next.clone()).unwrap()
+        });
         Response::new(&[], &set)
     };
     let first = encode();

@@ -2,17 +2,15 @@
 //! proof of possession, certificate, and the checks of `X509Svid::new`.
 //!
 //! ```text
-//! cargo run --release -p seamount-identity --example issuance
+//! cargo run --release -p seamount-authority --example issuance
 //! ```
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people that measures")]
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use seamount_identity::{
-    X509Svid,
-    authority::{Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr},
-};
+use seamount_authority::{Embedded, EmbeddedConfig, IdTemplate, Workload, new_key_and_csr};
+use seamount_identity::{KeyType, X509Svid};
 
 fn main() {
     let trust_domain = "example.org".parse().unwrap();

@@ -9,18 +9,23 @@
 //! bound: connections, streams, header lists, request messages, what is buffered for a client that does not
 //! read (one response), the bytes that are read in a second, and the time that a connection may live without
 //! asking anything. What is counted is counted for all sockets of a pod together ([`Tenant`]).
+//!
+//! * [`read_interest`]: the streams under it, which wake only for what was asked for.
+//! * [`authority_header`]: lets gRPC clients in that make an authority of the socket's path.
 
 use std::{fmt, io, os::unix::net::UnixListener as StdListener, sync::Arc, time::Duration};
 
 use tokio::{net::UnixListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
+pub mod authority_header;
 mod body;
 mod bucket;
 mod connection;
 mod grpc;
 mod health;
 mod metered;
+pub mod read_interest;
 mod response;
 mod service;
 mod status;

@@ -1,7 +1,7 @@
 //! What a client cannot make grow, and whom it cannot hurt.
 
-use seamount_identity::workload_api::Limits;
 use seamount_proto::workload::X509svidRequest;
+use seamount_workload_api::Limits;
 
 use crate::{
     grpc::{client, fetch, id, with_header},

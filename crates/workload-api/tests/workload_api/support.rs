@@ -11,11 +11,9 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use seamount_identity::{
-    BundleSet, X509Svid,
-    authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr},
-    workload_api::{IdentityState, Limits, Node, Observer, Response, Tenant, serve_within},
-};
+use seamount_authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, Workload, new_key_and_csr};
+use seamount_identity::{BundleSet, KeyType, X509Svid};
+use seamount_workload_api::{IdentityState, Limits, Node, Observer, Response, Tenant, serve_within};
 use tempfile::TempDir;
 use tokio::{net::UnixStream, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;

@@ -2,7 +2,7 @@
 //! takes to reach all of them. The clients are bare sockets in the same process, which cost next to nothing.
 //!
 //! ```text
-//! cargo run --release -p seamount-identity --example streams -- 4000
+//! cargo run --release -p seamount-workload-api --example streams -- 4000
 //! ```
 #![allow(
     clippy::unwrap_used,
@@ -18,11 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seamount_identity::{
-    X509Svid,
-    authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr},
-    workload_api::{IdentityState, Limits, Response, Unobserved, serve},
-};
+use seamount_authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, Workload, new_key_and_csr};
+use seamount_identity::{KeyType, X509Svid};
+use seamount_workload_api::{IdentityState, Limits, Response, Unobserved, serve};
 use tokio::{net::UnixListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 

@@ -2,7 +2,7 @@
 
 use rcgen::SignatureAlgorithm;
 
-use crate::keys::{KeyAlgorithm, KeyPair};
+use seamount_identity::{KeyAlgorithm, KeyPair};
 
 /// What signs certificates and requests.
 pub(super) struct SigningKey(pub(super) KeyPair);

@@ -27,12 +27,7 @@ use x509_parser::{
 };
 
 use super::{Authority, AuthorityError, BoxFuture, IdTemplate, NewKey, SigningKey, Workload, load};
-use crate::{
-    bundle::{BundleSet, X509Bundle},
-    certificate::Certificate,
-    id::{SpiffeId, TrustDomain},
-    keys::{KeyPair, KeyType},
-};
+use seamount_identity::{BundleSet, Certificate, KeyPair, KeyType, SpiffeId, TrustDomain, X509Bundle};
 
 /// Certificates begin to be valid this long before now, for clocks that are a little late.
 const BACKDATE: Duration = Duration::from_secs(10);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Workload;
-use crate::id::{IdError, SpiffeId, TrustDomain, is_segment_character};
+use seamount_identity::id::{IdError, SpiffeId, TrustDomain, is_segment_character};
 
 /// Why a template, or an ID made by it, is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

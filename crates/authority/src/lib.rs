@@ -1,16 +1,12 @@
-//! Who signs SVIDs.
+//! Who signs SVIDs: the interface of an authority, and the one inside the agent.
 
 use std::{fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
-use crate::{
-    bundle::{BundleError, BundleSet},
-    certificate::CertificateError,
-    id::TrustDomain,
-    keys::{KeyPair, PrivateKey},
-    svid::SvidError,
+use seamount_identity::{
+    BundleError, BundleSet, CertificateError, KeyPair, KeyType, PrivateKey, SvidError, TrustDomain,
 };
 
 mod embedded;
@@ -20,8 +16,6 @@ mod template;
 
 pub use embedded::{Clock, Done, Embedded, EmbeddedConfig};
 pub use template::{IdTemplate, TemplateError};
-
-pub use crate::keys::{KeyType, UnknownKeyType};
 
 use signing_key::SigningKey;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use seamount_identity::workload_api::{IdentityState, Limits};
+use seamount_workload_api::{IdentityState, Limits};
 
 use crate::{
     grpc::{fetch, id},

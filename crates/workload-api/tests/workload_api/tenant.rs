@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use seamount_identity::workload_api::{IdentityState, Limits, Node, Tenant};
 use seamount_proto::workload::X509svidRequest;
+use seamount_workload_api::{IdentityState, Limits, Node, Tenant};
 use tokio::{io::AsyncReadExt as _, net::UnixStream, sync::Semaphore};
 use tonic::Code;
 use tonic_reflection::pb::v1::{
