@@ -10,21 +10,23 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame};
 use tokio_stream::{Stream as _, wrappers::WatchStream};
 
-use super::{
-    IdentityState, Observer, Response,
+use crate::{
+    observer::Observer,
+    response::Response,
+    state::IdentityState,
     status::{Code, Status},
     tenant::Request,
 };
 
 /// Which of a [`Response`]'s messages a stream carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Svids,
     Bundles,
 }
 
 impl Kind {
-    pub(super) fn of(self, response: &Response) -> &Bytes {
+    pub(crate) fn of(self, response: &Response) -> &Bytes {
         match self {
             Self::Svids => response.svids(),
             Self::Bundles => response.bundles(),
@@ -33,7 +35,7 @@ impl Kind {
 }
 
 /// What hyper sends.
-pub(super) enum Body {
+pub(crate) enum Body {
     /// Headers alone.
     Empty,
     /// FetchX509SVID, FetchX509Bundles.
@@ -79,7 +81,7 @@ impl HttpBody for Body {
 
 /// A stream of full sets: the first at once, then the newest whenever it is another one. hyper asks for the
 /// next frame only when the client has room for it, so a slow client skips sets and holds back none.
-pub(super) struct Updates {
+pub(crate) struct Updates {
     kind: Kind,
     served: WatchStream<IdentityState>,
     sent: Bytes,
@@ -91,7 +93,7 @@ pub(super) struct Updates {
 
 impl Updates {
     /// A stream that begins with `first`.
-    pub(super) fn new(
+    pub(crate) fn new(
         kind: Kind,
         first: Bytes,
         served: tokio::sync::watch::Receiver<IdentityState>,
@@ -147,6 +149,6 @@ impl Drop for Updates {
 }
 
 /// The text is SPIRE's; clients look for it to choose a slow retry.
-pub(super) fn denied() -> Status {
+pub(crate) fn denied() -> Status {
     Status::new(Code::PermissionDenied, "no identity issued")
 }

@@ -11,7 +11,7 @@ const SECOND: u128 = 1_000_000_000;
 /// The bucket. Each taker that overdraws it waits until its own part is paid, so takers go on one after the
 /// other and not all at the same moment.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     /// When what was taken is paid. One number, so its order with other memory does not matter.
     paid: AtomicU64,
     /// What may be unpaid, as time.
@@ -22,13 +22,13 @@ pub(super) struct Bucket {
 
 impl Bucket {
     /// Full. `rate` is in units per second and at least 1.
-    pub(super) fn new(burst: u32, rate: u32) -> Self {
+    pub(crate) fn new(burst: u32, rate: u32) -> Self {
         let rate = rate.max(1);
         Self { paid: AtomicU64::new(0), burst: time(burst.into(), rate), rate }
     }
 
     /// Takes this much, whether it is there or not; until when the taker must wait before it goes on.
-    pub(super) fn take(&self, units: u64, now: u64) -> Option<u64> {
+    pub(crate) fn take(&self, units: u64, now: u64) -> Option<u64> {
         let cost = time(units, self.rate);
         let after = |paid: u64| paid.max(now).saturating_add(cost);
         let before = self.paid.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid| Some(after(paid)));

@@ -18,10 +18,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Shared, metered::Metered, service::Service, tenant::Seat};
 use crate::{
     authority_header::AuthorityHeaderFilter,
+    metered::Metered,
     read_interest::{ReadInterestStream, close_apart},
+    service::Service,
+    shared::Shared,
+    tenant::Seat,
 };
 
 /// How long accepting pauses after an error, first and at most.
@@ -37,22 +40,22 @@ const CONNECTION_WINDOW: u32 = 65_535;
 const SEND_BUFFER: usize = 16 * 1024;
 
 /// A listener that does not block, to be served.
-pub(super) fn waiting(listener: StdListener) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn waiting(listener: StdListener) -> io::Result<AsyncFd<OwnedFd>> {
     watch(listener.into(), Interest::READABLE)
 }
 
 /// Whether clients may send descriptors along, since the kernel does not know how to refuse them.
-pub(super) fn is_wary(listener: &StdListener) -> io::Result<bool> {
+pub(crate) fn is_wary(listener: &StdListener) -> io::Result<bool> {
     refuse_rights(listener).map(|refused| !refused)
 }
 
-/// See [`super::serve`]. Cancels `cancel` when it is dropped.
+/// See [`crate::serve`]. Cancels `cancel` when it is dropped.
 ///
 /// Who is accepted is admitted, or closed, before anything else is awaited, and `cancel` is looked at before
 /// each accept: after it nobody is taken in, and each connection's own token is a child of it. This loop
 /// alone starts connections, and has ended when `tasks` is closed; what a connection starts (a stream) it
 /// starts while it is one of `tasks` itself, so that `wait` returns only when all of them are gone.
-pub(super) async fn serve(listener: AsyncFd<OwnedFd>, shared: Arc<Shared>, cancel: CancellationToken) {
+pub(crate) async fn serve(listener: AsyncFd<OwnedFd>, shared: Arc<Shared>, cancel: CancellationToken) {
     let _all = cancel.clone().drop_guard();
     let tasks = TaskTracker::new();
     let mut backoff = BACKOFF.0;

@@ -12,18 +12,18 @@ use tonic_health::pb::{
 };
 use tower::util::BoxCloneSyncService;
 
-use super::{IdentityState, grpc::MAX_REQUEST};
+use crate::{message::MAX_REQUEST, state::IdentityState};
 
 /// The prefix of health's paths.
-pub(super) const HEALTH_PREFIX: &str = "/grpc.health.v1.Health/";
+pub(crate) const HEALTH_PREFIX: &str = "/grpc.health.v1.Health/";
 /// The prefixes of reflection's paths.
-pub(super) const REFLECTION_V1_PREFIX: &str = "/grpc.reflection.v1.ServerReflection/";
+pub(crate) const REFLECTION_V1_PREFIX: &str = "/grpc.reflection.v1.ServerReflection/";
 /// See [`REFLECTION_V1_PREFIX`].
-pub(super) const REFLECTION_V1ALPHA_PREFIX: &str = "/grpc.reflection.v1alpha.ServerReflection/";
+pub(crate) const REFLECTION_V1ALPHA_PREFIX: &str = "/grpc.reflection.v1alpha.ServerReflection/";
 
 /// Serving as soon as it is known what to answer: an identity, or that there is none (as SPIRE's agent has
 /// it).
-pub(super) struct View(pub(super) watch::Receiver<IdentityState>);
+pub(crate) struct View(pub(crate) watch::Receiver<IdentityState>);
 
 fn status(served: &IdentityState) -> ServingStatus {
     match served {
@@ -74,12 +74,12 @@ impl Health for View {
 }
 
 /// A tonic service of a nameable type.
-pub(super) type Routed =
+pub(crate) type Routed =
     BoxCloneSyncService<http::Request<Incoming>, http::Response<tonic::body::Body>, Infallible>;
 
 /// Reflection v1 and v1alpha, made once for all sockets. `None` if the descriptors do not load, which a test
 /// excludes.
-pub(super) static REFLECTION: LazyLock<Option<(Routed, Routed)>> = LazyLock::new(|| {
+pub(crate) static REFLECTION: LazyLock<Option<(Routed, Routed)>> = LazyLock::new(|| {
     let builder = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(seamount_proto::WORKLOAD_API_DESCRIPTORS)

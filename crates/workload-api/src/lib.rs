@@ -13,7 +13,7 @@
 //! * [`read_interest`]: the streams under it, which wake only for what was asked for.
 //! * [`authority_header`]: lets gRPC clients in that make an authority of the socket's path.
 
-use std::{fmt, io, os::unix::net::UnixListener as StdListener, sync::Arc, time::Duration};
+use std::{io, os::unix::net::UnixListener as StdListener, sync::Arc, time::Duration};
 
 use tokio::{net::UnixListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -24,59 +24,23 @@ mod bucket;
 mod connection;
 mod grpc;
 mod health;
+mod message;
 mod metered;
+mod observer;
 pub mod read_interest;
 mod response;
 mod service;
+mod shared;
+mod state;
 mod status;
 mod tenant;
 
+pub use observer::{Observer, Unobserved};
 pub use response::Response;
+pub use state::IdentityState;
 pub use tenant::{Limits, Node, Tenant};
 
-/// What a volume's streams see now (sent through a [`watch`]).
-///
-/// A stream that was already answered ends only by [`Denied`](Self::Denied) or when the sender goes: what was
-/// issued stays good until it expires, so neither `Pending` nor `Unavailable` takes it away. Send
-/// `Unavailable` when there is nothing valid to serve to new streams, not when an SVID merely cannot be
-/// renewed.
-#[derive(Debug, Clone, Default)]
-pub enum IdentityState {
-    /// Not known yet: new streams wait, and get `Unavailable` when the pending timeout has passed.
-    #[default]
-    Pending,
-    /// The identity. One without any SVID is [`Denied`](Self::Denied).
-    Ready(Arc<Response>),
-    /// Nothing to serve for now, with the reason for people: new streams get `Unavailable`.
-    Unavailable(Arc<str>),
-    /// No identity: every stream, old or new, gets `PermissionDenied` with the text `no identity issued`.
-    Denied,
-}
-
-/// Who wants to know what happens on a socket; for metrics. Called from many tasks, must not block.
-pub trait Observer: Send + Sync {
-    /// A connection was opened (+1) or closed (-1).
-    fn connection(&self, delta: i64);
-    /// A FetchX509SVID or FetchX509Bundles stream was answered with data (+1) or ended (-1).
-    fn stream(&self, delta: i64);
-    /// Something was refused; `why` is one of a small fixed set: `accept`, `connections`, `node connections`,
-    /// `streams`, `reflection`, `memory`, `idle`, `http`, `security header`, `method`, `request`, `pending`,
-    /// `unavailable`, `denied`.
-    fn refused(&self, why: &'static str);
-    /// Something waits because its tenant is over its rate: a connection is not read, or a socket takes none
-    /// in.
-    fn throttled(&self) {}
-}
-
-/// An [`Observer`] that does not care.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Unobserved;
-
-impl Observer for Unobserved {
-    fn connection(&self, _delta: i64) {}
-    fn stream(&self, _delta: i64) {}
-    fn refused(&self, _why: &'static str) {}
-}
+use shared::{Shared, Timing};
 
 /// Serves the Workload API on `listener` until `cancel`, and returns when every connection is closed and
 /// every stream gone. Cancelling cuts the connections at once, without a goodbye. Dropping the future cuts
@@ -129,46 +93,6 @@ pub fn serve_within(
     let shared = Arc::new(Shared { served, tenant, timing, observer, wary });
     // A token of our own, so that everything ends also when the future is dropped.
     Ok(connection::serve(listener, shared, cancel.child_token()))
-}
-
-/// How long a client may take.
-#[derive(Debug, Clone, Copy)]
-struct Timing {
-    /// While [`IdentityState::Pending`].
-    pending: Duration,
-    /// For a whole request, from its headers on.
-    request: Duration,
-    /// Until a connection's first request.
-    first_request: Duration,
-    /// Without an open stream, after the first request.
-    idle: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            pending: Duration::from_secs(30),
-            request: Duration::from_secs(30),
-            first_request: Duration::from_secs(30),
-            idle: Duration::from_secs(300),
-        }
-    }
-}
-
-/// What all connections of a socket have in common.
-struct Shared {
-    served: watch::Receiver<IdentityState>,
-    tenant: Arc<Tenant>,
-    timing: Timing,
-    observer: Arc<dyn Observer>,
-    /// Whether descriptors may come with the bytes.
-    wary: bool,
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("limits", self.tenant.limits()).field("timing", &self.timing).finish()
-    }
 }
 
 #[cfg(test)]

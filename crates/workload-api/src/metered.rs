@@ -13,8 +13,10 @@ use tokio::{
     time::{Sleep, sleep, sleep_until},
 };
 
-use super::tenant::{Ledger, Seat};
-use crate::read_interest::{ReadInterestStream, close_apart};
+use crate::{
+    read_interest::{ReadInterestStream, close_apart},
+    tenant::{Ledger, Seat},
+};
 
 /// How long a connection rests that has brought as much as is read at once. Calls of ordinary clients are
 /// shorter.
@@ -22,7 +24,7 @@ const REST: Duration = Duration::from_millis(1);
 
 /// The stream. What a client sends beyond its tenant's rate stays in the socket, and the client waits when
 /// that is full: no frame is looked at, whichever kind it is. Cutting such a connection does not wait.
-pub(super) struct Metered {
+pub(crate) struct Metered {
     /// None while it is dropped.
     stream: Option<ReadInterestStream>,
     ledger: Arc<Ledger>,
@@ -33,7 +35,7 @@ pub(super) struct Metered {
 
 impl Metered {
     /// Before anything was read.
-    pub(super) fn new(stream: ReadInterestStream, seat: Arc<Seat>) -> Self {
+    pub(crate) fn new(stream: ReadInterestStream, seat: Arc<Seat>) -> Self {
         Self { stream: Some(stream), ledger: seat.ledger(), seat, asleep: None }
     }
 

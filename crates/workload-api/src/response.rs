@@ -6,11 +6,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use prost::Message;
-use seamount_proto::workload::{X509BundlesResponse, X509svid, X509svidResponse};
-use zeroize::Zeroizing;
-
 use seamount_identity::{BundleSet, X509Bundle, X509Svid};
+use seamount_proto::workload::{X509BundlesResponse, X509svid, X509svidResponse};
+
+use crate::message::{frame, wiped};
 
 /// An `X509SVIDResponse` and an `X509BundlesResponse`. Each is encoded and framed for gRPC when the first
 /// stream wants it, and shared by all streams from then on: most volumes of a node are asked for one of the
@@ -43,12 +42,12 @@ impl Response {
     }
 
     /// The framed `X509SVIDResponse`.
-    pub(super) fn svids(&self) -> &Bytes {
+    pub(crate) fn svids(&self) -> &Bytes {
         self.svids.get_or_init(|| frame(&self.svid_message()))
     }
 
     /// The framed `X509BundlesResponse`.
-    pub(super) fn bundles(&self) -> &Bytes {
+    pub(crate) fn bundles(&self) -> &Bytes {
         self.bundles.get_or_init(|| {
             let all = std::iter::once(self.set.own()).chain(self.set.federated());
             frame(&X509BundlesResponse { crl: Vec::new(), bundles: all.map(entry).collect() })
@@ -61,9 +60,7 @@ impl Response {
             Some(X509svid {
                 spiffe_id: svid.id().to_string(),
                 x509_svid: svid.chain_der().into(),
-                x509_svid_key: Bytes::from_owner(Wiped(Zeroizing::new(
-                    svid.key().expose_pkcs8_der().to_vec(),
-                ))),
+                x509_svid_key: wiped(svid.key().expose_pkcs8_der().to_vec()),
                 bundle: bundle.der().into(),
                 hint: String::new(),
             })
@@ -84,24 +81,4 @@ impl fmt::Debug for Response {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Response({} SVIDs)", self.count())
     }
-}
-
-struct Wiped(Zeroizing<Vec<u8>>);
-
-impl AsRef<[u8]> for Wiped {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// One message as gRPC carries it: not compressed, length, bytes. The buffer never grows, so that no copy of
-/// a key stays behind.
-fn frame(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut out = Zeroizing::new(Vec::with_capacity(length + 5));
-    out.push(0);
-    // A message of 4 GiB cannot be made of bounded chains and bundles.
-    out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-    message.encode_raw(&mut *out);
-    Bytes::from_owner(Wiped(out))
 }

@@ -11,11 +11,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tonic_health::pb::health_server::HealthServer;
 use tower::ServiceExt as _;
 
-use super::{
-    IdentityState, Shared,
+use crate::{
     body::{Body, Kind, Updates, denied},
-    grpc::{MAX_REQUEST, is_grpc, read_message, streaming},
+    grpc::{is_grpc, streaming},
     health::{self, HEALTH_PREFIX, REFLECTION_V1_PREFIX, REFLECTION_V1ALPHA_PREFIX},
+    message::{MAX_REQUEST, read_message},
+    shared::Shared,
+    state::IdentityState,
     status::{Code, Status},
     tenant::{Ledger, Request},
 };
@@ -26,7 +28,7 @@ const WORKLOAD_API_PREFIX: &str = "/SpiffeWorkloadAPI/";
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 
 /// Answers one request.
-pub(super) async fn call(
+pub(crate) async fn call(
     shared: Arc<Shared>,
     request: http::Request<Incoming>,
     mut guard: Request,
@@ -149,9 +151,9 @@ fn check(kind: Kind, message: Bytes) -> Result<(), Status> {
 }
 
 /// The service that hyper calls for each request of a connection.
-pub(super) struct Service {
-    pub(super) shared: Arc<Shared>,
-    pub(super) ledger: Arc<Ledger>,
+pub(crate) struct Service {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 impl hyper::service::Service<http::Request<Incoming>> for Service {

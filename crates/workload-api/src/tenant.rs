@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Observer, bucket::Bucket};
+use crate::{bucket::Bucket, observer::Observer};
 
 /// What one tenant's clients may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl Tenant {
     }
 
     /// Cancelled when what is there now is shed.
-    pub(super) fn epoch(&self) -> CancellationToken {
+    pub(crate) fn epoch(&self) -> CancellationToken {
         self.epoch.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -144,7 +144,7 @@ impl Tenant {
     }
 
     /// Waits while the tenant is over its rate: new connections wait in the sockets' queues.
-    pub(super) async fn turn(&self, observer: &dyn Observer) {
+    pub(crate) async fn turn(&self, observer: &dyn Observer) {
         while let Some(until) = self.take(0) {
             observer.throttled();
             sleep_until(until).await;
@@ -152,7 +152,7 @@ impl Tenant {
     }
 
     /// A place for one more connection; or what there is too much of. It is paid in either case.
-    pub(super) fn admit(self: &Arc<Self>, observer: &Arc<dyn Observer>) -> Result<Arc<Seat>, &'static str> {
+    pub(crate) fn admit(self: &Arc<Self>, observer: &Arc<dyn Observer>) -> Result<Arc<Seat>, &'static str> {
         // Whether it is overdrawn, the next turn tells.
         let _ = self.take(CONNECTION);
         if !up(&self.connections, self.limits.connections) {
@@ -187,14 +187,14 @@ fn down(counter: &AtomicUsize) {
 }
 
 /// An open connection; counts while it lives, that is until its descriptor is closed.
-pub(super) struct Seat {
+pub(crate) struct Seat {
     ledger: Arc<Ledger>,
     _of_node: [OwnedSemaphorePermit; 2],
 }
 
 impl Seat {
     /// The connection's part of the account.
-    pub(super) fn ledger(&self) -> Arc<Ledger> {
+    pub(crate) fn ledger(&self) -> Arc<Ledger> {
         self.ledger.clone()
     }
 }
@@ -210,7 +210,7 @@ impl Drop for Seat {
 /// `begun` is raised before the request is answered, and `active` and `begun` are read by the connection's
 /// own task after a sleep of many seconds. A stream that begins at the very moment of the goodbye is cut soon
 /// after, and its client connects again.
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     tenant: Arc<Tenant>,
     observer: Arc<dyn Observer>,
     active: AtomicUsize,
@@ -222,12 +222,12 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Open requests, and those that ever began.
-    pub(super) fn counts(&self) -> (usize, u64) {
+    pub(crate) fn counts(&self) -> (usize, u64) {
         (self.active.load(Ordering::Relaxed), self.begun.load(Ordering::Relaxed))
     }
 
     /// A request begins; none where the tenant has too many open ones.
-    pub(super) fn request(self: &Arc<Self>) -> Option<Request> {
+    pub(crate) fn request(self: &Arc<Self>) -> Option<Request> {
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.owe(REQUEST);
         if !up(&self.tenant.streams, self.tenant.limits.all_streams) {
@@ -238,12 +238,12 @@ impl Ledger {
     }
 
     /// Something was read.
-    pub(super) fn read(&self, bytes: usize) {
+    pub(crate) fn read(&self, bytes: usize) {
         self.owe(u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(READ));
     }
 
     /// Bytes were written to the socket.
-    pub(super) fn written(&self, bytes: usize) {
+    pub(crate) fn written(&self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let less = |queued: u64| Some(queued.saturating_sub(bytes));
         // Headers are written that were never counted as queued.
@@ -256,7 +256,7 @@ impl Ledger {
     }
 
     /// Takes what is owed from the bucket; until when nothing more may be read.
-    pub(super) fn settle(&self) -> Option<Instant> {
+    pub(crate) fn settle(&self) -> Option<Instant> {
         match self.owed.swap(0, Ordering::Relaxed) {
             0 => None,
             owed => self.tenant.take(owed).inspect(|_| self.observer.throttled()),
@@ -273,25 +273,25 @@ impl Drop for Ledger {
 }
 
 /// One open request of a connection; counts while it lives.
-pub(super) struct Request {
+pub(crate) struct Request {
     ledger: Arc<Ledger>,
     reflects: bool,
 }
 
 impl Request {
     /// It becomes a reflection stream; whether its tenant may have one more.
-    pub(super) fn reflect(&mut self) -> bool {
+    pub(crate) fn reflect(&mut self) -> bool {
         self.reflects = self.reflects || up(&self.ledger.tenant.reflections, REFLECTIONS);
         self.reflects
     }
 
     /// A part of the answer is on its way, which all streams share.
-    pub(super) fn sends_shared(&self, bytes: usize) {
+    pub(crate) fn sends_shared(&self, bytes: usize) {
         self.sends(bytes, SHARED);
     }
 
     /// A part of the answer is on its way, made for this stream alone.
-    pub(super) fn sends_own(&self, bytes: usize) {
+    pub(crate) fn sends_own(&self, bytes: usize) {
         self.sends(bytes, 1);
     }
 
