@@ -11,38 +11,24 @@ use http_body::{Body as HttpBody, Frame};
 use tokio_stream::{Stream as _, wrappers::WatchStream};
 
 use crate::{
+    handler::{Step, View},
     observer::Observer,
-    response::Response,
     state::IdentityState,
     status::{Code, Status},
     tenant::Request,
 };
 
-/// Which of a [`Response`]'s messages a stream carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Svids,
-    Bundles,
-}
-
-impl Kind {
-    pub(crate) fn of(self, response: &Response) -> &Bytes {
-        match self {
-            Self::Svids => response.svids(),
-            Self::Bundles => response.bundles(),
-        }
-    }
-}
-
 /// What hyper sends.
 pub(crate) enum Body {
     /// Headers alone.
     Empty,
-    /// FetchX509SVID, FetchX509Bundles.
+    /// A stream of full sets.
     Updates(Updates),
-    /// Health and reflection; they count as the connection's open request until they end.
+    /// One message.
+    Once(Once),
+    /// What a service of tonic's sends.
     Tonic {
-        /// Theirs.
+        /// Its own.
         body: tonic::body::Body,
         /// Counts while it lives.
         request: Request,
@@ -60,10 +46,11 @@ impl HttpBody for Body {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Updates(updates) => updates.poll_frame(context).map(|frame| frame.map(Ok)),
+            Self::Once(once) => Poll::Ready(once.next().map(Ok)),
             Self::Tonic { body, request } => Pin::new(body).poll_frame(context).map(|frame| {
                 frame.inspect(|frame| {
                     if let Some(data) = frame.as_ref().ok().and_then(Frame::data_ref) {
-                        request.sends_own(data.len());
+                        request.sends(data.len());
                     }
                 })
             }),
@@ -74,6 +61,7 @@ impl HttpBody for Body {
         match self {
             Self::Empty => true,
             Self::Updates(_) => false,
+            Self::Once(once) => once.ended,
             Self::Tonic { body, .. } => body.is_end_stream(),
         }
     }
@@ -82,31 +70,31 @@ impl HttpBody for Body {
 /// A stream of full sets: the first at once, then the newest whenever it is another one. hyper asks for the
 /// next frame only when the client has room for it, so a slow client skips sets and holds back none.
 pub(crate) struct Updates {
-    kind: Kind,
+    view: View,
     served: WatchStream<IdentityState>,
     sent: Bytes,
     first: bool,
     ended: bool,
-    observer: Arc<dyn Observer>,
     request: Request,
+    _counted: Option<Counted>,
 }
 
 impl Updates {
-    /// A stream that begins with `first`.
+    /// A stream that begins with `first`, and counts with this observer.
     pub(crate) fn new(
-        kind: Kind,
+        view: View,
         first: Bytes,
         served: tokio::sync::watch::Receiver<IdentityState>,
-        observer: Arc<dyn Observer>,
+        observer: Option<Arc<dyn Observer>>,
         request: Request,
     ) -> Self {
-        observer.stream(1);
         let served = WatchStream::from_changes(served);
-        Self { kind, served, sent: first, first: true, ended: false, observer, request }
+        let counted = observer.map(Counted::new);
+        Self { view, served, sent: first, first: true, ended: false, request, _counted: counted }
     }
 
     fn data(&self) -> Frame<Bytes> {
-        self.request.sends_shared(self.sent.len());
+        self.request.sends(self.sent.len());
         Frame::data(self.sent.clone())
     }
 
@@ -122,18 +110,17 @@ impl Updates {
             let Poll::Ready(change) = Pin::new(&mut self.served).poll_next(context) else {
                 return Poll::Pending;
             };
-            match change {
-                Some(IdentityState::Ready(response)) if response.count() > 0 => {
-                    let next = self.kind.of(&response);
-                    if *next != self.sent {
-                        self.sent = next.clone();
-                        return Poll::Ready(Some(self.data()));
-                    }
+            let Some(state) = change else {
+                break Status::new(Code::Unavailable, "the Workload API is stopping");
+            };
+            match (self.view)(&state) {
+                Step::Send(next) if next != self.sent => {
+                    self.sent = next;
+                    return Poll::Ready(Some(self.data()));
                 }
                 // What was sent stays good until it expires.
-                Some(IdentityState::Pending | IdentityState::Unavailable(_)) => {}
-                Some(IdentityState::Ready(_) | IdentityState::Denied) => break denied(),
-                None => break Status::new(Code::Unavailable, "the Workload API is stopping"),
+                Step::Send(_) | Step::Wait | Step::Unavailable(_) => {}
+                Step::Denied => break denied(),
             }
         };
         self.ended = true;
@@ -142,9 +129,42 @@ impl Updates {
     }
 }
 
-impl Drop for Updates {
+/// A stream that the observer counts while it lives.
+struct Counted(Arc<dyn Observer>);
+
+impl Counted {
+    fn new(observer: Arc<dyn Observer>) -> Self {
+        observer.stream(1);
+        Self(observer)
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.observer.stream(-1);
+        self.0.stream(-1);
+    }
+}
+
+/// One message, and that it was all.
+pub(crate) struct Once {
+    message: Option<Bytes>,
+    ended: bool,
+    request: Request,
+}
+
+impl Once {
+    /// This message, in its frame.
+    pub(crate) fn new(message: Bytes, request: Request) -> Self {
+        Self { message: Some(message), ended: false, request }
+    }
+
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        if let Some(message) = self.message.take() {
+            self.request.sends(message.len());
+            return Some(Frame::data(message));
+        }
+        let ended = std::mem::replace(&mut self.ended, true);
+        (!ended).then(|| Frame::trailers(Status::ok().trailers()))
     }
 }
 

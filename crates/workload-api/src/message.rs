@@ -67,6 +67,11 @@ impl AsRef<[u8]> for Wiped {
     }
 }
 
+/// Reads a request. Unknown fields are tolerated, what is no message is not.
+pub(crate) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
+    M::decode(message).map_err(|_| Status::new(Code::Internal, "the request message cannot be decoded"))
+}
+
 /// These bytes, which are wiped when the last copy of them is dropped.
 pub(crate) fn wiped(bytes: Vec<u8>) -> Bytes {
     Bytes::from_owner(Wiped(Zeroizing::new(bytes)))

@@ -3,41 +3,29 @@
 use std::{convert::Infallible, future::ready, sync::Arc};
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{Method as HttpMethod, StatusCode};
 use hyper::body::Incoming;
-use prost::Message;
-use seamount_proto::workload::{X509BundlesRequest, X509svidRequest};
-use tokio::time::{Instant, timeout, timeout_at};
-use tonic_health::pb::health_server::HealthServer;
+use tokio::time::{Instant, timeout_at};
 use tower::ServiceExt as _;
 
 use crate::{
-    body::{Body, Kind, Updates, denied},
+    body::{Body, Once, Updates, denied},
     grpc::{is_grpc, streaming},
-    health::{self, HEALTH_PREFIX, REFLECTION_V1_PREFIX, REFLECTION_V1ALPHA_PREFIX},
-    message::{MAX_REQUEST, read_message},
+    handler::{Handler, Step, View},
+    message::read_message,
+    methods::{self, Method, Serves},
     shared::Shared,
     state::IdentityState,
-    status::{Code, Status},
+    status::{Code, Refusal, Status},
     tenant::{Ledger, Request},
 };
-
-const WORKLOAD_API_PREFIX: &str = "/SpiffeWorkloadAPI/";
 
 /// The header that keeps a browser, or a proxy that is tricked, from asking (Workload Endpoint §4).
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 
 /// Answers one request.
-pub(crate) async fn call(
-    shared: Arc<Shared>,
-    request: http::Request<Incoming>,
-    mut guard: Request,
-) -> http::Response<Body> {
-    let refused = |why, status: Status| {
-        shared.observer.refused(why);
-        status.response()
-    };
-    if request.method() != Method::POST {
+async fn call(shared: Arc<Shared>, request: http::Request<Incoming>, guard: Request) -> http::Response<Body> {
+    if request.method() != HttpMethod::POST {
         shared.observer.refused("http");
         let status = Status::new(Code::Internal, "gRPC requests are POST");
         return status.response_with(StatusCode::METHOD_NOT_ALLOWED);
@@ -47,41 +35,49 @@ pub(crate) async fn call(
         let status = Status::new(Code::InvalidArgument, "content-type must be application/grpc");
         return status.response_with(StatusCode::UNSUPPORTED_MEDIA_TYPE);
     }
-    let path = request.uri().path();
-    if let Some(method) = path.strip_prefix(WORKLOAD_API_PREFIX) {
-        if !has_security_header(request.headers()) {
-            let status = Status::new(Code::InvalidArgument, "security header missing from request");
-            return refused("security header", status);
+    match answer(&shared, request, guard).await {
+        Ok(response) => response,
+        Err(Refusal { why, status }) => {
+            shared.observer.refused(why);
+            status.response()
         }
-        let kind = match method {
-            "FetchX509SVID" => Kind::Svids,
-            "FetchX509Bundles" => Kind::Bundles,
-            _ => return refused("method", unimplemented()),
-        };
-        return match open(&shared, kind, request.into_body(), guard).await {
-            Ok(body) => streaming(body),
-            Err((why, status)) => refused(why, status),
-        };
     }
-    let response = if path.starts_with(HEALTH_PREFIX) {
-        let server = HealthServer::new(health::View(shared.served.clone()));
-        timeout(shared.timing.request, server.max_decoding_message_size(MAX_REQUEST).oneshot(request)).await
-    } else {
-        let reflection = match health::REFLECTION.as_ref() {
-            Some((v1, _)) if path.starts_with(REFLECTION_V1_PREFIX) => v1,
-            Some((_, v1alpha)) if path.starts_with(REFLECTION_V1ALPHA_PREFIX) => v1alpha,
-            _ => return refused("method", unimplemented()),
-        };
-        if !guard.reflect() {
-            let text = "the pod has too many reflection streams open; close one";
-            return refused("reflection", Status::new(Code::ResourceExhausted, text));
+}
+
+/// What the request's row says.
+async fn answer(
+    shared: &Shared,
+    request: http::Request<Incoming>,
+    guard: Request,
+) -> Result<http::Response<Body>, Refusal> {
+    let method = methods::find(request.uri().path()).ok_or_else(unimplemented)?;
+    if method.serves == Serves::Identity && !has_security_header(request.headers()) {
+        let status = Status::new(Code::InvalidArgument, "security header missing from request");
+        return Err(Refusal::new("security header", status));
+    }
+    let guard = guard.charge(method.cost).ok_or_else(|| {
+        let text = "the pod has too many reflection streams open; close one";
+        Refusal::new("reflection", Status::new(Code::ResourceExhausted, text))
+    })?;
+    let deadline = Instant::now() + shared.timing.request;
+    match method.handler {
+        Handler::Stream(open) => {
+            let message = message_of(request, deadline).await?;
+            let view = open(message).map_err(|status| Refusal::new("request", status))?;
+            stream(shared, method, view, guard).await
         }
-        timeout(shared.timing.request, reflection.clone().oneshot(request)).await
-    };
-    match response {
-        Ok(Ok(response)) => response.map(|body| Body::Tonic { body, request: guard }),
-        Ok(Err(never)) => match never {},
-        Err(_) => refused("request", too_slow()),
+        Handler::Unary(answer) => {
+            let message = message_of(request, deadline).await?;
+            let answer = timeout_at(deadline, answer(shared, message)).await.map_err(|_| too_slow())??;
+            Ok(streaming(Body::Once(Once::new(answer, guard))))
+        }
+        Handler::Tonic(service) => {
+            let service = service(shared).ok_or_else(unimplemented)?;
+            let response = timeout_at(deadline, service.oneshot(request)).await.map_err(|_| too_slow())?;
+            let Ok(response) = response;
+            Ok(response.map(|body| Body::Tonic { body, request: guard }))
+        }
+        Handler::NotBuilt => Err(unimplemented()),
     }
 }
 
@@ -91,63 +87,48 @@ fn has_security_header(headers: &http::HeaderMap) -> bool {
     values.next().is_some_and(|value| value == "true") && values.next().is_none()
 }
 
-fn unimplemented() -> Status {
-    Status::new(Code::Unimplemented, "this method is not implemented")
+fn unimplemented() -> Refusal {
+    Refusal::new("method", Status::new(Code::Unimplemented, "this method is not implemented"))
 }
 
-fn too_slow() -> Status {
-    Status::new(Code::DeadlineExceeded, "the request did not arrive in time")
+fn too_slow() -> Refusal {
+    Refusal::new("request", Status::new(Code::DeadlineExceeded, "the request did not arrive in time"))
 }
 
-/// Reads the request and waits for something to answer.
-async fn open(
+/// The one message of the request.
+async fn message_of(request: http::Request<Incoming>, deadline: Instant) -> Result<Bytes, Refusal> {
+    let message = timeout_at(deadline, read_message(request.into_body())).await.map_err(|_| too_slow())?;
+    message.map_err(|status| Refusal::new("request", status))
+}
+
+/// Waits until there is something to begin with.
+async fn stream(
     shared: &Shared,
-    kind: Kind,
-    body: Incoming,
+    method: &Method,
+    view: View,
     guard: Request,
-) -> Result<Body, (&'static str, Status)> {
-    let message = match timeout(shared.timing.request, read_message(body)).await {
-        Ok(Ok(message)) => message,
-        Ok(Err(status)) => return Err(("request", status)),
-        Err(_) => return Err(("request", too_slow())),
-    };
-    check(kind, message).map_err(|status| ("request", status))?;
-
+) -> Result<http::Response<Body>, Refusal> {
+    let unavailable = |why, text: &str| Refusal::new(why, Status::new(Code::Unavailable, text));
     let mut served = shared.served.clone();
     let deadline = Instant::now() + shared.timing.pending;
     loop {
-        let now = served.borrow_and_update().clone();
-        match now {
-            IdentityState::Ready(response) if response.count() > 0 => {
-                let first = kind.of(&response).clone();
-                return Ok(Body::Updates(Updates::new(kind, first, served, shared.observer.clone(), guard)));
+        // Not looked at in place: a message that is made now would keep the sender waiting.
+        let now: IdentityState = served.borrow_and_update().clone();
+        match view(&now) {
+            Step::Send(first) => {
+                let observer = (method.serves == Serves::Identity).then(|| shared.observer.clone());
+                return Ok(streaming(Body::Updates(Updates::new(view, first, served, observer, guard))));
             }
-            IdentityState::Ready(_) | IdentityState::Denied => return Err(("denied", denied())),
-            IdentityState::Unavailable(why) => {
-                return Err(("unavailable", Status::new(Code::Unavailable, &*why)));
-            }
-            IdentityState::Pending => {}
+            Step::Denied => return Err(Refusal::new("denied", denied())),
+            Step::Unavailable(why) => return Err(unavailable("unavailable", &why)),
+            Step::Wait => {}
         }
         match timeout_at(deadline, served.changed()).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => {
-                return Err(("unavailable", Status::new(Code::Unavailable, "the Workload API is stopping")));
-            }
-            Err(_) => {
-                let status = Status::new(Code::Unavailable, "the identity is not ready yet; try again");
-                return Err(("pending", status));
-            }
+            Ok(Err(_)) => return Err(unavailable("unavailable", "the Workload API is stopping")),
+            Err(_) => return Err(unavailable("pending", "the identity is not ready yet; try again")),
         }
     }
-}
-
-/// The messages are empty today; unknown fields are tolerated, what is no message is not.
-fn check(kind: Kind, message: Bytes) -> Result<(), Status> {
-    let decoded = match kind {
-        Kind::Svids => X509svidRequest::decode(message).map(|_| ()),
-        Kind::Bundles => X509BundlesRequest::decode(message).map(|_| ()),
-    };
-    decoded.map_err(|_| Status::new(Code::Internal, "the request message cannot be decoded"))
 }
 
 /// The service that hyper calls for each request of a connection.

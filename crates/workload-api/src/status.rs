@@ -8,8 +8,10 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// gRPC status codes that are used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
+    Ok = 0,
     InvalidArgument = 3,
     DeadlineExceeded = 4,
+    NotFound = 5,
     PermissionDenied = 7,
     ResourceExhausted = 8,
     Unimplemented = 12,
@@ -29,14 +31,37 @@ impl Status {
         Self { code, message: message.into() }
     }
 
+    /// The end of a call that got its answer.
+    pub(crate) fn ok() -> Self {
+        Self::new(Code::Ok, "")
+    }
+
     /// The trailers that carry it.
     pub(crate) fn trailers(&self) -> HeaderMap {
         let mut trailers = HeaderMap::with_capacity(2);
         trailers.insert(GRPC_STATUS, HeaderValue::from(self.code as u16));
-        if let Ok(message) = HeaderValue::try_from(percent_encode(&self.message)) {
+        if !self.message.is_empty()
+            && let Ok(message) = HeaderValue::try_from(percent_encode(&self.message))
+        {
             trailers.insert(GRPC_MESSAGE, message);
         }
         trailers
+    }
+}
+
+/// A call that is not answered.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// What the observer is told.
+    pub(crate) why: &'static str,
+    /// What the client is told.
+    pub(crate) status: Status,
+}
+
+impl Refusal {
+    /// `why` is one of the observer's fixed set.
+    pub(crate) fn new(why: &'static str, status: Status) -> Self {
+        Self { why, status }
     }
 }
 

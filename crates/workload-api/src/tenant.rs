@@ -234,7 +234,7 @@ impl Ledger {
             return None;
         }
         self.active.fetch_add(1, Ordering::Relaxed);
-        Some(Request { ledger: self.clone(), reflects: false })
+        Some(Request { ledger: self.clone(), cost: Cost::Own })
     }
 
     /// Something was read.
@@ -275,29 +275,37 @@ impl Drop for Ledger {
 /// One open request of a connection; counts while it lives.
 pub(crate) struct Request {
     ledger: Arc<Ledger>,
-    reflects: bool,
+    cost: Cost,
+}
+
+/// What the answer to a request costs, beside what each request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cost {
+    /// Its bytes are shared by all streams.
+    Shared,
+    /// Its bytes are made for this stream alone.
+    Own,
+    /// Likewise, and they are many: a tenant has few such streams.
+    Reflection,
 }
 
 impl Request {
-    /// It becomes a reflection stream; whether its tenant may have one more.
-    pub(crate) fn reflect(&mut self) -> bool {
-        self.reflects = self.reflects || up(&self.ledger.tenant.reflections, REFLECTIONS);
-        self.reflects
+    /// It is known what the answer costs; whether its tenant may have one more of the kind.
+    pub(crate) fn charge(mut self, cost: Cost) -> Option<Self> {
+        if cost == Cost::Reflection && !up(&self.ledger.tenant.reflections, REFLECTIONS) {
+            return None;
+        }
+        self.cost = cost;
+        Some(self)
     }
 
-    /// A part of the answer is on its way, which all streams share.
-    pub(crate) fn sends_shared(&self, bytes: usize) {
-        self.sends(bytes, SHARED);
-    }
-
-    /// A part of the answer is on its way, made for this stream alone.
-    pub(crate) fn sends_own(&self, bytes: usize) {
-        self.sends(bytes, 1);
-    }
-
-    fn sends(&self, bytes: usize, divisor: u64) {
+    /// A part of the answer is on its way.
+    pub(crate) fn sends(&self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        self.ledger.owe(bytes / divisor);
+        self.ledger.owe(match self.cost {
+            Cost::Shared => bytes / SHARED,
+            Cost::Own | Cost::Reflection => bytes,
+        });
         // In this order: what is taken away from the sum was added to it before.
         self.ledger.tenant.queued.fetch_add(bytes, Ordering::Relaxed);
         self.ledger.queued.fetch_add(bytes, Ordering::Relaxed);
@@ -309,7 +317,7 @@ impl Drop for Request {
         let Ledger { tenant, active, .. } = &*self.ledger;
         down(active);
         down(&tenant.streams);
-        if self.reflects {
+        if self.cost == Cost::Reflection {
             down(&tenant.reflections);
         }
     }
