@@ -20,6 +20,7 @@ use std::{
 
 use seamount_authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, Workload, new_key_and_csr};
 use seamount_identity::{KeyType, X509Svid};
+use seamount_testkit::http2;
 use seamount_workload_api::{IdentityState, Limits, Response, Unobserved, serve};
 use tokio::{net::UnixListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -32,20 +33,7 @@ fn resident() -> usize {
 
 /// Preface, settings, and one FetchX509SVID call.
 fn request() -> Vec<u8> {
-    let mut block = vec![0x83, 0x86, 0x04, 32];
-    block.extend(b"/SpiffeWorkloadAPI/FetchX509SVID");
-    for (name, value) in [("content-type", "application/grpc"), ("workload.spiffe.io", "true")] {
-        block.push(0);
-        for text in [name, value] {
-            block.push(text.len() as u8);
-            block.extend(text.as_bytes());
-        }
-    }
-    let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
-    out.extend([0, 0, block.len() as u8, 1, 4, 0, 0, 0, 1]);
-    out.extend(block);
-    out.extend([0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0]);
-    out
+    [http2::preface(&[]), http2::grpc_call(1, "/SpiffeWorkloadAPI/FetchX509SVID", &[])].concat()
 }
 
 /// Reads until a DATA frame has come completely.

@@ -9,6 +9,7 @@ use std::{
     time::Instant,
 };
 
+use seamount_testkit::http2::{END_HEADERS, END_STREAM, frame, grpc_headers, grpc_message, kind};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -98,18 +99,12 @@ async fn rest(mut stream: UnixStream) -> Vec<u8> {
 
 /// POST of a FetchX509SVID with everything but its message.
 fn headers() -> Vec<u8> {
-    let mut block = vec![0x83, 0x86, 0x04, 32];
-    block.extend(b"/SpiffeWorkloadAPI/FetchX509SVID");
-    for (name, value) in [("content-type", "application/grpc"), ("workload.spiffe.io", "true")] {
-        block.push(0);
-        for text in [name, value] {
-            block.push(text.len() as u8);
-            block.extend(text.as_bytes());
-        }
-    }
-    let mut frame = vec![0, 0, block.len() as u8, 1, 4, 0, 0, 0, 1];
-    frame.extend(block);
-    frame
+    frame(kind::HEADERS, END_HEADERS, 1, &grpc_headers("/SpiffeWorkloadAPI/FetchX509SVID", &[]))
+}
+
+/// Its message.
+fn message() -> Vec<u8> {
+    frame(kind::DATA, END_STREAM, 1, &grpc_message(&[]))
 }
 
 #[tokio::test]
@@ -143,8 +138,7 @@ async fn requests_that_do_not_end_are_answered() {
 #[tokio::test]
 async fn open_streams_keep_their_connection() {
     let server = start(short());
-    let message = [0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0];
-    let stream = connect(&server, &[PREFACE, &headers(), &message].concat()).await;
+    let stream = connect(&server, &[PREFACE, &headers(), &message()].concat()).await;
     let begun = Instant::now();
     tokio::time::sleep(short().idle * 8).await;
     assert!(begun.elapsed() >= short().idle * 8);
@@ -159,8 +153,7 @@ async fn open_streams_keep_their_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listener_that_is_shut_down_ends_the_service() {
     let server = start(Timing { request: DEADLINE, first_request: DEADLINE, idle: DEADLINE, ..short() });
-    let message = [0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0];
-    let stream = connect(&server, &[PREFACE, &headers(), &message].concat()).await;
+    let stream = connect(&server, &[PREFACE, &headers(), &message()].concat()).await;
     let begun = Instant::now();
     while server.seen.open.load(Ordering::SeqCst) == 0 {
         assert!(begun.elapsed() < DEADLINE);

@@ -205,6 +205,12 @@ async fn health_tells_whether_there_is_an_answer() {
     assert_eq!(soon(watch.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
     server.served.send_replace(IdentityState::Pending);
     assert_eq!(soon(watch.message()).await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    // The same status is no news, and a stream that carries no identity is not counted.
+    server.served.send_replace(IdentityState::Unavailable("x".into()));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.served.send_replace(ready(&svid("a")));
+    assert_eq!(soon(watch.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
+    assert_eq!(server.seen.streams(), 0);
     let unknown = HealthCheckRequest { service: "nobody".into() };
     let mut watch = soon(health.watch(unknown)).await.unwrap().into_inner();
     assert_eq!(soon(watch.message()).await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);

@@ -3,8 +3,9 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http2;
+use hyper::client::conn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use seamount_testkit::http2::{self, END_HEADERS, INITIAL_WINDOW_SIZE, grpc_call, grpc_headers, kind};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
@@ -12,13 +13,15 @@ use tokio::{
 
 use crate::support::*;
 
+pub use seamount_testkit::http2::frame;
+
 pub const FETCH: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
 pub const EMPTY: &[u8] = &[0, 0, 0, 0, 0];
 
 /// HTTP status, gRPC status, gRPC message of a request whose answer has no body that does not end.
 pub async fn ask(server: &Server, request: http::Request<Full<Bytes>>) -> (u16, String, String) {
     let io = TokioIo::new(UnixStream::connect(&server.path).await.unwrap());
-    let (mut sender, connection) = soon(http2::handshake(TokioExecutor::new(), io)).await.unwrap();
+    let (mut sender, connection) = soon(conn::http2::handshake(TokioExecutor::new(), io)).await.unwrap();
     tokio::spawn(connection);
     let response = soon(sender.send_request(request)).await.unwrap();
     let http = response.status().as_u16();
@@ -42,56 +45,21 @@ pub fn request(method: &str, path: &str, content_type: &str, body: &[u8]) -> htt
         .unwrap()
 }
 
-/// One HTTP/2 frame.
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    out.extend([kind, flags]);
-    out.extend(stream.to_be_bytes());
-    out.extend(payload);
-    out
-}
-
-/// A string of HPACK, not compressed.
-fn string(out: &mut Vec<u8>, text: &str) {
-    out.push(text.len() as u8);
-    out.extend(text.as_bytes());
-}
-
 /// Preface and settings; with `window`, the client takes that much without acknowledging anything.
 pub fn preface(window: Option<u32>) -> Vec<u8> {
-    let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    let mut settings = Vec::new();
-    if let Some(window) = window {
-        settings.extend([0, 4]);
-        settings.extend(window.to_be_bytes());
-    }
-    out.extend(frame(4, 0, 0, &settings));
-    if let Some(window) = window {
-        out.extend(frame(8, 0, 0, &(window - 65_535).to_be_bytes()));
-    }
-    out
+    let Some(window) = window else { return http2::preface(&[]) };
+    let more = frame(kind::WINDOW_UPDATE, 0, 0, &(window - 65_535).to_be_bytes());
+    [http2::preface(&[(INITIAL_WINDOW_SIZE, window)]), more].concat()
 }
 
 /// HEADERS of a FetchX509SVID call on `stream`; more header fields in `extra`.
 pub fn headers(stream: u32, extra: &[(&str, &str)]) -> Vec<u8> {
-    let mut block = vec![0x83, 0x86, 0x04];
-    string(&mut block, FETCH);
-    block.push(0x01);
-    string(&mut block, "localhost");
-    let usual = [("content-type", "application/grpc"), ("te", "trailers"), ("workload.spiffe.io", "true")];
-    for (name, value) in usual.iter().chain(extra) {
-        block.push(0);
-        string(&mut block, name);
-        string(&mut block, value);
-    }
-    frame(1, 4, stream, &block)
+    frame(kind::HEADERS, END_HEADERS, stream, &grpc_headers(FETCH, extra))
 }
 
 /// A whole FetchX509SVID call on `stream`.
 pub fn call(stream: u32) -> Vec<u8> {
-    let mut out = headers(stream, &[]);
-    out.extend(frame(0, 1, stream, EMPTY));
-    out
+    grpc_call(stream, FETCH, &[])
 }
 
 /// Connects and writes; what the server does with it is the caller's business.
