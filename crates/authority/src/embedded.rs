@@ -44,11 +44,11 @@ pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 /// What an [`Embedded`] authority is made of.
 #[derive(Debug, Clone)]
 pub struct EmbeddedConfig {
-    /// Whose IDs it signs.
+    /// The trust domain of the IDs that it signs.
     pub trust_domain: TrustDomain,
     /// How IDs are made.
     pub template: IdTemplate,
-    /// Of the CA keys; the SVIDs' keys are made by who asks.
+    /// Of the CA keys. An SVID's key comes with the request for it.
     pub key_type: KeyType,
     /// Lifetime of an intermediate, and of a root in memory; 24 h by default. A loaded root caps it.
     pub ca_ttl: Duration,
@@ -102,7 +102,7 @@ struct State {
     retired: Vec<(CertificateDer<'static>, SystemTime)>,
 }
 
-/// An authority in this process. It does not look at the pod's token: whoever calls it has verified it.
+/// An authority in this process. It does not look at the pod's token, which its caller has verified.
 ///
 /// Order of locks: `rotation`, then `state`, then the watch's own. Signing reads `state` for as long as it
 /// takes to clone an `Arc` and signs without a lock. `bundles` is sent while `state` is locked for writing,
@@ -207,7 +207,7 @@ impl Embedded {
         self.issue_to(&id, &verify_request(csr_der)?)
     }
 
-    /// Signs for a key of this process: whoever has it needs no proof. See [`Authority::sign_key`].
+    /// Signs for a key of this process, which needs no proof of possession. See [`Authority::sign_key`].
     pub fn issue_key(
         &self,
         key: &NewKey,
@@ -273,8 +273,8 @@ impl Embedded {
         })
     }
 
-    /// Drops expired roots, and a prepared slot that expired while nobody looked (a suspended machine) or is
-    /// of a time that the clock was set back from.
+    /// Drops expired roots, and a prepared slot that expired between two ticks (a suspended machine) or is of
+    /// a time that the clock was set back from.
     fn prune(&self, now: SystemTime) -> Result<usize, AuthorityError> {
         let stale = |state: &State| {
             state.prepared.as_ref().is_some_and(|slot| slot.is_useless(now))

@@ -1,4 +1,4 @@
-//! Who signs SVIDs: the interface of an authority, and the one inside the agent.
+//! What signs SVIDs: the interface of an authority, and the one inside the agent.
 
 use std::{fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
@@ -106,7 +106,7 @@ impl AuthorityError {
 
 /// Signs SVIDs for pods of one trust domain and knows what to trust.
 pub trait Authority: Send + Sync + 'static {
-    /// Whose SVIDs these are.
+    /// The trust domain of its SVIDs.
     fn trust_domain(&self) -> &TrustDomain;
 
     /// CSR (PKCS#10 DER, made by the agent) and the pod's token → certificate chain, leaf first, without the
@@ -134,7 +134,8 @@ pub trait Authority: Send + Sync + 'static {
     fn bundles(&self) -> watch::Receiver<Arc<BundleSet>>;
 }
 
-/// A key for which an SVID is to be signed. Whoever has one has the private key.
+/// A key for which an SVID is to be signed. A value of this type is proof that its holder has the private
+/// key.
 pub struct NewKey {
     pair: SigningKey,
     key: PrivateKey,
@@ -148,7 +149,7 @@ impl NewKey {
         Ok(Self { pair: SigningKey(pair), key })
     }
 
-    /// A signing request (PKCS#10 DER). It names nobody: who it is for, is decided by the authority.
+    /// A signing request (PKCS#10 DER). It has no name: the authority decides for which workload it is.
     pub fn csr(&self) -> Result<Vec<u8>, AuthorityError> {
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();

@@ -97,7 +97,7 @@ enum Part {
 ///
 /// Different pods must not get one ID by accident or by choice of names, hence two rules beyond those of a
 /// SPIFFE ID: the template holds `{namespace}` or `{podUid}` (names of service accounts, pods and nodes
-/// repeat in other namespaces, where somebody else chooses them; a constant ID is refused for the same
+/// repeat in other namespaces, where other tenants choose them; a constant ID is refused for the same
 /// reason), and no path segment holds two placeholders (`{namespace}-{serviceAccount}` is the same for
 /// `a-b`,`c` and `a`,`b-c`).
 #[derive(Clone, PartialEq, Eq)]

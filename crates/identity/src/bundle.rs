@@ -15,13 +15,13 @@ pub const MAX_AUTHORITIES: usize = 256;
 /// Why certificates are not a bundle.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
-    /// Nothing in it: whoever relied on it could trust nobody.
+    /// Nothing in it: with such a bundle no peer can be verified.
     #[error("the bundle of {0} holds no certificate: give at least one CA certificate")]
     Empty(TrustDomain),
     /// One of the certificates is no certificate authority of this trust domain.
     #[error("certificate {position} of the bundle of {trust_domain} is no CA certificate: {reason}")]
     Certificate {
-        /// Whose bundle.
+        /// The bundle's trust domain.
         trust_domain: TrustDomain,
         /// Counted from 0.
         position: usize,
@@ -31,7 +31,7 @@ pub enum BundleError {
     /// Not readable as certificates.
     #[error("the bundle of {trust_domain} cannot be read: {reason}")]
     Malformed {
-        /// Whose bundle.
+        /// The bundle's trust domain.
         trust_domain: TrustDomain,
         /// What the parser says.
         reason: String,
@@ -98,7 +98,7 @@ impl X509Bundle {
         Self::new(trust_domain, certificates)
     }
 
-    /// Whose bundle this is.
+    /// The trust domain whose certificates these are.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }

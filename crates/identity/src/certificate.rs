@@ -98,8 +98,9 @@ impl Certificate<'_> {
         Ok(())
     }
 
-    /// The rules for a trust anchor. They are those of [`check_signing`](Self::check_signing) as far as a root
-    /// of other tools can be expected to keep them: key usage may be missing or hold more than keyCertSign.
+    /// The rules for a trust anchor. They are those of [`check_signing`](Self::check_signing) as far as
+    /// other tools' roots can be expected to keep them: key usage may be missing or hold more than
+    /// keyCertSign.
     pub fn check_root(&self, trust_domain: &TrustDomain) -> Result<(), CertificateError> {
         let root = &self.0;
         check_extensions(root)?;
@@ -179,8 +180,8 @@ impl Certificate<'_> {
         Err(CertificateError::Validity { position, problem })
     }
 
-    /// Whether `issuer`'s key made `certificate`'s signature. SHA-1 is refused, which the parser's library still
-    /// accepts.
+    /// Whether `issuer`'s key made this signature; else why not. SHA-1 is refused, which the parser's library
+    /// still accepts.
     pub fn is_signed_by(&self, issuer: &Certificate<'_>) -> Result<(), &'static str> {
         if self.0.issuer().as_raw() != issuer.0.subject().as_raw() {
             return Err("its issuer is another name");
@@ -298,7 +299,7 @@ pub(crate) fn parse_chain<'a>(
     chain.iter().enumerate().map(|(position, der)| Certificate::parse(der, position)).collect()
 }
 
-/// The rules for a leaf and for those that sign it: whose it is.
+/// The rules for a leaf and for those that sign it; the leaf's ID.
 pub(crate) fn check_chain(chain: &[Certificate<'_>]) -> Result<SpiffeId, CertificateError> {
     let (leaf, signers) = chain.split_first().ok_or(CertificateError::Empty)?;
     let id = leaf.check_leaf()?;

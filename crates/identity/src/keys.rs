@@ -1,4 +1,5 @@
-//! Keys: pairs that sign, and private keys that are kept with an SVID. No copy of one is left in plain memory.
+//! Keys: pairs that sign, and private keys that are kept with an SVID. No copy of one is left in plain
+//! memory.
 
 use std::{fmt, str::FromStr};
 

@@ -79,7 +79,7 @@ impl X509Svid {
         verify_chain(&self.chain, bundle, now).map(drop).map_err(SvidError::from)
     }
 
-    /// Who this is.
+    /// The workload's ID.
     pub fn id(&self) -> &SpiffeId {
         &self.id
     }
@@ -149,8 +149,8 @@ impl Parts {
     }
 }
 
-/// Validates a peer's chain, leaf first, against the bundle of its trust domain at `now` and says who the
-/// peer is (X509-SVID §5).
+/// Validates a peer's chain, leaf first, against the bundle of its trust domain at `now`; the result is the
+/// peer's ID (X509-SVID §5).
 pub fn verify_chain(
     chain: &[CertificateDer<'_>],
     bundle: &X509Bundle,

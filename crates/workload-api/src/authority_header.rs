@@ -7,8 +7,8 @@
 //!
 //! The value is replaced by one of the same encoded length and without Huffman coding (RFC 7541, 5.2), so
 //! that neither the frame's length nor any other byte changes. h2's dynamic table then counts the entry as
-//! smaller than the kubelet's does, which only lets it keep entries longer (RFC 7541, 4.1 and 4.4); nobody
-//! refers to those.
+//! smaller than the kubelet's does, which only lets it keep entries longer (RFC 7541, 4.1 and 4.4); no
+//! header block refers to those.
 
 use std::io;
 use std::pin::Pin;
@@ -41,8 +41,8 @@ pub struct AuthorityHeaderFilter<S> {
     reads: u8,
 }
 
-/// So many reads of 4 KB follow each other; then everybody else has a turn. tokio would grant 128, which are
-/// 37,000 of the shortest frames that h2 neither limits nor answers: milliseconds for each of a pod's 64
+/// So many reads of 4 KB follow each other; then all other tasks have a turn. tokio would grant 128, which
+/// are 37,000 of the shortest frames that h2 neither limits nor answers: milliseconds for each of a pod's 64
 /// connections, in the kubelet's way.
 const TURN: u8 = 8;
 

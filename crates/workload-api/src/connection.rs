@@ -51,10 +51,10 @@ pub(crate) fn is_wary(listener: &StdListener) -> io::Result<bool> {
 
 /// See [`crate::serve`]. Cancels `cancel` when it is dropped.
 ///
-/// Who is accepted is admitted, or closed, before anything else is awaited, and `cancel` is looked at before
-/// each accept: after it nobody is taken in, and each connection's own token is a child of it. This loop
-/// alone starts connections, and has ended when `tasks` is closed; what a connection starts (a stream) it
-/// starts while it is one of `tasks` itself, so that `wait` returns only when all of them are gone.
+/// A connection that is accepted is admitted, or closed, before anything else is awaited. `cancel` is looked
+/// at before each accept: after it no connection is taken in, and each one's own token is a child of it. This
+/// loop alone starts connections, and has ended when `tasks` is closed. What a connection starts (a stream)
+/// it starts while it is one of `tasks` itself, so that `wait` returns only when all of them are gone.
 pub(crate) async fn serve(listener: AsyncFd<OwnedFd>, shared: Arc<Shared>, cancel: CancellationToken) {
     let _all = cancel.clone().drop_guard();
     let tasks = TaskTracker::new();
@@ -100,8 +100,8 @@ pub(crate) async fn serve(listener: AsyncFd<OwnedFd>, shared: Arc<Shared>, cance
             }
         }
         // A pod that connects without end would else keep the thread here, and with it the kubelet's calls:
-        // nothing above waits while the queue has somebody. Who gives way goes on only after the kernel was
-        // asked who else is ready.
+        // nothing above waits while the queue holds a connection. A task that gives way goes on only after
+        // the kernel was asked what else is ready.
         tokio::task::yield_now().await;
     }
     drop(listener);
@@ -116,7 +116,7 @@ async fn next(listener: &AsyncFd<OwnedFd>, shared: &Shared) -> io::Result<Option
     accept(listener, shared.wary).await
 }
 
-/// The next connection; `None` where the listener was shut down, by whoever has a copy of it.
+/// The next connection; `None` where the listener was shut down, through any copy of it.
 ///
 /// Not tokio's own `accept`: it finds such a listener ready and empty again and again, in a loop that never
 /// gives way, and neither cancelling nor aborting its task ends that.

@@ -1,8 +1,9 @@
 //! The SPIFFE Workload API on one Unix socket (SPIFFE Workload Endpoint and Workload API standards).
 //!
-//! Whoever connects is the pod of the volume that holds the socket (Workload Endpoint §5), so there is one
-//! [`serve`] per volume and nobody is attested here. FetchX509SVID and FetchX509Bundles are served, gRPC
-//! health v1 and server reflection v1 and v1alpha too; the JWT methods answer `Unimplemented`.
+//! A client that connects is the pod of the volume that holds the socket (Workload Endpoint §5), so there is
+//! one [`serve`] per volume and no attestation here. FetchX509SVID and FetchX509Bundles are served, gRPC
+//! health v1 and server reflection v1 and v1alpha too; the JWT methods answer `Unimplemented`. `methods.rs`
+//! has the table of them all.
 //!
 //! HTTP/2 is hyper's, directly per connection, and responses are bytes that were encoded once and are shared
 //! by all streams: memory per open stream is what this is about. Everything a client can make grow has a
@@ -48,11 +49,11 @@ use shared::{Shared, Timing};
 
 /// Serves the Workload API on `listener` until `cancel`, and returns when every connection is closed and
 /// every stream gone. Cancelling cuts the connections at once, without a goodbye. Dropping the future cuts
-/// them too, and so does shutdown(2) of the listener through any copy of it: nobody can connect to such a
+/// them too, and so does shutdown(2) of the listener through any copy of it: no client can connect to such a
 /// socket ever again.
 ///
-/// `pending_timeout` is how long a stream waits while [`IdentityState::Pending`]. Errors of `accept` (descriptors
-/// used up) are waited out.
+/// `pending_timeout` is how long a stream waits while [`IdentityState::Pending`]. Errors of `accept`
+/// (descriptors used up) are waited out.
 pub async fn serve(
     listener: UnixListener,
     served: watch::Receiver<IdentityState>,

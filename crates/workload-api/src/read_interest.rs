@@ -1,4 +1,4 @@
-//! A Unix stream that nobody is woken for when its other end has read.
+//! A Unix stream that wakes no task when its other end has read.
 //!
 //! tokio waits for reading and writing at once, with edges. The kernel reports a Unix socket as writable each
 //! time that its other end takes something out of it, so that every answer is followed by a wake-up in which
@@ -31,7 +31,7 @@ pub struct ReadInterestStream {
     stream: Option<AsyncFd<OwnedFd>>,
     /// Whether its buffer was full, so that it is watched for writing as well.
     full: bool,
-    /// Who waits to read: a new watch does not know them.
+    /// The task that waits to read: a new watch does not know it.
     reader: Option<Waker>,
     /// Whether its other end may send descriptors along.
     wary: bool,
@@ -74,8 +74,8 @@ impl ReadInterestStream {
         if self.wary { unread(stream.into_inner()) } else { None }
     }
 
-    /// Watches in another way from now on. The new watch reports at once what there is to read; whoever waits
-    /// for that looks again, and waits there.
+    /// Watches in another way from now on. The new watch reports at once what there is to read; the task that
+    /// waits for that looks again, and waits there.
     fn watch_full(&mut self, full: bool) -> io::Result<()> {
         let interest = if full { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         self.full = full;

@@ -1,4 +1,4 @@
-//! Responses, encoded once, for whoever asks first.
+//! Responses, encoded once, when the first stream asks.
 
 use std::{
     fmt,

@@ -1,5 +1,5 @@
-//! A client that never reads costs the server one response, however often it changes, and holds nobody else
-//! up. Alone in its process, because it measures the process's memory.
+//! A client that never reads costs the server one response, however often it changes, and holds no other
+//! client up. Alone in its process, because it measures the process's memory.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -193,7 +193,7 @@ fn bad_pem_in_the_certificate_file() {
     assert!(error(made.path(), "tls.crt").contains("\"PRIVATE KEY\""));
     fs::write(&file, pem::encode(&pem::Pem::new("CERTIFICATE", b"x".to_vec()))).unwrap();
     assert!(error(made.path(), "tls.crt").contains("self-signed CA certificate"));
-    // Signed by somebody else: an intermediate is no root.
+    // Signed by another CA: an intermediate is no root.
     let root_key = RcgenKey::generate().unwrap();
     let mut below = ca();
     below.distinguished_name.push(DnType::LocalityName, "below");

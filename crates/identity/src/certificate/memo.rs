@@ -2,7 +2,7 @@
 //!
 //! Whether a key made a signature never changes, and every SVID of an hour has the same intermediate:
 //! verifying it again for each took a quarter of the time of issuing one. Only what was signed by a bundle's
-//! authority is remembered, so that nobody else can push it out.
+//! authority is remembered, so that no other certificate can push it out.
 
 use std::{
     collections::VecDeque,

@@ -135,8 +135,8 @@ async fn heard(reading: tokio::task::JoinHandle<[u8; 4]>) -> [u8; 4] {
     tokio::time::timeout(Duration::from_secs(60), reading).await.expect("never woken").unwrap()
 }
 
-/// Who waits to read waits on, whether the other direction becomes full or empty meanwhile, and whoever
-/// writes.
+/// A task that waits to read waits on, whether the other direction becomes full or empty meanwhile, and
+/// whichever task writes.
 #[tokio::test]
 async fn a_reader_hears_while_a_writer_waits_and_afterwards() {
     for while_full in [true, false] {

@@ -1,4 +1,4 @@
-//! What a client cannot make grow, and whom it cannot hurt.
+//! What a client cannot make grow, and that it cannot hurt others.
 
 use seamount_proto::workload::X509svidRequest;
 use seamount_workload_api::Limits;
@@ -57,7 +57,7 @@ async fn streams_of_one_connection_are_bounded() {
     held.pop();
     held.push(soon(ninth).await.unwrap().unwrap());
 
-    // Who does not care for the setting is refused stream by stream.
+    // A client that ignores the setting is refused stream by stream.
     let mut bytes = preface(None);
     for stream in 0..200 {
         bytes.extend(call(stream * 2 + 1));
