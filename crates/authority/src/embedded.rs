@@ -19,6 +19,7 @@ use rcgen::{
     KeyUsagePurpose, SanType, SerialNumber, SignatureAlgorithm,
 };
 use rustls_pki_types::CertificateDer;
+use seamount_identity::{BundleSet, Certificate, KeyPair, KeyType, SpiffeId, TrustDomain, X509Bundle};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use x509_parser::{
@@ -26,8 +27,15 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
-use super::{Authority, AuthorityError, BoxFuture, IdTemplate, NewKey, SigningKey, Workload, load};
-use seamount_identity::{BundleSet, Certificate, KeyPair, KeyType, SpiffeId, TrustDomain, X509Bundle};
+use crate::{
+    error::AuthorityError,
+    interface::{Authority, BoxFuture},
+    load,
+    new_key::NewKey,
+    signing_key::SigningKey,
+    template::IdTemplate,
+    workload::Workload,
+};
 
 /// Certificates begin to be valid this long before now, for clocks that are a little late.
 const BACKDATE: Duration = Duration::from_secs(10);

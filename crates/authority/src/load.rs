@@ -13,10 +13,10 @@ use std::{
 };
 
 use rustls_pki_types::CertificateDer;
+use seamount_identity::{Certificate, KeyPair, TrustDomain};
 use zeroize::Zeroizing;
 
-use super::{AuthorityError, SigningKey};
-use seamount_identity::{Certificate, KeyPair, TrustDomain};
+use crate::{error::AuthorityError, signing_key::SigningKey};
 
 /// Larger files are no key or certificate.
 const MAX_FILE: u64 = 256 * 1024;

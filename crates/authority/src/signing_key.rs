@@ -1,11 +1,10 @@
 //! A key pair behind rcgen's traits.
 
 use rcgen::SignatureAlgorithm;
-
 use seamount_identity::{KeyAlgorithm, KeyPair};
 
 /// What signs certificates and requests.
-pub(super) struct SigningKey(pub(super) KeyPair);
+pub(crate) struct SigningKey(pub(crate) KeyPair);
 
 impl rcgen::PublicKeyData for SigningKey {
     fn der_bytes(&self) -> &[u8] {

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use super::Workload;
 use seamount_identity::id::{IdError, SpiffeId, TrustDomain, is_segment_character};
+
+use crate::workload::Workload;
 
 /// Why a template, or an ID made by it, is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

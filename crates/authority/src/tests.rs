@@ -1,15 +1,20 @@
 //! The embedded authority: what it signs, when it rotates, what it loads.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
 use rcgen::{CertificateParams, IsCa, KeyUsagePurpose, SanType};
+use rustls_pki_types::CertificateDer;
+use seamount_identity::{BundleSet, CertificateError, KeyType, PrivateKey, SvidError, TrustDomain, X509Svid};
+use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
-use seamount_identity::svid::X509Svid;
 
 mod directory;
 
