@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use seamount_identity::authority_header::AuthorityHeaderFilter;
-use seamount_identity::read_interest::ReadInterestStream;
 use seamount_sys::watch::explain;
+use seamount_workload_api::authority_header::AuthorityHeaderFilter;
+use seamount_workload_api::read_interest::ReadInterestStream;
 use tokio::net::{UnixListener, UnixStream};
 
 /// How long `accept` rests after an error such as the lack of descriptors, which would else spin.

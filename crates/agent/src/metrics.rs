@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use seamount_identity::workload_api::Observer;
+use seamount_workload_api::Observer;
 
 /// Upper bounds of the duration histograms, in seconds: a publish takes about a millisecond; the kubelet
 /// gives up after two minutes.

@@ -15,13 +15,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use seamount_identity::workload_api::{Limits, Node as Shared};
 use seamount_mounter_protocol::keep;
 use seamount_proto::csi::identity_server::IdentityServer;
 use seamount_proto::csi::node_server::NodeServer;
 use seamount_proto::node::node_server::NodeServer as NodeReportServer;
 use seamount_proto::registration::registration_server::RegistrationServer;
 use seamount_sys::watch::explain;
+use seamount_workload_api::{Limits, Node as Shared};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use seamount_identity::TrustDomain;
-use seamount_identity::authority::{Authority, Done, Embedded, EmbeddedConfig, IdTemplate, KeyType};
+use seamount_authority::{Authority, Done, Embedded, EmbeddedConfig, IdTemplate};
+use seamount_identity::{KeyType, TrustDomain};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

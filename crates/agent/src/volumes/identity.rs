@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use seamount_identity::authority::Workload;
-use seamount_identity::workload_api::{IdentityState, Response};
+use seamount_authority::Workload;
 use seamount_mounter_protocol::names::Volume;
+use seamount_workload_api::{IdentityState, Response};
 
 use super::directory::Directory;
 use super::entry::{AnyEntry, AnyLocked, Ending, Kind, LockedState, VolumeEntry, VolumeStatus};

@@ -20,11 +20,11 @@ use crate::token::{DatedToken, Token};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
-use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType, Workload};
-use seamount_identity::workload_api::Observer;
-use seamount_identity::{BundleSet, TrustDomain};
+use seamount_authority::{Authority, AuthorityError, BoxFuture, Embedded, Workload};
+use seamount_identity::{BundleSet, KeyType, TrustDomain};
 use seamount_mounter_protocol::{Reply, Request, flag};
 use seamount_sync::model::{any, explore, pause, task};
+use seamount_workload_api::Observer;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::{Arc, PoisonError};
 
-use seamount_identity::workload_api::{Limits, Node, Tenant};
 use seamount_mounter_protocol::names::PodUid;
+use seamount_workload_api::{Limits, Node, Tenant};
 
 use super::entry::{Kind, LockedState};
 use super::{VolumeError, Volumes};

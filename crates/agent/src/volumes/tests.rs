@@ -18,13 +18,12 @@ use crate::token::{Claims, DatedToken, Token};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
-use seamount_identity::authority::{
-    Authority, AuthorityError, BoxFuture, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload,
-    new_key_and_csr,
+use seamount_authority::{
+    Authority, AuthorityError, BoxFuture, Embedded, EmbeddedConfig, IdTemplate, Workload, new_key_and_csr,
 };
-use seamount_identity::workload_api::IdentityState;
-use seamount_identity::{BundleSet, TrustDomain, workload_api};
+use seamount_identity::{BundleSet, KeyType, TrustDomain};
 use seamount_mounter_protocol::{Fault, Reply, Request, flag};
+use seamount_workload_api::{self as workload_api, IdentityState};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;

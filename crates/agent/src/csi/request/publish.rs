@@ -1,7 +1,7 @@
 //! NodePublishVolume.
 
 use aws_lc_rs::digest;
-use seamount_identity::authority::Workload;
+use seamount_authority::Workload;
 use seamount_mounter_protocol::names::Volume;
 use seamount_proto::csi::NodePublishVolumeRequest;
 use seamount_proto::csi::volume_capability::access_mode::Mode;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use seamount_identity::authority::Workload;
+use seamount_authority::Workload;
 use seamount_identity::{BundleSet, X509Svid};
 
 use crate::csi::request::Parameters;

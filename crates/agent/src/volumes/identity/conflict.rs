@@ -1,6 +1,6 @@
 //! In what a call differs from what a volume is published with.
 
-use seamount_identity::authority::Workload;
+use seamount_authority::Workload;
 use seamount_mounter_protocol::names::Volume;
 
 use super::binding::{Basis, PodBinding};

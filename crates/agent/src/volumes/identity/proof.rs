@@ -20,8 +20,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use seamount_authority::{BoxFuture, Workload};
 use seamount_identity::SpiffeId;
-use seamount_identity::authority::{BoxFuture, Workload};
 use seamount_mounter_protocol::names::Volume;
 use tokio_util::sync::CancellationToken;
 

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use seamount_identity::authority::{AuthorityError, KeyType, NewKey, TemplateError, Workload};
+use seamount_authority::{AuthorityError, NewKey, TemplateError, Workload};
 use seamount_identity::rotation::{self, random_jitter};
-use seamount_identity::{BundleSet, SpiffeId, SvidError, X509Svid};
+use seamount_identity::{BundleSet, KeyType, SpiffeId, SvidError, X509Svid};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

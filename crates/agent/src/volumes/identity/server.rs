@@ -10,9 +10,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
-use seamount_identity::read_interest::{close_apart, unread};
-use seamount_identity::workload_api::{self, IdentityState, Observer, Tenant};
 use seamount_sys::rights::refuse_rights;
+use seamount_workload_api::read_interest::{close_apart, unread};
+use seamount_workload_api::{self as workload_api, IdentityState, Observer, Tenant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -91,7 +91,7 @@ pub struct VolumeServer {
     /// Whether no client waits in the queue and none ever will. Set and read by the holder of the volume's
     /// slot.
     emptied: AtomicBool,
-    /// Whether clients may have sent descriptors along (`seamount_identity::read_interest`).
+    /// Whether clients may have sent descriptors along (`seamount_workload_api::read_interest`).
     wary: bool,
     task: JoinHandle<()>,
     /// Its descriptors, among volumes' and among all.

@@ -1,7 +1,7 @@
 //! What becomes of connections that were not accepted, while another process holds the listener as well.
 
 use super::*;
-use seamount_identity::workload_api::{Limits, Node, Unobserved};
+use seamount_workload_api::{Limits, Node, Unobserved};
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
