@@ -5,8 +5,9 @@ use std::fmt;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use zeroize::Zeroizing;
 
-use super::refusal::{Refusal, quote};
-use super::{Map, Rules, TOKENS, entry};
+use super::fields::{Map, TOKENS, entry, quote};
+use super::refusal::Refusal;
+use super::rules::Rules;
 use crate::token::{MAX_TOKEN, Token};
 
 /// The longest JSON of tokens that is looked at, in bytes.
