@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::response::Response;
 
-/// What a volume's streams see now (sent through a [`watch`]).
+/// What a volume's streams see now (sent through a [`watch`](tokio::sync::watch)).
 ///
 /// A stream that was already answered ends only by [`Denied`](Self::Denied) or when the sender goes: what was
 /// issued stays good until it expires, so neither `Pending` nor `Unavailable` takes it away. Send
