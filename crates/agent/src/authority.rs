@@ -7,10 +7,14 @@
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
+use seamount_telemetry::metrics::Outcome;
 use tokio::sync::watch;
 
-use crate::metrics::{Metrics, Outcome};
 use seamount_sync::{Mutex, MutexGuard};
+
+mod metrics;
+
+pub use metrics::Metrics;
 
 /// From and until.
 pub type Validity = (SystemTime, SystemTime);
@@ -63,7 +67,7 @@ impl AuthorityHealth {
 
     /// It signed.
     pub fn answered(&self, now: SystemTime, issuer: Option<Validity>) {
-        self.metrics.authority_request(Outcome::success, now);
+        self.metrics.request(Outcome::success, now);
         {
             let mut seen = self.lock();
             (seen.last_success, seen.issuer) = (Some(now), issuer);
@@ -73,13 +77,13 @@ impl AuthorityHealth {
 
     /// It answered that this workload gets nothing.
     pub fn refused(&self, now: SystemTime) {
-        self.metrics.authority_request(Outcome::refused, now);
+        self.metrics.request(Outcome::refused, now);
         self.up(now);
     }
 
     /// It answered something that cannot be used.
     pub fn misbehaved(&self, now: SystemTime) {
-        self.metrics.authority_request(Outcome::error, now);
+        self.metrics.request(Outcome::error, now);
         self.up(now);
     }
 
@@ -98,7 +102,7 @@ impl AuthorityHealth {
 
     /// It did not answer. Told once, however many volumes wait for it.
     pub fn failed(&self, now: SystemTime, why: &str) {
-        self.metrics.authority_request(Outcome::error, now);
+        self.metrics.request(Outcome::error, now);
         let why: Arc<str> = why.into();
         let mut seen = self.lock();
         seen.last_failure = Some((now, Arc::clone(&why)));
@@ -121,11 +125,13 @@ impl AuthorityHealth {
 
 #[cfg(test)]
 mod tests {
+    use seamount_telemetry::metrics::Area as _;
+
     use super::*;
 
     #[test]
     fn down_is_told_once_and_ends_with_an_answer() {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::default());
         let authority_health = AuthorityHealth::new(Arc::clone(&metrics));
         let mut down = authority_health.down();
         let now = SystemTime::now();
@@ -157,7 +163,7 @@ mod tests {
     #[test]
     fn what_is_told_is_what_is_known_however_answers_and_failures_meet() {
         seamount_sync::model::explore(500, || async {
-            let authority_health = Arc::new(AuthorityHealth::new(Arc::new(Metrics::new())));
+            let authority_health = Arc::new(AuthorityHealth::new(Arc::new(Metrics::default())));
             let now = SystemTime::now();
             let tasks: Vec<_> = (0..3)
                 .map(|_| {

@@ -10,7 +10,7 @@ mod sections;
 mod size;
 
 pub use args::{Args, ArgsError, USAGE, VERSION};
-pub use seamount_api::{DurationError, format_duration, parse_duration};
+pub use seamount_api::{DurationError, Log, LogFormat, LogLevel, format_duration, parse_duration};
 pub use size::{Size, SizeError, parse_size};
 
 use std::fmt;
@@ -46,7 +46,7 @@ pub const MAX_ISSUERS: usize = 8;
 /// `token.keysMaxAge`.
 pub const KEYS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// The shortest `token.keysMaxAge`: as long as the agent stays ready without a good reading.
-pub const MIN_KEYS_MAX_AGE: Duration = crate::token::KEYS_STALE;
+pub const MIN_KEYS_MAX_AGE: Duration = seamount_pod_token::KEYS_STALE;
 /// The longest `token.keysMaxAge`: a key that was withdrawn is trusted for so long at most.
 pub const MAX_KEYS_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// `token.keys.apiServer.url`.
@@ -57,6 +57,8 @@ pub const API_SERVER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/c
 pub const API_SERVER_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 /// `http.address`.
 pub const HTTP_ADDRESS: &str = "127.0.0.1:9808";
+/// Where the agent answers probes, in a directory of its own that no pod sees.
+pub const HEALTH_SOCKET: &str = "/run/seamount-agent/health.sock";
 /// The largest of `workloadApi`'s numbers of volumes, connections and streams.
 pub const MAX_CONNECTIONS: u32 = 4096;
 /// The bounds of `workloadApi`'s bytes: an honest client's first call takes some 2,000.
@@ -169,35 +171,6 @@ pub struct ApiServer {
     pub ca_file: PathBuf,
     /// The agent's own token, read for each request.
     pub token_file: PathBuf,
-}
-
-/// `log`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Log {
-    /// `log.format`.
-    pub format: LogFormat,
-    /// `log.level`.
-    pub level: LogLevel,
-}
-
-/// `log.format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For machines: one object per line.
-    Json,
-}
-
-/// `log.level`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs, reason = "the names say it")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
 }
 
 /// `workloadApi`: what one pod may use, with all of its volumes together, and what all may.

@@ -16,15 +16,19 @@ use arc_swap::ArcSwapOption;
 use seamount_authority::{BoxFuture, IdTemplate, Workload};
 use seamount_identity::SpiffeId;
 use seamount_mounter_protocol::names::Volume;
+use seamount_pod_token::{
+    ApiServer, Claims, DatedToken, Keys, Options, READINESS, Token, TokenError, TokenVerifier,
+};
+use seamount_telemetry::http::HttpState;
+use seamount_telemetry::logging::{LogHandle, Recent};
+use seamount_telemetry::readiness::{ConditionStatus, ReadinessCheck};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Args, Config, ConfigError, TokenConfig};
 use crate::csi::request::{Refusal, Rules, bind_stored};
-use crate::http::{ConditionStatus, HttpState, ReadinessCheck};
-use crate::logging::{LogHandle, Recent};
 use crate::metrics::Metrics;
-use crate::token::{Claims, DatedToken, Token, TokenError, TokenVerifier};
+use crate::readiness;
 use crate::volumes::proof::{Proof, Prover, Unproved};
 
 /// How often the configuration file is looked at. A ConfigMap is swapped by a symbolic link, which no inotify
@@ -117,6 +121,7 @@ pub struct ConfigManager {
     settings: ArcSwapOption<ActiveConfig>,
     configs: watch::Sender<Option<Arc<Config>>>,
     shown: HttpState,
+    metrics: Metrics,
     uid: Arc<AtomicU32>,
     log: Mutex<Option<LogHandle>>,
     /// Ends the verifier's reading of keys when another takes its place.
@@ -129,6 +134,7 @@ impl ConfigManager {
     pub fn new(
         bootstrap: BootstrapConfig,
         shown: HttpState,
+        metrics: Metrics,
         log: Option<LogHandle>,
         cancel: CancellationToken,
     ) -> Arc<Self> {
@@ -140,6 +146,7 @@ impl ConfigManager {
             settings: ArcSwapOption::empty(),
             configs,
             shown,
+            metrics,
             uid,
             log: Mutex::new(log),
             reading,
@@ -164,7 +171,7 @@ impl ConfigManager {
 
     /// Metrics.
     pub fn metrics(&self) -> &Metrics {
-        &self.shown.metrics
+        &self.metrics
     }
 
     /// The last warnings and errors of the log; none where the logger is somebody else's.
@@ -185,14 +192,14 @@ impl ConfigManager {
     /// Whether publish would work: all conditions but the registration, which is the kubelet's, who asks.
     pub fn able(&self) -> bool {
         let able = |(condition, status): (ReadinessCheck, ConditionStatus)| {
-            condition == ReadinessCheck::Registration || !matches!(status, ConditionStatus::NotReady(_))
+            condition == readiness::REGISTRATION || !matches!(status, ConditionStatus::NotReady(_))
         };
         self.shown.readiness.all().into_iter().all(able)
     }
 
     /// States a condition, and logs where that is news.
     pub fn set(&self, condition: ReadinessCheck, status: ConditionStatus) {
-        if !self.shown.readiness.set(condition, status.clone()) {
+        if !self.shown.readiness.set(condition.clone(), status.clone()) {
             return;
         }
         match status {
@@ -213,7 +220,7 @@ impl ConfigManager {
                     true => format!("{text} (going on with the last good configuration)"),
                     false => text,
                 };
-                return self.set(ReadinessCheck::Configuration, ConditionStatus::NotReady(why));
+                return self.set(readiness::CONFIGURATION, ConditionStatus::NotReady(why));
             }
         };
         let old = self.settings.load_full();
@@ -229,7 +236,7 @@ impl ConfigManager {
             }
         };
         if old.as_ref().is_some_and(|old| *old.config == *config) {
-            return self.set(ReadinessCheck::Configuration, ConditionStatus::Ready(remark));
+            return self.set(readiness::CONFIGURATION, ConditionStatus::Ready(remark));
         }
         let verifier = self.verifier(old.as_deref(), config.authority().map(|a| &a.token));
         let rules = Rules { kubelet_root: self.bootstrap.kubelet_root.clone(), ..Rules::new(&config) };
@@ -245,7 +252,7 @@ impl ConfigManager {
         {
             tracing::warn!(error = %e, "the log level could not be changed");
         }
-        self.set(ReadinessCheck::Configuration, ConditionStatus::Ready(remark));
+        self.set(readiness::CONFIGURATION, ConditionStatus::Ready(remark));
         self.configs.send_replace(Some(config));
     }
 
@@ -265,12 +272,12 @@ impl ConfigManager {
         reading.cancel();
         *reading = self.cancel.child_token();
         let Some(wanted) = wanted else {
-            self.set(ReadinessCheck::TokenKeys, ConditionStatus::NotNeeded);
+            self.set(READINESS, ConditionStatus::NotNeeded);
             return None;
         };
-        let metrics = Arc::clone(&self.shown.metrics);
+        let metrics = Arc::clone(&self.metrics.token);
         let readiness = Arc::clone(&self.shown.readiness);
-        let verifier = Arc::new(TokenVerifier::new(wanted, metrics, readiness, reading.clone()));
+        let verifier = Arc::new(TokenVerifier::new(&options(wanted), metrics, readiness, reading.clone()));
         if let Some(before) = old.and_then(|old| old.verifier.as_deref()) {
             verifier.succeed(before);
         }
@@ -295,6 +302,19 @@ impl ConfigManager {
             }
         }
     }
+}
+
+/// What tokens are judged by, from the configuration.
+fn options(config: &TokenConfig) -> Options {
+    let keys = match &config.keys {
+        config::Keys::File(path) => Keys::File(path.clone()),
+        config::Keys::ApiServer(server) => {
+            let config::ApiServer { host, port, path, ca_file, token_file } = server.clone();
+            Keys::ApiServer(ApiServer { host, port, path, ca_file, token_file })
+        }
+    };
+    let TokenConfig { audience, issuers, keys_max_age, .. } = config.clone();
+    Options { audience, issuers, keys, keys_max_age }
 }
 
 impl Prover for ConfigManager {

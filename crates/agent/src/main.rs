@@ -5,13 +5,16 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use seamount_agent::config::{Args, ArgsError};
+use seamount_agent::config::{Args, ArgsError, HEALTH_SOCKET};
 use seamount_agent::own_uid;
+use seamount_telemetry::health::Probe;
 
 /// glibc keeps what a burst of publishes has freed, and the holes between what is left; this gives it back.
 /// Its options are compiled in: `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+const HEALTH: Probe = Probe { program: "seamount-agent", socket: HEALTH_SOCKET };
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1).peekable();
@@ -53,7 +56,7 @@ fn main() -> ExitCode {
 
 /// On standard output, because that is what the kubelet shows of a probe.
 fn health(words: impl Iterator<Item = OsString>) -> ExitCode {
-    match seamount_agent::health::ask(words) {
+    match HEALTH.ask(words) {
         Ok((good, text)) => {
             let _ = std::io::stdout().write_all(text.as_bytes());
             if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -9,8 +9,8 @@ use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use seamount_sys::program::page_size;
+use seamount_telemetry::metrics::{Area, Gauge, Names, number};
 
-use crate::metrics::Metrics;
 use crate::volumes::{Shed, Volumes};
 
 /// Where neither configuration nor cgroup say anything: far more than a node of 500 volumes with 10,000
@@ -29,6 +29,27 @@ const REST: Duration = Duration::from_secs(5);
 
 /// How often the log tells of it.
 const QUIET: Duration = Duration::from_secs(60);
+
+/// The process's memory.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    bytes: Gauge,
+    limit: Gauge,
+}
+
+impl Area for Metrics {
+    fn register(&self, names: &mut Names<'_>) {
+        names.add("memory_bytes", "Resident memory of the agent", &self.bytes);
+        names.add("memory_limit_bytes", "Above it the pod that uses most loses its connections", &self.limit);
+    }
+}
+
+impl Metrics {
+    /// How much the agent may take.
+    pub fn limit(&self, bytes: u64) {
+        self.limit.set(number(bytes));
+    }
+}
 
 /// What is configured, else what the cgroup leaves, else [`LIMIT`].
 pub fn limit(configured: Option<u64>) -> u64 {
@@ -74,7 +95,7 @@ impl Watch {
     /// whether that was enough.
     pub fn look(&mut self, volumes: &Volumes, metrics: &Metrics) {
         let Some(resident) = self.resident() else { return };
-        metrics.memory(resident);
+        metrics.bytes.set(number(resident));
         if resident <= self.limit || self.cut.is_some_and(|cut| cut.elapsed() < REST) {
             return;
         }

@@ -9,6 +9,7 @@
 //! was in flight when the connection broke is simply asked again within its deadline.
 
 mod check;
+mod metrics;
 mod session;
 mod socket;
 
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+pub use metrics::Metrics;
 use session::Job;
 pub use socket::Socket;
 

@@ -11,13 +11,14 @@ use std::time::{Duration, SystemTime};
 use futures_util::{Stream, stream};
 use seamount_mounter_protocol::names::Volume;
 use seamount_proto::node::{self, node_server};
+use seamount_telemetry::logging::Recent;
+use seamount_telemetry::readiness::ConditionStatus;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::config_manager::ConfigManager;
-use crate::http::{ConditionStatus, ReadinessCheck};
-use crate::logging::Recent;
 use crate::mounter::{Client, Link};
+use crate::readiness;
 use crate::record::Registration;
 use crate::source::Source;
 use crate::volumes::{Volumes, unix};
@@ -73,9 +74,8 @@ impl Service {
     }
 
     fn registration(&self) -> node::Registration {
-        let since = self.manager.shown().readiness.since();
-        let condition = since.get(&ReadinessCheck::Registration);
-        let (state, reason) = match (&*self.registered.borrow(), condition) {
+        let condition = self.manager.shown().readiness.get(&readiness::REGISTRATION);
+        let (state, reason) = match (&*self.registered.borrow(), &condition) {
             (Registration::Unknown, _) => ("unknown", String::new()),
             (Registration::Failed(why), _) => ("refused", why.clone()),
             // The kubelet has the driver still, and does not find its socket.
@@ -84,7 +84,7 @@ impl Service {
             }
             (Registration::Registered, _) => ("registered", String::new()),
         };
-        let since = condition.map_or(0, |(_, since)| unix(*since));
+        let since = condition.map_or(0, |(_, since)| unix(since));
         node::Registration { state: state.to_owned(), since, reason }
     }
 
@@ -103,8 +103,8 @@ impl Service {
 
     fn authority(&self) -> node::Authority {
         let seen = self.volumes.authority_health().seen();
-        let readiness = self.manager.shown().readiness.since();
-        let mut since = readiness.get(&ReadinessCheck::Authority).map_or(0, |(_, since)| unix(*since));
+        let condition = self.manager.shown().readiness.get(&readiness::AUTHORITY);
+        let mut since = condition.map_or(0, |(_, since)| unix(since));
         let validity = |(from, until)| node::Validity { not_before: unix(from), not_after: unix(until) };
         let mut out = node::Authority {
             last_success: seen.last_success.map_or(0, unix),
@@ -163,8 +163,8 @@ impl node_server::Node for Service {
         let config = settings.as_ref().map(|s| &s.config);
         let metrics = self.manager.metrics();
         let now = SystemTime::now();
-        let (connections, streams) = metrics.open();
-        let (overdue, expired) = metrics.late(now);
+        let (connections, streams) = metrics.workload_api.open();
+        let (overdue, expired) = metrics.volumes.late(now);
         let lines = self.manager.recent().as_ref().map(Recent::lines).unwrap_or_default();
         Ok(Response::new(node::GetStatusResponse {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -190,7 +190,7 @@ impl node_server::Node for Service {
             volumes: self.volumes.by_state(),
             connections,
             streams,
-            descriptor_limit: metrics.descriptors(),
+            descriptor_limit: metrics.process.descriptors(),
             descriptors: open_descriptors(),
             state: Some(self.state()),
             log: lines

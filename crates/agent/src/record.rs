@@ -16,8 +16,8 @@ use std::time::SystemTime;
 use seamount_mounter_protocol::names::Volume;
 use zeroize::Zeroizing;
 
-use crate::token::Token;
 use codec::{Reader, Writer};
+use seamount_pod_token::Token;
 
 /// How much of a failed registration's reason is kept, in bytes.
 pub const MAX_REASON: usize = 1024;

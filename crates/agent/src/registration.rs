@@ -15,6 +15,10 @@ use tonic::{Request, Response, Status};
 
 use crate::record::Registration;
 
+mod metrics;
+
+pub use metrics::Metrics;
+
 /// How long the kubelet waits for its word to be recorded; it gives up after 5 s.
 const RECORD: Duration = Duration::from_secs(3);
 

@@ -21,29 +21,31 @@ use seamount_proto::csi::node_server::NodeServer;
 use seamount_proto::node::node_server::NodeServer as NodeReportServer;
 use seamount_proto::registration::registration_server::RegistrationServer;
 use seamount_sys::watch::explain;
+use seamount_telemetry::http::{self, BEAT, HttpState, listen};
+use seamount_telemetry::logging;
+use seamount_telemetry::readiness::{ConditionStatus, Readiness};
 use seamount_workload_api::{Limits, Node as Shared};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Args, Config, Log, LogFormat, LogLevel, WorkloadApi};
+use crate::config::{Args, Config, HEALTH_SOCKET, Log, LogFormat, LogLevel, WorkloadApi};
 use crate::config_manager::{self, BootstrapConfig, ConfigManager};
 use crate::csi::service::Service;
 use crate::endpoint::server::Services;
-use crate::health;
-use crate::http::{self, BEAT, ConditionStatus, HttpState, ReadinessCheck, listen};
-use crate::logging;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::mounter::{Client, DEADLINE, Link, Listener, MounterError};
 use crate::node;
+use crate::readiness;
 use crate::record::{NodeRecord, Registration};
 use crate::registration;
 use crate::source::{self, Source};
 use crate::state::{StateDir, StateError};
 use crate::volumes::proof::Prover;
 use crate::volumes::{ServeOptions, Tenants, VolumeError, Volumes};
+use crate::workload_api;
 use kubelet_server::KubeletServer;
 use offers::Offers;
 use tend::Lost;
@@ -131,32 +133,37 @@ async fn live_on(
         "seamount-agent starts"
     );
     let cancel = CancellationToken::new();
-    let shown = HttpState::default();
+    let metrics = Metrics::default();
+    let shown = HttpState {
+        readiness: Arc::new(Readiness::expecting(readiness::checks())),
+        progress: Arc::default(),
+        metrics: Arc::new(metrics.registry()),
+    };
     let descriptors = limits::raise_descriptors();
-    shown.metrics.descriptor_limit(descriptors);
+    metrics.process.set_descriptors(descriptors);
     let options = options(
         loaded.as_ref().map(|c| c.workload_api).unwrap_or_default(),
         descriptors,
-        Arc::clone(&shown.metrics),
+        Arc::clone(&metrics.workload_api),
     );
     let memory_limit = memory::limit(loaded.as_ref().ok().and_then(|c| c.memory_limit));
-    shown.metrics.memory_limit(memory_limit);
+    metrics.memory.limit(memory_limit);
     let address = bootstrap.http;
-    let health_socket = args.health_socket.clone().unwrap_or_else(|| health::SOCKET.to_owned());
+    let health_socket = args.health_socket.clone().unwrap_or_else(|| HEALTH_SOCKET.to_owned());
     let mounter =
         Client::start(bootstrap.mounter_socket.clone().into(), cancel.clone()).with_patience(patience);
-    let manager = ConfigManager::new(bootstrap, shown.clone(), log, cancel.clone());
+    let manager = ConfigManager::new(bootstrap, shown.clone(), metrics.clone(), log, cancel.clone());
     manager.take(loaded.map_err(|e| *e));
     tokio::spawn(Arc::clone(&manager).follow(args, node_name));
 
     let (source_sender, source) = watch::channel(Source::Missing("the agent has just started".into()));
     let prover = Arc::clone(&manager) as Arc<dyn Prover>;
-    let volumes = Volumes::new(mounter.clone(), source, prover, options, Arc::clone(&shown.metrics));
+    let volumes = Volumes::new(mounter.clone(), source, prover, options, Arc::clone(&metrics.volumes));
     // An authority takes longer to make than all volumes to bring back, and they do not wait for it.
     volumes.aside(source::supervise(manager.configs(), source_sender, cancel.clone()));
     tokio::spawn(Arc::clone(&volumes).keep_fresh(cancel.clone()));
     tokio::spawn(tell_source(Arc::clone(&volumes), Arc::clone(&manager)));
-    tokio::spawn(beat(shown.clone(), Arc::clone(&volumes), memory_limit));
+    tokio::spawn(beat(shown.clone(), metrics, Arc::clone(&volumes), memory_limit));
     tokio::spawn(show_health(health_socket, shown.clone(), cancel.clone()));
     tokio::spawn(show(address, manager.configs(), shown, cancel.clone()));
 
@@ -184,10 +191,10 @@ async fn live_on(
 }
 
 /// What the volumes are served with.
-fn options(bounds: WorkloadApi, descriptors: u64, metrics: Arc<Metrics>) -> ServeOptions {
+fn options(bounds: WorkloadApi, descriptors: u64, metrics: Arc<workload_api::Metrics>) -> ServeOptions {
     let limits::Budget { all, connections, volumes } =
         limits::budget(bounds.connections_per_node, descriptors);
-    metrics.connection_limit(connections);
+    metrics.limit(connections);
     let permits = |count: u64| {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
@@ -212,11 +219,11 @@ fn options(bounds: WorkloadApi, descriptors: u64, metrics: Arc<Metrics>) -> Serv
 }
 
 /// Once a second: a sign of life, and a look at the memory.
-async fn beat(shown: HttpState, volumes: Arc<Volumes>, memory_limit: u64) {
+async fn beat(shown: HttpState, metrics: Metrics, volumes: Arc<Volumes>, memory_limit: u64) {
     let mut memory = memory::Watch::new(memory_limit);
     loop {
         shown.progress.beat();
-        memory.look(&volumes, &shown.metrics);
+        memory.look(&volumes, &metrics.memory);
         tokio::time::sleep(BEAT).await;
     }
 }
@@ -321,8 +328,8 @@ async fn tell_source(volumes: Arc<Volumes>, manager: Arc<ConfigManager>) {
             Source::Authority(_) => !volumes.authority_health().is_down(),
             Source::Directory => true,
         };
-        manager.metrics().authority(up);
-        manager.set(ReadinessCheck::Authority, status);
+        manager.metrics().volumes.authority.up(up);
+        manager.set(readiness::AUTHORITY, status);
         let changed = tokio::select! {
             changed = source.changed() => changed,
             changed = down.changed() => changed,
@@ -416,11 +423,11 @@ impl NodeSupervisor {
                         self.offers.restart(tended);
                         self.lost.build.clone_from(&up.hello.build);
                         self.volumes.set_complete(done);
-                        self.manager.metrics().mounter(true);
-                        self.manager.set(ReadinessCheck::Mounter, ConditionStatus::Ready(up.hello.build));
+                        self.manager.metrics().mounter.connected(true);
+                        self.manager.set(readiness::MOUNTER, ConditionStatus::Ready(up.hello.build));
                     }
                     Err(e) => {
-                        self.manager.set(ReadinessCheck::Mounter, ConditionStatus::NotReady(e.to_string()));
+                        self.manager.set(readiness::MOUNTER, ConditionStatus::NotReady(e.to_string()));
                         // What there is is served meanwhile: deletions do not wait for the state directory.
                         self.open_servers();
                         tokio::time::sleep(pause).await;
@@ -453,8 +460,8 @@ impl NodeSupervisor {
     }
 
     fn no_mounter(&self, why: String) {
-        self.manager.metrics().mounter(false);
-        self.manager.set(ReadinessCheck::Mounter, ConditionStatus::NotReady(why));
+        self.manager.metrics().mounter.connected(false);
+        self.manager.set(readiness::MOUNTER, ConditionStatus::NotReady(why));
     }
 
     /// After each new connection. May be repeated.
@@ -592,8 +599,8 @@ impl NodeSupervisor {
                 (Some(false), ConditionStatus::NotReady(format!("the kubelet refused the driver: {why}")))
             }
         };
-        self.manager.metrics().registration(number);
-        self.manager.set(ReadinessCheck::Registration, status);
+        self.manager.metrics().registration.registration(number);
+        self.manager.set(readiness::REGISTRATION, status);
     }
 
     /// Serves the kubelet, as far as there are listeners.

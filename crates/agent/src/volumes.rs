@@ -12,6 +12,7 @@ pub mod health;
 mod identity;
 mod inflight;
 mod leftovers;
+pub mod metrics;
 mod report;
 mod restore;
 mod schedule;
@@ -35,7 +36,6 @@ use seamount_sync::{AtomicBool, AtomicU64, Mutex};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::authority::AuthorityHealth;
-use crate::metrics::{Metrics, Schedule as SvidSchedule, SourceLabel, VolumeState};
 use crate::mounter::{Client, MounterError};
 use crate::source::Source;
 use crate::state::{StateDir, StateError};
@@ -45,6 +45,7 @@ use health::{Content, OnDisk, VolumeCondition};
 use identity::Identity;
 use identity::proof::Prover;
 use inflight::InflightCalls;
+use metrics::{Metrics, Schedule as SvidSchedule, SourceLabel, VolumeState};
 use schedule::Schedule;
 
 /// How long stats and health wait for the mounter: they are asked for every volume every minute.
@@ -174,7 +175,7 @@ impl Volumes {
             permits: Arc::new(Semaphore::new(SIGNING)),
             inflight: InflightCalls::default(),
             background,
-            authority_health: AuthorityHealth::new(Arc::clone(&metrics)),
+            authority_health: AuthorityHealth::new(Arc::clone(&metrics.authority)),
             metrics,
         })
     }

@@ -88,7 +88,7 @@ fn table(heading: &str) -> BTreeSet<String> {
 #[test]
 fn the_manual_has_every_warning_and_error() {
     let mut files = Vec::new();
-    for name in ["agent", "identity", "mounter"] {
+    for name in ["agent", "http-client", "identity", "mounter", "pod-token", "telemetry"] {
         sources(&crates().join(name).join("src"), &mut files);
     }
     let mut said = BTreeSet::new();
@@ -130,7 +130,7 @@ fn the_manual_has_every_reason_and_every_condition() {
     assert!(reasons.len() > 8, "{reasons:?}");
     assert_eq!(table("## What to do about a volume's health"), reasons);
     let conditions: BTreeSet<String> =
-        seamount_agent::http::ReadinessCheck::ALL.iter().map(ToString::to_string).collect();
+        seamount_agent::readiness::checks().iter().map(ToString::to_string).collect();
     assert_eq!(table("## Readiness"), conditions);
 }
 

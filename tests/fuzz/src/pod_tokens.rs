@@ -2,7 +2,7 @@
 //! message.
 
 use seamount_agent::csi::request;
-use seamount_agent::token::MAX_TOKEN;
+use seamount_pod_token::MAX_TOKEN;
 use serde_json::{Value, json};
 
 use crate::csi_requests::{good, rules};

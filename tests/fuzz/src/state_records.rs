@@ -7,7 +7,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use seamount_agent::record::{
     Body, IdentityBody, MAX_REASON, NodeRecord, Record, RecordError, Registration, StoredSvid, VERSION,
 };
-use seamount_agent::token::Token;
+use seamount_pod_token::Token;
 use zeroize::Zeroizing;
 
 use crate::input;

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use seamount_agent::token::{KeySet, KeySetError, MAX_JWKS, Token, TokenError};
+use seamount_pod_token::{KeySet, KeySetError, MAX_JWKS, Token, TokenError};
 use serde_json::{Value, json};
 
 use crate::tokens::{ISSUED_BY, RUNTIME, claims, now, verifier};

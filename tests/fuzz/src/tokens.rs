@@ -7,10 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arbitrary::{Result, Unstructured};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use seamount_agent::config::{KEYS_MAX_AGE, Keys, TokenConfig};
-use seamount_agent::http::Readiness;
-use seamount_agent::metrics::Metrics;
-use seamount_agent::token::{Claims, Token, TokenError, TokenVerifier};
+use seamount_agent::config::KEYS_MAX_AGE;
+use seamount_pod_token::{Claims, Keys, Metrics, Options, Token, TokenError, TokenVerifier};
+use seamount_telemetry::readiness::Readiness;
 use seamount_testkit::issuer::{self, Algorithm, TokenIssuer};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -33,15 +32,14 @@ static VERIFIER: LazyLock<TokenVerifier> =
 
 /// A verifier whose keys are in this file.
 pub fn verifier(path: &std::path::Path) -> TokenVerifier {
-    let config = TokenConfig {
+    let options = Options {
         audience: AUDIENCE.to_owned(),
         issuers: vec![ISSUER.to_owned()],
         keys: Keys::File(path.to_owned()),
         keys_max_age: KEYS_MAX_AGE,
-        allow_volume_context: false,
     };
-    let (metrics, readiness) = (Arc::new(Metrics::new()), Arc::new(Readiness::default()));
-    TokenVerifier::with_clock(&config, metrics, readiness, CancellationToken::new(), Arc::new(now))
+    let (metrics, readiness) = (Arc::new(Metrics::default()), Arc::new(Readiness::default()));
+    TokenVerifier::with_clock(&options, metrics, readiness, CancellationToken::new(), Arc::new(now))
 }
 
 pub fn now() -> SystemTime {

@@ -35,12 +35,17 @@ fn basics_are_found_in_a_configuration_that_is_not_valid() {
 #[tokio::test]
 async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
     let bootstrap = BootstrapConfig::new(&args(), None, None, "");
-    let manager = ConfigManager::new(bootstrap, HttpState::default(), None, CancellationToken::new());
+    let manager = ConfigManager::new(
+        bootstrap,
+        HttpState::default(),
+        Metrics::default(),
+        None,
+        CancellationToken::new(),
+    );
     manager.take(parse("nope: 1\n"));
     assert!(manager.settings().is_none());
-    let status = |manager: &ConfigManager| {
-        manager.shown().readiness.all().remove(&ReadinessCheck::Configuration).unwrap()
-    };
+    let status =
+        |manager: &ConfigManager| manager.shown().readiness.get(&readiness::CONFIGURATION).unwrap().0;
     assert!(matches!(status(&manager), ConditionStatus::NotReady(why) if why.contains("nope")));
     let good = "trustDomain: example.org\ntoken: {issuers: i, keys: {file: /nowhere}}\n";
     manager.take(parse(good));
@@ -62,6 +67,7 @@ async fn a_reason_is_one_line_of_bounded_length() {
     let manager = ConfigManager::new(
         BootstrapConfig::new(&args(), None, None, ""),
         HttpState::default(),
+        Metrics::default(),
         None,
         CancellationToken::new(),
     );
@@ -72,7 +78,7 @@ async fn a_reason_is_one_line_of_bounded_length() {
         (format!("x: {}\ny: [", "a".repeat(100_000)), "not valid YAML"),
     ] {
         manager.take(parse(&yaml));
-        let status = manager.shown().readiness.all().remove(&ReadinessCheck::Configuration).unwrap();
+        let status = manager.shown().readiness.get(&readiness::CONFIGURATION).unwrap().0;
         let ConditionStatus::NotReady(why) = status else { panic!("{status:?}") };
         assert!(why.contains(says) && !why.contains('\n') && why.chars().count() <= MAX_REASON + 1, "{why}");
     }
@@ -83,20 +89,16 @@ async fn what_needs_a_restart_stays_as_it_is() {
     let manager = ConfigManager::new(
         BootstrapConfig::new(&args(), None, None, ""),
         HttpState::default(),
+        Metrics::default(),
         None,
         CancellationToken::new(),
     );
     manager.take(parse("trustDomain: example.org\n"));
-    let remark = |manager: &ConfigManager| match manager
-        .shown()
-        .readiness
-        .all()
-        .remove(&ReadinessCheck::Configuration)
-        .unwrap()
-    {
-        ConditionStatus::Ready(remark) => remark,
-        other => panic!("{other:?}"),
-    };
+    let remark =
+        |manager: &ConfigManager| match manager.shown().readiness.get(&readiness::CONFIGURATION).unwrap().0 {
+            ConditionStatus::Ready(remark) => remark,
+            other => panic!("{other:?}"),
+        };
     manager.take(parse("trustDomain: other.org\nkubeletUid: 7\nlog: {level: debug}\n"));
     let settings = manager.settings().unwrap();
     assert_eq!(settings.config.authority().unwrap().trust_domain.to_string(), "example.org");
@@ -116,13 +118,14 @@ async fn the_directory_source_verifies_no_tokens() {
     let manager = ConfigManager::new(
         BootstrapConfig::new(&args(), None, None, ""),
         HttpState::default(),
+        Metrics::default(),
         None,
         CancellationToken::new(),
     );
     manager.take(parse("identity: {source: directory}\n"));
     assert!(manager.settings().unwrap().verifier.is_none());
     assert_eq!(
-        manager.shown().readiness.all().remove(&ReadinessCheck::TokenKeys),
+        manager.shown().readiness.get(&READINESS).map(|(status, _)| status),
         Some(ConditionStatus::NotNeeded)
     );
 }

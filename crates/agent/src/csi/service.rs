@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use seamount_mounter_protocol::Fault;
+use seamount_pod_token::DatedToken;
 use seamount_proto::csi::identity_server::Identity;
 use seamount_proto::csi::node_server::Node;
 use seamount_proto::csi::volume_health::VolumeHealthEntry;
@@ -20,16 +21,15 @@ use seamount_proto::csi::{
     NodeUnpublishVolumeResponse, ProbeRequest, ProbeResponse, VolumeCondition, VolumeHealth,
     VolumeHealthErrorType, VolumeUsage, node_service_capability,
 };
+use seamount_telemetry::metrics::Outcome;
 use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
 use super::request::{self, HealthTarget, Refusal, Rules};
 use crate::config_manager::ConfigManager;
-use crate::metrics::Outcome;
 use crate::mounter::MounterError;
 use crate::record::Registration;
 use crate::state::StateError;
-use crate::token::DatedToken;
 use crate::volumes::health::Severity;
 use crate::volumes::{VolumeError, VolumeStats, Volumes};
 
@@ -97,12 +97,12 @@ impl Service {
 
     fn limited(&self, error: &VolumeError) {
         if matches!(error, VolumeError::PodVolumes { .. }) {
-            self.manager.metrics().refused("publish", "limit");
+            self.manager.metrics().csi.refused("publish", "limit");
         }
     }
 
     fn refused(&self, refusal: &Refusal) {
-        self.manager.metrics().refused("publish", refusal.kind());
+        self.manager.metrics().csi.refused("publish", refusal.kind());
     }
 }
 
@@ -236,7 +236,7 @@ impl Node for Service {
         let request = request.into_inner();
         let named = Named::new(&request);
         let result = to_its_end(self.clone().publish(request)).await;
-        self.manager.metrics().published(outcome(&result), start.elapsed());
+        self.manager.metrics().csi.published(outcome(&result), start.elapsed());
         if let Err(status) = &result {
             named.refused(status);
         }
@@ -250,10 +250,10 @@ impl Node for Service {
         self.called();
         let start = Instant::now();
         let volume = request::unpublish(request.get_ref(), &self.basic_rules())
-            .inspect_err(|e| self.manager.metrics().refused("unpublish", e.kind()))?;
+            .inspect_err(|e| self.manager.metrics().csi.refused("unpublish", e.kind()))?;
         let (volumes, of) = (Arc::clone(&self.volumes), volume.clone());
         let result = to_its_end(async move { Ok(volumes.unpublish(&of).await?) }).await;
-        self.manager.metrics().unpublished(outcome(&result), start.elapsed());
+        self.manager.metrics().csi.unpublished(outcome(&result), start.elapsed());
         if let Err(status) = &result {
             tracing::error!(%volume, code = ?status.code(), "unpublish: {}", status.message());
         }

@@ -1,7 +1,13 @@
+use std::time::SystemTime;
+
+use seamount_telemetry::metrics::Outcome;
+use seamount_workload_api::Observer;
+
 use super::*;
+use crate::volumes::metrics::{SourceLabel, VolumeState};
 
 fn text(metrics: &Metrics) -> String {
-    metrics.encode().unwrap()
+    metrics.registry().encode().unwrap()
 }
 
 #[track_caller]
@@ -12,7 +18,7 @@ fn has(metrics: &Metrics, line: &str) {
 
 #[test]
 fn all_are_there_from_the_start() {
-    let metrics = Metrics::new();
+    let metrics = Metrics::default();
     let text = text(&metrics);
     for name in [
         "seamount_publish_duration_seconds",
@@ -33,79 +39,32 @@ fn all_are_there_from_the_start() {
 }
 
 #[test]
-fn operations_are_counted_by_result() {
-    let metrics = Metrics::new();
-    metrics.published(Outcome::success, Duration::from_millis(2));
-    metrics.published(Outcome::success, Duration::from_millis(20));
-    metrics.published(Outcome::refused, Duration::from_micros(100));
-    metrics.unpublished(Outcome::error, Duration::from_secs(200));
-    metrics.refused("publish", "mismatch");
-    metrics.rotation(Outcome::success);
-    metrics.keys(Outcome::error, SystemTime::now());
-    has(&metrics, r#"seamount_publish_duration_seconds_count{result="success"} 2"#);
-    has(&metrics, r#"seamount_publish_duration_seconds_bucket{le="0.0025",result="success"} 1"#);
-    has(&metrics, r#"seamount_publish_duration_seconds_count{result="refused"} 1"#);
-    has(&metrics, r#"seamount_unpublish_duration_seconds_bucket{le="120.0",result="error"} 0"#);
-    has(&metrics, r#"seamount_unpublish_duration_seconds_count{result="error"} 1"#);
-    has(&metrics, r#"seamount_csi_refused_requests_total{operation="publish",kind="mismatch"} 1"#);
-    has(&metrics, r#"seamount_svid_rotations_total{result="success"} 1"#);
-    has(&metrics, r#"seamount_token_key_refreshes_total{result="error"} 1"#);
-    has(&metrics, "seamount_token_keys_timestamp_seconds 0.0");
-}
-
-#[test]
-fn each_volume_counts_once_wherever_it_stands() {
-    use {SourceLabel::authority, VolumeState::*};
-    let metrics = Metrics::new();
-    let at = |seconds| {
-        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        Some(Schedule { overdue: not_after - Duration::from_secs(600), not_after })
-    };
-    metrics.volume("a/v", authority, pending, None);
-    metrics.volume("b/v", authority, pending, None);
-    has(&metrics, r#"seamount_volumes{source="authority",state="pending"} 2"#);
-    metrics.volume("a/v", authority, ready, at(2000));
-    metrics.volume("a/v", authority, ready, at(3000));
-    metrics.volume("b/v", authority, ready, at(2500));
-    has(&metrics, r#"seamount_volumes{source="authority",state="pending"} 0"#);
-    has(&metrics, r#"seamount_volumes{source="authority",state="ready"} 2"#);
-    has(&metrics, "seamount_svid_earliest_expiry_timestamp_seconds 2500.0");
-    let now = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    assert_eq!(metrics.late(now(1899)), (0, 0));
-    assert_eq!(metrics.late(now(1900)), (1, 0));
-    assert_eq!(metrics.late(now(2500)), (2, 1));
-    has(&metrics, "seamount_svids_overdue 2");
-    has(&metrics, "seamount_svids_expired 2");
-    metrics.volume_gone("b/v");
-    metrics.volume_gone("b/v");
-    has(&metrics, "seamount_svids_expired 1");
-    has(&metrics, r#"seamount_volumes{source="authority",state="ready"} 1"#);
-    has(&metrics, "seamount_svid_earliest_expiry_timestamp_seconds 3000.0");
-    metrics.volume_gone("a/v");
-    has(&metrics, "seamount_svid_earliest_expiry_timestamp_seconds 0.0");
-}
-
-#[test]
-fn connections_and_streams_go_up_and_down() {
-    let metrics = Metrics::new();
-    let observer: &dyn Observer = &metrics;
+fn each_area_counts_for_all_to_see() {
+    let metrics = Metrics::default();
+    metrics.volumes.rotation(Outcome::success);
+    metrics.volumes.authority.request(Outcome::error, SystemTime::now());
+    let observer: Arc<dyn Observer> = Arc::clone(&metrics.workload_api) as _;
     observer.connection(1);
     observer.connection(1);
     observer.connection(-1);
     observer.stream(1);
     observer.refused("no security header");
-    metrics.mounter(true);
-    metrics.mounter(false);
-    metrics.mounter(true);
-    metrics.registration(Some(true));
-    metrics.descriptor_limit(u64::MAX);
+    metrics.mounter.connected(true);
+    metrics.mounter.connected(false);
+    metrics.mounter.connected(true);
+    metrics.registration.registration(Some(true));
+    metrics.process.set_descriptors(u64::MAX);
+    has(&metrics, r#"seamount_svid_rotations_total{result="success"} 1"#);
+    has(&metrics, r#"seamount_authority_requests_total{result="error"} 1"#);
+    has(&metrics, "seamount_authority_last_success_timestamp_seconds 0.0");
+    has(&metrics, "seamount_token_keys_timestamp_seconds 0.0");
     has(&metrics, "seamount_workload_api_connections 1");
     has(&metrics, "seamount_workload_api_streams 1");
     has(&metrics, r#"seamount_workload_api_refused_total{reason="no security header"} 1"#);
     has(&metrics, "seamount_mounter_connected 1");
     has(&metrics, "seamount_mounter_connections_total 2");
     has(&metrics, "seamount_kubelet_registered 1");
-    metrics.registration(Some(false));
+    metrics.registration.registration(Some(false));
     has(&metrics, "seamount_kubelet_registered -1");
     has(&metrics, "seamount_descriptor_limit 9223372036854775807");
 }
@@ -113,11 +72,11 @@ fn connections_and_streams_go_up_and_down() {
 /// Series without labels yet are not in the text, so every metric is touched first.
 #[test]
 fn the_manual_lists_every_metric_and_no_other() {
-    let metrics = Metrics::new();
-    metrics.refused("publish", "form");
-    metrics.leftovers(0, 0, 0);
-    Observer::refused(&metrics, "too many");
-    metrics.volume("a/v", SourceLabel::directory, VolumeState::unavailable, None);
+    let metrics = Metrics::default();
+    metrics.csi.refused("publish", "form");
+    metrics.volumes.leftovers(0, 0, 0);
+    Observer::refused(&*metrics.workload_api, "too many");
+    metrics.volumes.volume("a/v", SourceLabel::directory, VolumeState::unavailable, None);
     let text = text(&metrics);
     let mut exposed: Vec<_> = text
         .lines()

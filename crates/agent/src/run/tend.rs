@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
+use seamount_telemetry::readiness::ConditionStatus;
 use tokio::time::Instant;
 
 use super::kubelet_server::KubeletServer;
 use super::{AttachError, NodeSupervisor, close};
-use crate::http::{ConditionStatus, ReadinessCheck};
 use crate::mounter::{InPlace, Listener};
+use crate::readiness;
 use crate::record::Registration;
 
 /// How often.
@@ -101,13 +102,12 @@ impl NodeSupervisor {
                     self.record_registration();
                 }
                 if std::mem::take(&mut self.lost.state) {
-                    self.manager
-                        .set(ReadinessCheck::Mounter, ConditionStatus::Ready(self.lost.build.clone()));
+                    self.manager.set(readiness::MOUNTER, ConditionStatus::Ready(self.lost.build.clone()));
                 }
             }
             Err(e) => {
                 self.lost.state = true;
-                self.manager.set(ReadinessCheck::Mounter, ConditionStatus::NotReady(e.to_string()));
+                self.manager.set(readiness::MOUNTER, ConditionStatus::NotReady(e.to_string()));
             }
         }
     }

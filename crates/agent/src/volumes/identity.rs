@@ -22,10 +22,10 @@ use super::{VolumeError, Volumes, log};
 use crate::csi::request::PublishRequest;
 use crate::mounter::{Listener, MounterError};
 use crate::record::{Body, IdentityBody};
-use crate::token::DatedToken;
 use binding::{Basis, IssuedSvid, PodBinding};
 use conflict::{conflict, conflict_id};
 use proof::{Adopted, Awaits, Recalled};
+use seamount_pod_token::DatedToken;
 use server::VolumeServer;
 
 /// The kind `identity`.

@@ -3,7 +3,7 @@
 
 use seamount_mounter_protocol::flag;
 
-use crate::metrics::Metrics;
+use super::metrics::Metrics;
 use crate::mounter::Found;
 
 /// Counts, and says at the start of an agent which volumes they are.

@@ -16,14 +16,15 @@ use super::*;
 use crate::csi::request::PublishRequest;
 use crate::mounter::Socket;
 use crate::source::Signer;
-use crate::token::{DatedToken, Token};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
 use seamount_authority::{Authority, AuthorityError, BoxFuture, Embedded, Workload};
 use seamount_identity::{BundleSet, KeyType, TrustDomain};
 use seamount_mounter_protocol::{Reply, Request, flag};
+use seamount_pod_token::{DatedToken, Token};
 use seamount_sync::model::{any, explore, pause, task};
+use seamount_telemetry::metrics::Area as _;
 use seamount_workload_api::Observer;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;

@@ -14,7 +14,6 @@ use super::*;
 use crate::csi::request::{Parameters, PublishRequest};
 use crate::mounter::Socket;
 use crate::source::Signer;
-use crate::token::{Claims, DatedToken, Token};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
@@ -23,6 +22,8 @@ use seamount_authority::{
 };
 use seamount_identity::{BundleSet, KeyType, TrustDomain};
 use seamount_mounter_protocol::{Fault, Reply, Request, flag};
+use seamount_pod_token::{Claims, DatedToken, Token};
+use seamount_telemetry::metrics::Area as _;
 use seamount_workload_api::{self as workload_api, IdentityState};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -150,7 +151,7 @@ impl World {
 
     /// With SVIDs that live so long.
     async fn with_lifetime(svid_ttl: Duration) -> Self {
-        crate::logging::captured::every_thread();
+        seamount_telemetry::logging::captured::every_thread();
         let dir = tempfile::tempdir().unwrap();
         let cancel = CancellationToken::new();
         tokio::spawn(mounter(dir.path().to_owned()));

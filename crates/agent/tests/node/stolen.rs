@@ -9,7 +9,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::net::{AddressFamily, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use seamount_agent::record::{Body, IdentityBody, Record, StoredSvid};
-use seamount_agent::token::Token;
+use seamount_pod_token::Token;
 use seamount_testkit::kubelet::PodVolume;
 
 use super::harness::*;

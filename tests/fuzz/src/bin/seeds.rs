@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
 use seamount_agent::record::{Body, IdentityBody, NodeRecord, Record, Registration, StoredSvid};
-use seamount_agent::token::Token;
 use seamount_authority::new_key_and_csr;
 use seamount_fuzz::csi_requests::good;
 use seamount_fuzz::tokens;
 use seamount_identity::KeyType;
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, Reply, Request};
+use seamount_pod_token::Token;
 use seamount_proto::csi::{
     NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest, NodeUnpublishVolumeRequest,
 };

@@ -15,7 +15,7 @@ use super::fields::{
 use super::refusal::Refusal;
 use super::rules::Rules;
 use super::token;
-use crate::token::{Claims, Token};
+use seamount_pod_token::{Claims, Token};
 
 /// Kubernetes object names: RFC 1123 subdomains.
 const MAX_NAME: usize = 253;

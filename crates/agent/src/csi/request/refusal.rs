@@ -2,7 +2,7 @@
 
 use tonic::{Code, Status};
 
-use crate::token::TokenError;
+use seamount_pod_token::TokenError;
 
 /// A refusal. Nothing was changed. The message names the field and the remedy; values in it are quoted and
 /// cut.

@@ -1,12 +1,12 @@
 use std::time::SystemTime;
 
+use seamount_pod_token::Claims;
 use seamount_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use seamount_proto::csi::{NodePublishVolumeRequest, VolumeCapability};
 use tonic::{Code, Status};
 
 use super::fields::*;
 use super::*;
-use crate::token::Claims;
 
 mod facts;
 

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::fields::{Map, TOKENS, entry, quote};
 use super::refusal::Refusal;
 use super::rules::Rules;
-use crate::token::{MAX_TOKEN, Token};
+use seamount_pod_token::{MAX_TOKEN, Token};
 
 /// The longest JSON of tokens that is looked at, in bytes.
 const MAX_TOKENS: usize = 2 * MAX_TOKEN;

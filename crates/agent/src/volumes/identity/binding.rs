@@ -5,9 +5,9 @@ use std::time::SystemTime;
 
 use seamount_authority::Workload;
 use seamount_identity::{BundleSet, X509Svid};
+use seamount_pod_token::DatedToken;
 
 use crate::csi::request::Parameters;
-use crate::token::DatedToken;
 
 /// What a volume's identity rests on.
 #[derive(Clone)]

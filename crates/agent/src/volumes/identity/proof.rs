@@ -28,10 +28,10 @@ use tokio_util::sync::CancellationToken;
 use super::binding::{Basis, IssuedSvid, PodBinding};
 use super::{Entry, Identity, Slot};
 use crate::source::Source;
-use crate::token::{DatedToken, Token};
 use crate::volumes::Volumes;
 use crate::volumes::health::Content;
 use crate::volumes::schedule::TICK;
+use seamount_pod_token::{DatedToken, Token};
 
 /// How soon a volume that was busy is looked at again.
 const BUSY: Duration = Duration::from_millis(20);

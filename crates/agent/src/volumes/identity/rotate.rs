@@ -15,12 +15,12 @@ use tracing::Instrument as _;
 
 use super::binding::{IssuedSvid, PodBinding};
 use super::{Entry, Identity};
-use crate::metrics::Outcome;
 use crate::source::{Signer, Source};
-use crate::token::Token;
 use crate::volumes::health::Content;
 use crate::volumes::schedule::{TICK, UnderWay, backoff, was_set_back};
 use crate::volumes::{VolumeError, Volumes};
+use seamount_pod_token::Token;
+use seamount_telemetry::metrics::Outcome;
 
 /// How long an authority may take for one certificate.
 const SIGN: Duration = Duration::from_secs(30);

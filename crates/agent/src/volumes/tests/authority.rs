@@ -1,7 +1,7 @@
 //! An authority that goes away and comes back: what was issued goes on, and health, metrics and log say so.
 
 use super::*;
-use crate::logging::captured::Captured;
+use seamount_telemetry::logging::captured::Captured;
 
 const SILENT: &str = "the authority does not answer";
 

@@ -1,9 +1,9 @@
 //! What a request says against what the token proves, and the requests for volumes that exist.
 
 use proptest::prelude::*;
+use seamount_pod_token::TokenError;
 
 use super::*;
-use crate::token::TokenError;
 
 #[test]
 fn the_volume_context_is_a_fallback_where_it_is_allowed() {

@@ -7,12 +7,11 @@
 //! kubelet's registration would restart a healthy agent for somebody else's trouble, for ever. Those are
 //! conditions of readiness.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
+use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -31,7 +30,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt as _;
 
-use crate::metrics::Metrics;
+use crate::metrics::Registry;
+use crate::readiness::{ConditionStatus, Readiness};
 
 pub mod listen;
 
@@ -39,124 +39,6 @@ pub mod listen;
 pub const BEAT: Duration = Duration::from_secs(1);
 /// Without a beat for so long the process makes no progress. Long, because a node may be starved for seconds.
 pub const STUCK: Duration = Duration::from_secs(60);
-
-/// A condition of readiness.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ReadinessCheck {
-    /// The configuration is valid.
-    Configuration,
-    /// The mounter is connected.
-    Mounter,
-    /// The kubelet has registered the driver.
-    Registration,
-    /// The authority can sign.
-    Authority,
-    /// The token issuer's keys are known.
-    TokenKeys,
-}
-
-impl ReadinessCheck {
-    /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Configuration, Self::Mounter, Self::Registration, Self::Authority, Self::TokenKeys];
-}
-
-impl fmt::Display for ReadinessCheck {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Configuration => "configuration",
-            Self::Mounter => "mounter",
-            Self::Registration => "registration",
-            Self::Authority => "authority",
-            Self::TokenKeys => "token keys",
-        })
-    }
-}
-
-/// How a condition stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ConditionStatus {
-    /// Met; with a remark where one helps (for instance "using the last good configuration").
-    Ready(String),
-    /// Not met, and why.
-    NotReady(String),
-    /// Does not apply (for instance the authority with the `directory` source).
-    NotNeeded,
-}
-
-/// The conditions, shared by all parts of the agent. Everything starts as not ready.
-///
-/// One lock for all of them, held for a look or a change, under which nobody awaits or takes another: what is
-/// read is how they stood at one moment. Each condition is set by one task, so that its order is that of the
-/// facts; where a task may have a successor, the later is told apart under the lock
-/// ([`set_until`](Self::set_until)).
-#[derive(Debug)]
-pub struct Readiness {
-    /// With the time since when it has been met, or not.
-    statuses: Mutex<BTreeMap<ReadinessCheck, (ConditionStatus, SystemTime)>>,
-}
-
-impl Default for Readiness {
-    fn default() -> Self {
-        let now = SystemTime::now();
-        let start = |c| (c, (ConditionStatus::NotReady("not looked at yet".to_owned()), now));
-        Self { statuses: Mutex::new(ReadinessCheck::ALL.into_iter().map(start).collect()) }
-    }
-}
-
-impl Readiness {
-    /// States a condition. True where that changed something (a reason to log).
-    pub fn set(&self, condition: ReadinessCheck, status: ConditionStatus) -> bool {
-        self.change(None, condition, status)
-    }
-
-    /// The same for somebody who may have a successor, which cancels `end` before it states anything itself.
-    pub fn set_until(
-        &self,
-        end: &CancellationToken,
-        condition: ReadinessCheck,
-        status: ConditionStatus,
-    ) -> bool {
-        self.change(Some(end), condition, status)
-    }
-
-    fn change(
-        &self,
-        end: Option<&CancellationToken>,
-        condition: ReadinessCheck,
-        status: ConditionStatus,
-    ) -> bool {
-        let mut statuses = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
-        if end.is_some_and(CancellationToken::is_cancelled) {
-            return false;
-        }
-        let (old, since) = match statuses.get(&condition) {
-            Some((old, _)) if *old == status => return false,
-            Some((old, since)) => (Some(old), Some(*since)),
-            None => (None, None),
-        };
-        // Another reason is no other state.
-        let same = old.is_some_and(|old| std::mem::discriminant(old) == std::mem::discriminant(&status));
-        let since = since.filter(|_| same).unwrap_or_else(SystemTime::now);
-        statuses.insert(condition, (status, since));
-        true
-    }
-
-    /// All conditions.
-    pub fn all(&self) -> BTreeMap<ReadinessCheck, ConditionStatus> {
-        self.since().into_iter().map(|(condition, (status, _))| (condition, status)).collect()
-    }
-
-    /// All conditions, each with the time since when it has been met, not met, or not needed.
-    pub fn since(&self) -> BTreeMap<ReadinessCheck, (ConditionStatus, SystemTime)> {
-        self.statuses.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Whether every condition is met or not needed.
-    pub fn is_ready(&self) -> bool {
-        !self.all().values().any(|s| matches!(s, ConditionStatus::NotReady(_)))
-    }
-}
 
 /// The process's own progress, by CLOCK_MONOTONIC: a node that was suspended for an hour comes back alive, so
 /// here (unlike in rotation timers) suspension must not count.
@@ -197,7 +79,7 @@ pub struct HttpState {
     /// The process's progress.
     pub progress: Arc<Progress>,
     /// Metrics.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<Registry>,
 }
 
 /// What is served over TCP. GET only; everything else is 404 or 405.

@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use seamount_http_client::file;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::MAX_TOKEN;
-use super::fetch::{FetchError, read};
+use super::fetch::FetchError;
+use super::options::{Keys, Options};
 use super::stamp::{Stamp, stamp};
-use crate::config::{Keys, TokenConfig};
 
 /// The same bound as for configured ones.
 const MAX_ISSUER: usize = 1024;
@@ -30,12 +31,12 @@ pub(super) enum Issuers {
 }
 
 impl Issuers {
-    pub fn new(config: &TokenConfig) -> Self {
-        match &config.keys {
-            Keys::ApiServer(server) if config.issuers.is_empty() => {
+    pub fn new(options: &Options) -> Self {
+        match &options.keys {
+            Keys::ApiServer(server) if options.issuers.is_empty() => {
                 Self::Own(OwnToken { file: server.token_file.clone(), seen: Mutex::default() })
             }
-            _ => Self::Configured(config.issuers.clone().into()),
+            _ => Self::Configured(options.issuers.clone().into()),
         }
     }
 
@@ -93,7 +94,7 @@ impl OwnToken {
 
 fn issuer_of_file(path: &Path) -> Result<String, FetchError> {
     let fail = |reason: String| FetchError::Issuer { path: path.display().to_string(), reason };
-    let bytes = read(path, MAX_TOKEN).map_err(fail)?;
+    let bytes = file::read(path, MAX_TOKEN).map_err(|e| fail(e.to_string()))?;
     let text = std::str::from_utf8(&bytes).map_err(|_| fail("not text".to_owned()))?;
     issuer_of(text.trim()).map_err(|reason| fail(reason.to_owned()))
 }

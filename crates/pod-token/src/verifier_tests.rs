@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use seamount_telemetry::metrics::Area as _;
+use seamount_telemetry::readiness::{ConditionStatus, Readiness};
 use seamount_testkit::issuer::{self, Algorithm, TokenIssuer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::config::{ApiServer, KEYS_MAX_AGE, Keys, TokenConfig};
-use crate::http::{ConditionStatus, Readiness, ReadinessCheck};
-use crate::metrics::Metrics;
 
+const KEYS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 const ISSUER: &str = "https://kubernetes.default.svc";
 
 fn issuer() -> TokenIssuer {
@@ -37,19 +37,19 @@ impl Bench {
     }
 
     fn with_issuers(keys: Keys, issuers: &[&str]) -> Self {
-        let config = TokenConfig {
+        let options = Options {
             audience: "seamount.dev".into(),
             issuers: issuers.iter().map(|issuer| (*issuer).to_owned()).collect(),
             keys,
             keys_max_age: KEYS_MAX_AGE,
-            allow_volume_context: false,
         };
-        let (metrics, readiness) = (Arc::new(Metrics::new()), Arc::new(Readiness::default()));
+        let (metrics, readiness) =
+            (Arc::new(Metrics::default()), Arc::new(Readiness::expecting([READINESS])));
         let until = CancellationToken::new();
         let now = Arc::new(Mutex::new(SystemTime::now()));
         let clock = Arc::clone(&now);
         let verifier = Arc::new(TokenVerifier::with_clock(
-            &config,
+            &options,
             metrics.clone(),
             readiness.clone(),
             until.clone(),
@@ -69,7 +69,7 @@ impl Bench {
     }
 
     fn status(&self) -> ConditionStatus {
-        self.readiness.all().remove(&ReadinessCheck::TokenKeys).unwrap()
+        self.readiness.get(&READINESS).unwrap().0
     }
 }
 
@@ -295,8 +295,8 @@ async fn a_bad_server_is_refused_with_its_reason() {
         format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{}", MAX_JWKS + 1, " ".repeat(MAX_JWKS + 1));
     let endless = format!("HTTP/1.1 200 OK\r\n\r\n{}", " ".repeat(MAX_JWKS + 1));
     for (answer, says) in [
-        (Answer::Raw(long), "length limit exceeded"),
-        (Answer::Raw(endless), "length limit exceeded"),
+        (Answer::Raw(long), "the body of the answer is longer than"),
+        (Answer::Raw(endless), "the body of the answer is longer than"),
         (
             Answer::Raw(
                 "HTTP/1.1 302 Found\r\nlocation: https://elsewhere\r\ncontent-length: 0\r\n\r\n".into(),
@@ -411,7 +411,7 @@ async fn the_background_reading_makes_ready_and_stops_when_told() {
 async fn a_verifier_with_a_successor_states_nothing() {
     let bench = Bench::new(Keys::File("/nonexistent/jwks.json".into()));
     bench.until.cancel();
-    bench.readiness.set(ReadinessCheck::TokenKeys, ConditionStatus::NotNeeded);
+    bench.readiness.set(READINESS, ConditionStatus::NotNeeded);
     unavailable(&bench.verify(&issuer()).await, "No such file");
     assert_eq!(bench.status(), ConditionStatus::NotNeeded);
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
-pub use seamount_authority::Clock;
+use seamount_api::format_duration;
+use seamount_telemetry::metrics::Outcome;
+use seamount_telemetry::readiness::{ConditionStatus, Readiness, ReadinessCheck};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,11 +18,15 @@ use super::error::TokenError;
 use super::fetch::{self, FetchError};
 use super::issuers::Issuers;
 use super::keys::KeySet;
+use super::metrics::Metrics;
+use super::options::{ApiServer, Keys, Options};
 use super::stamp::{Stamp, stamp};
-use crate::config::{ApiServer, Keys, TokenConfig, format_duration};
-use crate::http::{ConditionStatus, Readiness, ReadinessCheck};
-use crate::metrics::{Metrics, Outcome};
 
+/// Tells the time.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// The condition that the issuer's keys are known.
+pub const READINESS: ReadinessCheck = ReadinessCheck::named("token keys");
 /// How often the API server's keys are read in any case.
 pub const KEYS_REFRESH: Duration = Duration::from_secs(300);
 /// So long without a good reading the agent stays ready: a restart of the API server is none of its business.
@@ -87,31 +93,31 @@ struct Reading {
 impl TokenVerifier {
     /// Nothing is read yet. It states its readiness until cancelled.
     pub fn new(
-        config: &TokenConfig,
+        options: &Options,
         metrics: Arc<Metrics>,
         readiness: Arc<Readiness>,
         until: CancellationToken,
     ) -> Self {
-        Self::with_clock(config, metrics, readiness, until, Arc::new(SystemTime::now))
+        Self::with_clock(options, metrics, readiness, until, Arc::new(SystemTime::now))
     }
 
     /// As [`new`](Self::new), with another wall clock.
     pub fn with_clock(
-        config: &TokenConfig,
+        options: &Options,
         metrics: Arc<Metrics>,
         readiness: Arc<Readiness>,
         until: CancellationToken,
         clock: Clock,
     ) -> Self {
         Self {
-            issuers: Issuers::new(config),
-            audience: config.audience.clone(),
-            origin: match &config.keys {
+            issuers: Issuers::new(options),
+            audience: options.audience.clone(),
+            origin: match &options.keys {
                 Keys::File(path) => Origin::File(path.clone()),
                 Keys::ApiServer(server) => Origin::Server(server.clone()),
             },
             keys: ArcSwapOption::empty(),
-            max_age: config.keys_max_age,
+            max_age: options.keys_max_age,
             clock,
             reading: Mutex::default(),
             metrics,
@@ -257,12 +263,12 @@ impl TokenVerifier {
             Ok(keys) => {
                 let remark = format!("{} key(s)", keys.len());
                 self.keys.store(Some(Arc::new(Trusted { keys, read: now })));
-                self.metrics.keys(Outcome::success, now);
+                self.metrics.read(Outcome::success, now);
                 reading.error = None;
                 ConditionStatus::Ready(remark)
             }
             Err(why) => {
-                self.metrics.keys(Outcome::error, now);
+                self.metrics.read(Outcome::error, now);
                 let why = why.to_string();
                 reading.error = Some(why.clone());
                 match self.keys.load().as_ref().map(|last| last.age(now)) {
@@ -282,7 +288,7 @@ impl TokenVerifier {
                 }
             }
         };
-        if self.readiness.set_until(&self.until, ReadinessCheck::TokenKeys, status.clone()) {
+        if self.readiness.set_until(&self.until, READINESS, status.clone()) {
             match status {
                 ConditionStatus::NotReady(why) => {
                     tracing::warn!(reason = %why, "no fresh keys to verify tokens with")

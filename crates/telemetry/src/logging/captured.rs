@@ -15,14 +15,14 @@ use tracing_subscriber::registry;
 use super::Recent;
 
 /// The warnings and errors of this thread while this lives.
-pub(crate) struct Captured {
+pub struct Captured {
     recent: Recent,
     _default: DefaultGuard,
 }
 
 impl Captured {
     /// From now on.
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         every_thread();
         let recent = Recent::default();
         let _default = set_default(registry().with(recent.layer()));
@@ -30,18 +30,19 @@ impl Captured {
     }
 
     /// The lines, the latest first.
-    pub(crate) fn lines(&self) -> Vec<super::Line> {
+    pub fn lines(&self) -> Vec<super::Line> {
         self.recent.lines()
     }
 }
 
 /// No thread switches off what another one captures. Tests whose code logs begin with this.
-pub(crate) fn every_thread() {
+pub fn every_thread() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // Spans as well, as in `Recent`: they carry the pod's name. Libraries stay off: the models' scheduler
         // logs each step.
         let ours = Targets::new().with_target("seamount", LevelFilter::INFO);
+        #[allow(clippy::expect_used, reason = "this is for tests")]
         set_global_default(registry().with(ours)).expect("the tests' only subscriber for all threads");
     });
 }

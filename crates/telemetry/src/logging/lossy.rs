@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::metrics::{Area, Counter, Names};
+
 /// What a pipe that has room takes at once (pipe(7), PIPE_BUF).
 const PIECE: usize = 4096;
 
@@ -19,9 +21,24 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug, Clone, Copy)]
 pub struct Lossy;
 
-/// How many lines were lost since this was asked last.
-pub fn lost() -> u64 {
-    LOST.swap(0, Ordering::Relaxed)
+/// Lines that were lost.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    lost: Counter,
+}
+
+impl Area for Metrics {
+    fn register(&self, names: &mut Names<'_>) {
+        names.add(
+            "log_lines_lost",
+            "Lines that were not logged, because whoever reads the log stood still",
+            &self.lost,
+        );
+    }
+
+    fn refresh(&self) {
+        self.lost.inc_by(LOST.swap(0, Ordering::Relaxed));
+    }
 }
 
 impl Write for Lossy {

@@ -1,19 +1,18 @@
 //! Logs to stderr, one event per line, as text or JSON.
 
+use seamount_api::{Log, LogFormat, LogLevel};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Layer as _, Registry, fmt};
 
-use crate::config::{Log, LogFormat, LogLevel};
-
-#[cfg(test)]
-pub(crate) mod captured;
+#[cfg(any(test, feature = "testing"))]
+pub mod captured;
 mod lossy;
 mod recent;
 
-pub use lossy::{Lossy, lost};
+pub use lossy::{Lossy, Metrics};
 pub use recent::{Line, Recent};
 
 /// Changes the level of a running agent, and knows what it said last.

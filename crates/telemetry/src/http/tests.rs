@@ -5,6 +5,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::readiness::ReadinessCheck;
+
+const ONE: ReadinessCheck = ReadinessCheck::named("one");
+const TWO: ReadinessCheck = ReadinessCheck::named("two");
+const THREE: ReadinessCheck = ReadinessCheck::named("three");
+
+fn shown() -> HttpState {
+    HttpState { readiness: Arc::new(Readiness::expecting([ONE, TWO, THREE])), ..HttpState::default() }
+}
 
 async fn get(shown: &HttpState, path: &str) -> (StatusCode, String, String) {
     let request = Request::get(path).body(Body::empty()).unwrap();
@@ -18,8 +27,8 @@ async fn get(shown: &HttpState, path: &str) -> (StatusCode, String, String) {
 
 #[tokio::test]
 async fn alive_whatever_the_conditions_are() {
-    let shown = HttpState::default();
-    for condition in ReadinessCheck::ALL {
+    let shown = shown();
+    for condition in [ONE, TWO, THREE] {
         shown.readiness.set(condition, ConditionStatus::NotReady("broken".into()));
     }
     assert_eq!(get(&shown, "/livez").await.0, StatusCode::OK);
@@ -44,38 +53,28 @@ fn a_beat_ends_the_silence() {
 
 #[tokio::test]
 async fn readiness_lists_each_condition_with_its_reason() {
-    let shown = HttpState::default();
+    let shown = shown();
     let (status, _, text) = get(&shown, "/readyz").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(text.lines().filter(|l| l.starts_with("[-] ")).count(), 5, "{text}");
+    assert_eq!(text.lines().filter(|l| l.starts_with("[-] ")).count(), 3, "{text}");
 
-    shown.readiness.set(ReadinessCheck::Configuration, ConditionStatus::Ready(String::new()));
-    shown.readiness.set(ReadinessCheck::Mounter, ConditionStatus::Ready("2 ms ago".into()));
-    shown
-        .readiness
-        .set(ReadinessCheck::Registration, ConditionStatus::NotReady("the kubelet has not come yet".into()));
-    shown.readiness.set(ReadinessCheck::Authority, ConditionStatus::NotNeeded);
-    shown.readiness.set(ReadinessCheck::TokenKeys, ConditionStatus::NotNeeded);
+    shown.readiness.set(THREE, ConditionStatus::NotNeeded);
+    shown.readiness.set(ONE, ConditionStatus::Ready(String::new()));
+    shown.readiness.set(TWO, ConditionStatus::NotReady("the kubelet has not come yet".into()));
     let (status, _, text) = get(&shown, "/readyz").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(
-        text,
-        "[+] configuration\n[+] mounter: 2 ms ago\n[-] registration: the kubelet has not come yet\n\
-         [ ] authority: not needed\n[ ] token keys: not needed\nnot ready\n"
-    );
-    assert!(!shown.readiness.is_ready());
+    let lines = "[+] one\n[-] two: the kubelet has not come yet\n[ ] three: not needed\nnot ready\n";
+    assert_eq!(text, lines);
 
-    assert!(shown.readiness.set(ReadinessCheck::Registration, ConditionStatus::Ready(String::new())));
-    assert!(!shown.readiness.set(ReadinessCheck::Registration, ConditionStatus::Ready(String::new())));
+    shown.readiness.set(TWO, ConditionStatus::Ready("2 ms ago".into()));
     let (status, _, text) = get(&shown, "/readyz").await;
     assert_eq!(status, StatusCode::OK);
-    assert!(text.ends_with("\nready\n"), "{text}");
-    assert!(shown.readiness.is_ready());
+    assert_eq!(text, "[+] one\n[+] two: 2 ms ago\n[ ] three: not needed\nready\n");
 }
 
 #[tokio::test]
 async fn metrics_are_open_metrics() {
-    let shown = HttpState::default();
+    let shown = shown();
     let (status, kind, text) = get(&shown, "/metrics").await;
     assert_eq!(status, StatusCode::OK);
     assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
@@ -102,14 +101,15 @@ async fn the_health_socket_takes_the_place_of_one_that_was_left() {
     let path = dir.path().join("health.sock");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let listener = listen::unix(&path).unwrap();
-    let task = tokio::spawn(serve(listener, health(HttpState::default()), CancellationToken::new()));
+    let task = tokio::spawn(serve(listener, health(shown()), CancellationToken::new()));
     let socket = path.display().to_string();
+    const PROBE: crate::health::Probe = crate::health::Probe { program: "program", socket: "" };
     let args = |word: &'static str| [word.to_owned(), "--health-socket".into(), socket.clone()];
     let (live, ready) = (args("live"), args("ready"));
-    let asked = tokio::task::spawn_blocking(|| [crate::health::ask(live), crate::health::ask(ready)]);
+    let asked = tokio::task::spawn_blocking(|| [live, ready].map(|args| PROBE.ask(args)));
     let [live, ready] = asked.await.unwrap().map(Result::unwrap);
     assert_eq!(live, (true, "ok\n".to_owned()));
-    assert!(!ready.0 && ready.1.contains("[-] mounter: not looked at yet\n"), "{}", ready.1);
+    assert!(!ready.0 && ready.1.contains("[-] one: not looked at yet\n"), "{}", ready.1);
     task.abort();
 }
 

@@ -7,13 +7,17 @@ mod error;
 mod fetch;
 mod issuers;
 mod keys;
+mod metrics;
+mod options;
 mod stamp;
 mod verifier;
 
 pub use check::{Claims, LEEWAY};
 pub use error::{MAX_TOKEN, TokenError};
 pub use keys::{KeySet, KeySetError, MAX_JWKS};
-pub use verifier::{Clock, KEYS_REFRESH, KEYS_STALE, TokenVerifier, UNKNOWN_KEY_PAUSE};
+pub use metrics::Metrics;
+pub use options::{ApiServer, Keys, Options};
+pub use verifier::{Clock, KEYS_REFRESH, KEYS_STALE, READINESS, TokenVerifier, UNKNOWN_KEY_PAUSE};
 
 use std::fmt;
 use std::time::SystemTime;
