@@ -1,4 +1,4 @@
-//! Whose tokens are taken, for whom, and which keys prove them.
+//! Whose tokens are taken, for which audience, and which keys prove them.
 
 use std::path::PathBuf;
 use std::time::Duration;
