@@ -7,12 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use seamount_identity::authority::{
-    Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr,
-};
-use seamount_identity::workload_api::{self, IdentityState, Limits, Response, Unobserved};
-use seamount_identity::{TrustDomain, X509Svid};
+use seamount_authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, Workload, new_key_and_csr};
+use seamount_identity::{KeyType, TrustDomain, X509Svid};
 use seamount_testkit::processes::{Process, Spawn};
+use seamount_workload_api::{self as workload_api, IdentityState, Limits, Response, Unobserved};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

@@ -1,10 +1,9 @@
 //! Builds, counts and tests that are not a plain cargo command: `cargo run -p xtask -- help`.
 
-mod attack;
 mod bench;
 mod budget;
-mod chaos;
 mod fuzz;
+mod harness;
 mod image;
 mod images;
 mod quick;
@@ -37,9 +36,9 @@ enum Task {
     /// Measure (root): the rows N1 to N10, or any CSI driver under load.
     Bench(bench::Args),
     /// Attack the agent as one hostile pod (root), and measure what is left for other pods.
-    Attack(attack::Args),
+    Attack(harness::Args),
     /// Kill mounter and agent at random under a simulated kubelet (root), and count what is lost.
-    Chaos(chaos::Args),
+    Chaos(harness::Args),
     /// Run the fuzz targets; a crash is a failure.
     Fuzz(fuzz::Args),
     /// Clippy and the unit tests of one package, or of those with changes that are not committed.
@@ -59,8 +58,8 @@ fn main() -> ExitCode {
         Task::Image(args) => image::run(&args),
         Task::Budget => budget::run(),
         Task::Bench(args) => bench::run(&args),
-        Task::Attack(args) => attack::run(&args),
-        Task::Chaos(args) => chaos::run(&args),
+        Task::Attack(args) => harness::run("seamount-attack", &args),
+        Task::Chaos(args) => harness::run("seamount-chaos", &args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Quick(args) => quick::run(&args),
         Task::Selinux => selinux::run(),

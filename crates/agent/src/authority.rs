@@ -1,8 +1,8 @@
 //! Whether the authority answers, as the attempts to get SVIDs tell: for the log, readiness, metrics and
 //! `seamount node`.
 //!
-//! Nobody asks it only to know. An authority that is down takes nothing back: what was issued goes on until
-//! it expires.
+//! No request is made only to know. An authority that is down takes nothing back: what was issued goes on
+//! until it expires.
 
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use seamount_telemetry::metrics::Outcome;
 use tokio::sync::watch;
 
-use crate::sync::{Mutex, MutexGuard};
+use seamount_sync::{Mutex, MutexGuard};
 
 mod metrics;
 
@@ -113,7 +113,7 @@ impl AuthorityHealth {
         }
     }
 
-    /// Nobody asks it any more, so nobody would learn that it is back.
+    /// Nothing asks it any more, so nothing would learn that it is back.
     pub fn forget(&self) {
         let mut seen = self.lock();
         if seen.down_since.take().is_some() {
@@ -162,15 +162,15 @@ mod tests {
     /// `down_since` and takes it under two locks.
     #[test]
     fn what_is_told_is_what_is_known_however_answers_and_failures_meet() {
-        crate::model::explore(500, || async {
+        seamount_sync::model::explore(500, || async {
             let authority_health = Arc::new(AuthorityHealth::new(Arc::new(Metrics::default())));
             let now = SystemTime::now();
             let tasks: Vec<_> = (0..3)
                 .map(|_| {
                     let authority_health = Arc::clone(&authority_health);
-                    crate::model::task(async move {
+                    seamount_sync::model::task(async move {
                         for _ in 0..3 {
-                            match crate::model::any(4) {
+                            match seamount_sync::model::any(4) {
                                 0 => authority_health.refused(now),
                                 1 => authority_health.answered(now, None),
                                 2 => authority_health.forget(),

@@ -18,8 +18,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use seamount_identity::TrustDomain;
-use seamount_identity::authority::KeyType;
+use seamount_identity::{KeyType, TrustDomain};
 
 /// `driverName`.
 pub const DRIVER_NAME: &str = "csi.spiffe.io";
@@ -111,7 +110,7 @@ pub enum Source {
 pub struct AuthoritySource {
     /// `trustDomain`.
     pub trust_domain: TrustDomain,
-    /// `identity.idTemplate`; parses as `seamount_identity::authority::IdTemplate`.
+    /// `identity.idTemplate`; parses as `seamount_authority::IdTemplate`.
     pub id_template: String,
     /// `authority.embedded`.
     pub embedded: Embedded,

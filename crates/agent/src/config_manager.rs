@@ -13,8 +13,8 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use seamount_authority::{BoxFuture, IdTemplate, Workload};
 use seamount_identity::SpiffeId;
-use seamount_identity::authority::{BoxFuture, IdTemplate, Workload};
 use seamount_mounter_protocol::names::Volume;
 use seamount_pod_token::{
     ApiServer, Claims, DatedToken, Keys, Options, READINESS, Token, TokenError, TokenVerifier,

@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use seamount_identity::authority_header::AuthorityHeaderFilter;
-use seamount_identity::read_interest::ReadInterestStream;
 use seamount_sys::watch::explain;
+use seamount_workload_api::authority_header::AuthorityHeaderFilter;
+use seamount_workload_api::read_interest::ReadInterestStream;
 use tokio::net::{UnixListener, UnixStream};
 
 /// How long `accept` rests after an error such as the lack of descriptors, which would else spin.
@@ -77,7 +77,7 @@ fn reserve() -> Option<OwnedFd> {
 fn admit(stream: UnixStream, wanted: u32) -> Result<AuthorityHeaderFilter<ReadInterestStream>, String> {
     // Not rustix's call: it takes the pid 0, which the kubelet has in a container without hostPID, for an
     // error.
-    let uid = stream.peer_cred().map_err(|e| format!("who it is cannot be seen ({e})"))?.uid();
+    let uid = stream.peer_cred().map_err(|e| format!("its peer cannot be seen ({e})"))?.uid();
     if uid != wanted {
         return Err(format!("the peer's uid is {uid}; only {wanted} may (kubeletUid)"));
     }

@@ -7,8 +7,6 @@ pub mod csi;
 pub mod endpoint;
 pub mod memory;
 pub mod metrics;
-#[cfg(test)]
-mod model;
 pub mod node;
 pub mod own_uid;
 pub mod readiness;
@@ -17,6 +15,5 @@ pub mod registration;
 pub mod run;
 pub mod source;
 pub mod state;
-mod sync;
 pub mod volumes;
 pub mod workload_api;

@@ -22,15 +22,6 @@ use seamount_pod_token::Token;
 /// How much of a failed registration's reason is kept, in bytes.
 pub const MAX_REASON: usize = 1024;
 
-/// Which identity source a volume was published with; it does not change while the volume lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VolumeSource {
-    /// A socket of its own.
-    Authority,
-    /// A bind mount of the source directory.
-    Directory,
-}
-
 /// What outlives the agent of one volume. It holds a token and a key: both are wiped on drop and hidden in
 /// `Debug`.
 ///
@@ -43,8 +34,22 @@ pub struct Record {
     pub generation: u64,
     /// Which volume.
     pub volume: Volume,
-    /// Which source.
-    pub source: VolumeSource,
+    /// What its kind records.
+    pub body: Body,
+}
+
+/// What is recorded of a volume, by its kind; a volume keeps its kind while it lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// A socket of its own.
+    Identity(IdentityBody),
+    /// A bind mount of the source directory, which was recreated below the pod.
+    Directory,
+}
+
+/// What is recorded of an identity volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityBody {
     /// `SO_COOKIE` of the volume's listener; 0 = none.
     pub cookie: u64,
     /// The last good token: the proof of what the pod is.
@@ -110,31 +115,59 @@ impl fmt::Debug for StoredSvid {
     }
 }
 
+impl StoredSvid {
+    fn write(&self, w: &mut Writer) {
+        w.bytes(self.spiffe_id.as_bytes());
+        w.bytes(&self.key);
+        w.bytes(&self.chain);
+        w.bytes(&self.roots);
+        for time in [self.not_before, self.not_after, self.rotate_at] {
+            w.time(time);
+        }
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, RecordError> {
+        Ok(Self {
+            spiffe_id: r.string()?,
+            key: Zeroizing::new(r.bytes()?.to_vec()),
+            chain: r.bytes()?.to_vec(),
+            roots: r.bytes()?.to_vec(),
+            not_before: r.time()?,
+            not_after: r.time()?,
+            rotate_at: r.time()?,
+        })
+    }
+}
+
 impl Record {
+    /// What it says of an identity; none where the volume is of another kind.
+    pub fn identity(&self) -> Option<&IdentityBody> {
+        match &self.body {
+            Body::Identity(identity) => Some(identity),
+            Body::Directory => None,
+        }
+    }
+
     /// The bytes for the state tmpfs; wiped on drop.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut w = Writer::new(KIND_VOLUME, self.generation, self.capacity());
         for text in [self.volume.pod.as_str(), self.volume.name.as_str(), self.volume.id.as_str()] {
             w.bytes(text.as_bytes());
         }
-        w.u8(match self.source {
-            VolumeSource::Authority => 1,
-            VolumeSource::Directory => 2,
-        });
-        w.u64(self.cookie);
-        w.flag(self.token.is_some());
-        if let Some(token) = &self.token {
-            w.bytes(token.expose().as_bytes());
-        }
-        w.flag(self.svid.is_some());
-        if let Some(svid) = &self.svid {
-            w.bytes(svid.spiffe_id.as_bytes());
-            w.bytes(&svid.key);
-            w.bytes(&svid.chain);
-            w.bytes(&svid.roots);
-            for time in [svid.not_before, svid.not_after, svid.rotate_at] {
-                w.time(time);
+        match &self.body {
+            Body::Identity(IdentityBody { cookie, token, svid }) => {
+                w.u8(1);
+                w.u64(*cookie);
+                w.flag(token.is_some());
+                if let Some(token) = token {
+                    w.bytes(token.expose().as_bytes());
+                }
+                w.flag(svid.is_some());
+                if let Some(svid) = svid {
+                    svid.write(&mut w);
+                }
             }
+            Body::Directory => w.u8(2),
         }
         w.finish()
     }
@@ -143,38 +176,32 @@ impl Record {
     fn capacity(&self) -> usize {
         let names = [self.volume.pod.as_str(), self.volume.name.as_str(), self.volume.id.as_str()];
         let names: usize = names.iter().map(|name| name.len() + 4).sum();
-        let token = self.token.as_ref().map_or(0, |t| t.expose().len());
-        let svid =
-            self.svid.as_ref().map_or(0, |s| s.spiffe_id.len() + s.key.len() + s.chain.len() + s.roots.len());
-        names + token + svid + 256
+        let body = match &self.body {
+            Body::Identity(IdentityBody { token, svid, .. }) => {
+                let token = token.as_ref().map_or(0, |t| t.expose().len());
+                let of = |s: &StoredSvid| s.spiffe_id.len() + s.key.len() + s.chain.len() + s.roots.len();
+                token + svid.as_ref().map_or(0, of)
+            }
+            Body::Directory => 0,
+        };
+        names + body + 256
     }
 
     /// Reads what [`Record::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let (generation, mut r) = Reader::open(bytes, KIND_VOLUME)?;
         let volume = Volume { pod: r.parsed()?, name: r.parsed()?, id: r.parsed()? };
-        let source = match r.u8()? {
-            1 => VolumeSource::Authority,
-            2 => VolumeSource::Directory,
-            _ => return Err(RecordError::Corrupt("unknown source")),
-        };
-        let cookie = r.u64()?;
-        let token = if r.flag()? { Some(Token::new(r.string()?)) } else { None };
-        let svid = if r.flag()? {
-            Some(StoredSvid {
-                spiffe_id: r.string()?,
-                key: Zeroizing::new(r.bytes()?.to_vec()),
-                chain: r.bytes()?.to_vec(),
-                roots: r.bytes()?.to_vec(),
-                not_before: r.time()?,
-                not_after: r.time()?,
-                rotate_at: r.time()?,
-            })
-        } else {
-            None
+        let body = match r.u8()? {
+            1 => Body::Identity(IdentityBody {
+                cookie: r.u64()?,
+                token: if r.flag()? { Some(Token::new(r.string()?)) } else { None },
+                svid: if r.flag()? { Some(StoredSvid::read(&mut r)?) } else { None },
+            }),
+            2 => Body::Directory,
+            _ => return Err(RecordError::Corrupt("unknown kind of volume")),
         };
         r.end()?;
-        Ok(Self { generation, volume, source, cookie, token, svid })
+        Ok(Self { generation, volume, body })
     }
 }
 

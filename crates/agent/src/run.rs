@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use seamount_identity::workload_api::{Limits, Node as Shared};
 use seamount_mounter_client::{Client, DEADLINE, Link, Listener, MounterError};
 use seamount_mounter_protocol::keep;
 use seamount_proto::csi::identity_server::IdentityServer;
@@ -26,6 +25,7 @@ use seamount_sys::watch::explain;
 use seamount_telemetry::http::{self, BEAT, HttpState, listen};
 use seamount_telemetry::logging;
 use seamount_telemetry::readiness::{ConditionStatus, Readiness};
+use seamount_workload_api::{Limits, Node as Shared};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use seamount_identity::TrustDomain;
-use seamount_identity::authority::{Authority, Done, Embedded, EmbeddedConfig, IdTemplate, KeyType};
+use seamount_authority::{Authority, Done, Embedded, EmbeddedConfig, IdTemplate};
+use seamount_identity::{KeyType, TrustDomain};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +39,7 @@ pub enum Source {
     Missing(Arc<str>),
     /// Our own identities.
     Authority(Signer),
-    /// Somebody else's socket, bound by the mounter.
+    /// Another provider's socket, bound by the mounter.
     Directory,
 }
 
@@ -63,8 +63,8 @@ impl Made {
     }
 }
 
-/// Follows the configuration until cancelled. The only one who sends a source: whoever reads one has the last
-/// that was made, and an authority that somebody holds still lives until its last request has ended.
+/// Follows the configuration until cancelled. The only one that sends a source: what reads one has the last
+/// that was made, and an authority that is held still lives until its last request has ended.
 pub async fn supervise(
     mut config: watch::Receiver<Option<Arc<Config>>>,
     source: watch::Sender<Source>,

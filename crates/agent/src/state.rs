@@ -2,7 +2,7 @@
 //!
 //! Blocking calls: the directory is a tmpfs, a record takes microseconds. No fsync: a tmpfs has nothing to
 //! sync to, and a reboot is meant to empty it. Removal unlinks; nothing is overwritten first, because the
-//! pages of a `noswap` tmpfs go back to the kernel, which clears them before anybody else sees them.
+//! pages of a `noswap` tmpfs go back to the kernel, which clears them before another process sees them.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};

@@ -2,8 +2,8 @@
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
-use seamount_identity::workload_api::Observer;
 use seamount_telemetry::metrics::{Area, Counter, Gauge, Names, number};
+use seamount_workload_api::Observer;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {

@@ -8,12 +8,10 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
-use seamount_identity::authority::{
-    Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr,
-};
-use seamount_identity::workload_api::{self, IdentityState, Limits, Response, Unobserved};
-use seamount_identity::{BundleSet, TrustDomain, X509Bundle, X509Svid};
+use seamount_authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, Workload, new_key_and_csr};
+use seamount_identity::{BundleSet, KeyType, TrustDomain, X509Bundle, X509Svid};
 use seamount_testkit::processes::Spawn;
+use seamount_workload_api::{self as workload_api, IdentityState, Limits, Response, Unobserved};
 use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::sync::watch;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
 use rustls_pki_types::CertificateDer;
 
 use crate::{
-    certificate::{self, CertificateError, Roots},
+    certificate::{self, Certificate, CertificateError, Roots},
     id::TrustDomain,
 };
 
@@ -15,13 +15,13 @@ pub const MAX_AUTHORITIES: usize = 256;
 /// Why certificates are not a bundle.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
-    /// Nothing in it: whoever relied on it could trust nobody.
+    /// Nothing in it: with such a bundle no peer can be verified.
     #[error("the bundle of {0} holds no certificate: give at least one CA certificate")]
     Empty(TrustDomain),
     /// One of the certificates is no certificate authority of this trust domain.
     #[error("certificate {position} of the bundle of {trust_domain} is no CA certificate: {reason}")]
     Certificate {
-        /// Whose bundle.
+        /// The bundle's trust domain.
         trust_domain: TrustDomain,
         /// Counted from 0.
         position: usize,
@@ -31,7 +31,7 @@ pub enum BundleError {
     /// Not readable as certificates.
     #[error("the bundle of {trust_domain} cannot be read: {reason}")]
     Malformed {
-        /// Whose bundle.
+        /// The bundle's trust domain.
         trust_domain: TrustDomain,
         /// What the parser says.
         reason: String,
@@ -60,8 +60,8 @@ impl X509Bundle {
                 let reason = format!("it holds more than {MAX_AUTHORITIES} certificates");
                 return Err(BundleError::Malformed { trust_domain, reason });
             }
-            let checked = certificate::parse(&der, position)
-                .and_then(|certificate| certificate::check_root(&certificate, &trust_domain));
+            let checked = Certificate::parse(&der, position)
+                .and_then(|certificate| certificate.check_root(&trust_domain));
             if let Err(reason) = checked {
                 return Err(BundleError::Certificate { trust_domain, position, reason });
             }
@@ -98,7 +98,7 @@ impl X509Bundle {
         Self::new(trust_domain, certificates)
     }
 
-    /// Whose bundle this is.
+    /// The trust domain whose certificates these are.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
@@ -116,8 +116,8 @@ impl X509Bundle {
     /// When each of them is valid, from and until.
     pub fn validities(&self) -> Vec<(SystemTime, SystemTime)> {
         let parsed =
-            self.authorities().iter().enumerate().filter_map(|(i, der)| certificate::parse(der, i).ok());
-        parsed.map(|certificate| certificate::validity(&certificate)).collect()
+            self.authorities().iter().enumerate().filter_map(|(i, der)| Certificate::parse(der, i).ok());
+        parsed.map(|certificate| certificate.validity()).collect()
     }
 
     /// The certificates' DER one after the other.

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// Longest SPIFFE ID in bytes that every implementation must support (SPIFFE-ID §2.3). Longer ones are
-/// refused, because somebody else might not be able to read them.
+/// refused, because other implementations might not be able to read them.
 pub const MAX_ID_BYTES: usize = 2048;
 
 /// Longest trust domain name in bytes (SPIFFE-ID §2.1: the host part of a URI, RFC 3986 §3.2.2).
@@ -190,7 +190,7 @@ fn check_path(path: &str) -> Result<(), IdError> {
 }
 
 /// Whether a path segment may hold this character (SPIFFE-ID §2.2).
-pub(crate) fn is_segment_character(c: char) -> bool {
+pub fn is_segment_character(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')
 }
 

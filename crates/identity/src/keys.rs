@@ -1,4 +1,5 @@
-//! Key pairs: aws-lc-rs keys behind rcgen's traits, so that no copy of a private key is left in plain memory.
+//! Keys: pairs that sign, and private keys that are kept with an SVID. No copy of one is left in plain
+//! memory.
 
 use std::{fmt, str::FromStr};
 
@@ -58,100 +59,153 @@ impl fmt::Display for KeyType {
     }
 }
 
-/// The key could not be made or read. There is no more to say: the library gives no reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct KeyFailure;
+/// Why there is no key, or no signature. The library gives no reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The bytes are no key of a kind that is supported.
+    #[error("the private key is not PKCS#8 DER of an ECDSA P-256, ECDSA P-384 or RSA key")]
+    Unreadable,
+    /// No key could be made.
+    #[error("the cryptographic library cannot make a key; try again")]
+    Generation,
+    /// The key does not sign.
+    #[error("the cryptographic library cannot sign with the key; try again")]
+    Signing,
+}
+
+/// What a key signs with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeyAlgorithm {
+    /// ECDSA on P-256 with SHA-256.
+    EcP256,
+    /// ECDSA on P-384 with SHA-384.
+    EcP384,
+    /// RSA of any supported size: PKCS#1 v1.5 with SHA-256.
+    Rsa,
+}
 
 /// A private key that can sign. No `Debug`; the library wipes the memory when it goes.
-pub(crate) enum KeyPair {
-    Ec(EcdsaKeyPair, &'static rcgen::SignatureAlgorithm),
+pub struct KeyPair(Pair);
+
+enum Pair {
+    EcP256(EcdsaKeyPair),
+    EcP384(EcdsaKeyPair),
     Rsa(RsaKeyPair),
 }
 
 impl KeyPair {
-    /// A new key with its PKCS#8 DER.
-    pub(crate) fn generate(kind: KeyType) -> Result<(Self, Zeroizing<Vec<u8>>), KeyFailure> {
-        let ec = |curve, algorithm| {
-            let pair = EcdsaKeyPair::generate(curve).map_err(|_| KeyFailure)?;
-            let der = pair.to_pkcs8v1().map_err(|_| KeyFailure)?;
-            Ok((Self::Ec(pair, algorithm), Zeroizing::new(der.as_ref().to_vec())))
+    /// A new key: what signs, and what is kept. An RSA key takes a tenth of a second and more.
+    pub fn generate(kind: KeyType) -> Result<(Self, PrivateKey), KeyError> {
+        let ec = |curve, pair_of: fn(EcdsaKeyPair) -> Pair| {
+            let pair = EcdsaKeyPair::generate(curve).map_err(|_| KeyError::Generation)?;
+            let der = pair.to_pkcs8v1().map_err(|_| KeyError::Generation)?;
+            Ok((Self(pair_of(pair)), Zeroizing::new(der.as_ref().to_vec())))
         };
         let rsa = |size| {
-            let pair = RsaKeyPair::generate(size).map_err(|_| KeyFailure)?;
-            let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| KeyFailure)?;
+            let pair = RsaKeyPair::generate(size).map_err(|_| KeyError::Generation)?;
+            let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| KeyError::Generation)?;
             let der = Zeroizing::new(der.as_ref().to_vec());
-            Ok((Self::Rsa(pair), der))
+            Ok((Self(Pair::Rsa(pair)), der))
         };
-        match kind {
-            KeyType::EcP256 => ec(&ECDSA_P256_SHA256_ASN1_SIGNING, &rcgen::PKCS_ECDSA_P256_SHA256),
-            KeyType::EcP384 => ec(&ECDSA_P384_SHA384_ASN1_SIGNING, &rcgen::PKCS_ECDSA_P384_SHA384),
+        let (pair, pkcs8) = match kind {
+            KeyType::EcP256 => ec(&ECDSA_P256_SHA256_ASN1_SIGNING, Pair::EcP256),
+            KeyType::EcP384 => ec(&ECDSA_P384_SHA384_ASN1_SIGNING, Pair::EcP384),
             KeyType::Rsa2048 => rsa(KeySize::Rsa2048),
             KeyType::Rsa4096 => rsa(KeySize::Rsa4096),
-        }
+        }?;
+        let key = PrivateKey { pkcs8, public: pair.public_key().into() };
+        Ok((pair, key))
     }
 
-    /// Reads PKCS#8 DER of one of our kinds.
-    pub(crate) fn from_pkcs8(der: &[u8]) -> Result<Self, KeyFailure> {
+    /// Reads PKCS#8 DER of a supported kind.
+    fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
         if let Ok(pair) = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der) {
-            return Ok(Self::Ec(pair, &rcgen::PKCS_ECDSA_P256_SHA256));
+            return Ok(Self(Pair::EcP256(pair)));
         }
         if let Ok(pair) = EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, der) {
-            return Ok(Self::Ec(pair, &rcgen::PKCS_ECDSA_P384_SHA384));
+            return Ok(Self(Pair::EcP384(pair)));
         }
-        RsaKeyPair::from_pkcs8(der).map(Self::Rsa).map_err(|_| KeyFailure)
+        RsaKeyPair::from_pkcs8(der).map(|pair| Self(Pair::Rsa(pair))).map_err(|_| KeyError::Unreadable)
     }
 
-    /// Reads PKCS#8, SEC 1 (`EC PRIVATE KEY`) or PKCS#1 (`RSA PRIVATE KEY`) DER of one of our kinds.
-    pub(crate) fn from_any_der(der: &[u8]) -> Result<Self, KeyFailure> {
+    /// Reads PKCS#8, SEC 1 (`EC PRIVATE KEY`) or PKCS#1 (`RSA PRIVATE KEY`) DER of a supported kind.
+    pub fn from_any_der(der: &[u8]) -> Result<Self, KeyError> {
         if let Ok(pair) = Self::from_pkcs8(der) {
             return Ok(pair);
         }
         if let Ok(pair) = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_ASN1_SIGNING, der) {
-            return Ok(Self::Ec(pair, &rcgen::PKCS_ECDSA_P256_SHA256));
+            return Ok(Self(Pair::EcP256(pair)));
         }
         if let Ok(pair) = EcdsaKeyPair::from_private_key_der(&ECDSA_P384_SHA384_ASN1_SIGNING, der) {
-            return Ok(Self::Ec(pair, &rcgen::PKCS_ECDSA_P384_SHA384));
+            return Ok(Self(Pair::EcP384(pair)));
         }
-        RsaKeyPair::from_der(der).map(Self::Rsa).map_err(|_| KeyFailure)
+        RsaKeyPair::from_der(der).map(|pair| Self(Pair::Rsa(pair))).map_err(|_| KeyError::Unreadable)
     }
 
     /// The public key as it stands in a certificate's `subjectPublicKey` bit string.
-    pub(crate) fn public_key(&self) -> &[u8] {
-        match self {
-            Self::Ec(pair, _) => pair.public_key().as_ref(),
-            Self::Rsa(pair) => pair.public_key().as_ref(),
+    pub fn public_key(&self) -> &[u8] {
+        match &self.0 {
+            Pair::EcP256(pair) | Pair::EcP384(pair) => pair.public_key().as_ref(),
+            Pair::Rsa(pair) => pair.public_key().as_ref(),
         }
     }
-}
 
-impl rcgen::PublicKeyData for KeyPair {
-    fn der_bytes(&self) -> &[u8] {
-        self.public_key()
-    }
-
-    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        match self {
-            Self::Ec(_, algorithm) => algorithm,
-            Self::Rsa(_) => &rcgen::PKCS_RSA_SHA256,
+    /// What [`sign`](Self::sign) signs with.
+    pub fn algorithm(&self) -> KeyAlgorithm {
+        match &self.0 {
+            Pair::EcP256(_) => KeyAlgorithm::EcP256,
+            Pair::EcP384(_) => KeyAlgorithm::EcP384,
+            Pair::Rsa(_) => KeyAlgorithm::Rsa,
         }
     }
-}
 
-impl rcgen::SigningKey for KeyPair {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+    /// Signs a message, which is hashed here. An ECDSA signature is in ASN.1, as certificates have it.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         let random = SystemRandom::new();
-        match self {
-            Self::Ec(pair, _) => pair
+        match &self.0 {
+            Pair::EcP256(pair) | Pair::EcP384(pair) => pair
                 .sign(&random, message)
                 .map(|signature| signature.as_ref().to_vec())
-                .map_err(|_| rcgen::Error::RingUnspecified),
-            Self::Rsa(pair) => {
+                .map_err(|_| KeyError::Signing),
+            Pair::Rsa(pair) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
                 pair.sign(&signature::RSA_PKCS1_SHA256, &random, message, &mut signature)
-                    .map_err(|_| rcgen::Error::RingUnspecified)?;
+                    .map_err(|_| KeyError::Signing)?;
                 Ok(signature)
             }
         }
+    }
+}
+
+/// A private key as PKCS#8 DER. It cannot be printed and is wiped when dropped.
+#[derive(Clone)]
+pub struct PrivateKey {
+    pkcs8: Zeroizing<Vec<u8>>,
+    /// The public half as a certificate holds it: reading the private one again costs as much as signing.
+    public: Box<[u8]>,
+}
+
+impl PrivateKey {
+    /// Takes unencrypted PKCS#8 DER of an ECDSA P-256, ECDSA P-384 or RSA key.
+    pub fn from_pkcs8_der(der: &[u8]) -> Result<Self, KeyError> {
+        let pair = KeyPair::from_pkcs8(der)?;
+        Ok(Self { pkcs8: Zeroizing::new(der.to_vec()), public: pair.public_key().into() })
+    }
+
+    /// The public key as it stands in a certificate's `subjectPublicKey`.
+    pub(crate) fn public_key(&self) -> &[u8] {
+        &self.public
+    }
+
+    /// The PKCS#8 DER. The caller wipes each copy that it makes.
+    pub fn expose_pkcs8_der(&self) -> &[u8] {
+        &self.pkcs8
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(…)")
     }
 }
 
@@ -171,9 +225,11 @@ mod tests {
     #[test]
     fn generated_keys_are_read_back() {
         for kind in [KeyType::EcP256, KeyType::EcP384, KeyType::Rsa2048] {
-            let (pair, der) = KeyPair::generate(kind).unwrap();
-            assert_eq!(KeyPair::from_pkcs8(&der).unwrap().public_key(), pair.public_key());
-            assert_eq!(KeyPair::from_any_der(&der).unwrap().public_key(), pair.public_key());
+            let (pair, key) = KeyPair::generate(kind).unwrap();
+            let der = key.expose_pkcs8_der();
+            assert_eq!(PrivateKey::from_pkcs8_der(der).unwrap().public_key(), pair.public_key());
+            let again = KeyPair::from_any_der(der).unwrap();
+            assert_eq!((again.public_key(), again.algorithm()), (pair.public_key(), pair.algorithm()));
         }
         assert!(KeyPair::from_any_der(b"not a key").is_err());
     }

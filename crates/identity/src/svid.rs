@@ -6,14 +6,12 @@ use std::{
 };
 
 use rustls_pki_types::CertificateDer;
-use x509_parser::prelude::X509Certificate;
-use zeroize::Zeroizing;
 
 use crate::{
     bundle::X509Bundle,
-    certificate::{self, CertificateError},
+    certificate::{self, Certificate, CertificateError},
     id::SpiffeId,
-    keys::KeyPair,
+    keys::PrivateKey,
 };
 
 pub use crate::certificate::MAX_CHAIN;
@@ -24,49 +22,9 @@ pub enum SvidError {
     /// The certificates.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    /// The key is not a PKCS#8 key of a kind that we know.
-    #[error("the private key is not PKCS#8 DER of an ECDSA P-256, ECDSA P-384 or RSA key")]
-    Key,
     /// The key belongs to another certificate.
     #[error("the private key does not belong to the leaf certificate of {0}")]
     KeyMismatch(SpiffeId),
-}
-
-/// A private key as PKCS#8 DER. It cannot be printed and is wiped when dropped.
-#[derive(Clone)]
-pub struct PrivateKey {
-    pkcs8: Zeroizing<Vec<u8>>,
-    /// The public half as a certificate holds it: reading the private one again costs as much as signing.
-    public: Box<[u8]>,
-}
-
-impl PrivateKey {
-    /// Takes unencrypted PKCS#8 DER of an ECDSA P-256, ECDSA P-384 or RSA key.
-    pub fn from_pkcs8_der(der: &[u8]) -> Result<Self, SvidError> {
-        let pair = KeyPair::from_pkcs8(der).map_err(|_| SvidError::Key)?;
-        Ok(Self::of_pair(&pair, Zeroizing::new(der.to_vec())))
-    }
-
-    /// The PKCS#8 DER of a key pair that is at hand.
-    pub(crate) fn of_pair(pair: &KeyPair, pkcs8: Zeroizing<Vec<u8>>) -> Self {
-        Self { pkcs8, public: pair.public_key().into() }
-    }
-
-    /// The public key as it stands in a certificate's `subjectPublicKey`.
-    pub(crate) fn public_key(&self) -> &[u8] {
-        &self.public
-    }
-
-    /// The PKCS#8 DER. Whoever copies it wipes the copy.
-    pub fn expose_pkcs8_der(&self) -> &[u8] {
-        &self.pkcs8
-    }
-}
-
-impl fmt::Debug for PrivateKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PrivateKey(…)")
-    }
 }
 
 /// An X.509-SVID: a chain, leaf first and without the root, whose leaf keeps the rules of the X509-SVID
@@ -121,7 +79,7 @@ impl X509Svid {
         verify_chain(&self.chain, bundle, now).map(drop).map_err(SvidError::from)
     }
 
-    /// Who this is.
+    /// The workload's ID.
     pub fn id(&self) -> &SpiffeId {
         &self.id
     }
@@ -155,7 +113,7 @@ impl X509Svid {
     /// is not in the chain.
     pub fn issuer_validity(&self) -> Option<(SystemTime, SystemTime)> {
         let der = self.chain.get(1)?;
-        certificate::parse(der, 1).ok().map(|issuer| certificate::validity(&issuer))
+        Certificate::parse(der, 1).ok().map(|issuer| issuer.validity())
     }
 
     /// The leaf's serial number, lower-case hexadecimal.
@@ -180,19 +138,19 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(chain: &[X509Certificate<'_>], key: &PrivateKey) -> Result<Self, SvidError> {
+    fn of(chain: &[Certificate<'_>], key: &PrivateKey) -> Result<Self, SvidError> {
         let id = certificate::check_chain(chain)?;
         let leaf = chain.first().ok_or(CertificateError::Empty)?;
-        if !certificate::has_key(leaf, key.public_key()) {
+        if !leaf.has_key(key.public_key()) {
             return Err(SvidError::KeyMismatch(id));
         }
-        let (not_before, not_after) = certificate::validity(leaf);
-        Ok(Self { id, not_before, not_after, serial: certificate::serial_hex(leaf) })
+        let (not_before, not_after) = leaf.validity();
+        Ok(Self { id, not_before, not_after, serial: leaf.serial_hex() })
     }
 }
 
-/// Validates a peer's chain, leaf first, against the bundle of its trust domain at `now` and says who the
-/// peer is (X509-SVID §5).
+/// Validates a peer's chain, leaf first, against the bundle of its trust domain at `now`; the result is the
+/// peer's ID (X509-SVID §5).
 pub fn verify_chain(
     chain: &[CertificateDer<'_>],
     bundle: &X509Bundle,

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use seamount_authority::IdTemplate;
 use seamount_identity::TrustDomain;
-use seamount_identity::authority::IdTemplate;
 
 use crate::{Error, KubernetesVersion};
 

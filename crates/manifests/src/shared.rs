@@ -110,9 +110,9 @@ pub(crate) fn config_map(options: &Options) -> Result<Object, Error> {
     Object::from_typed("the ConfigMap", &object)
 }
 
-/// Who may connect to the pods of the DaemonSet: the monitoring to the metrics, and nothing else to anything.
-/// They have no host network, to which no policy applies. What they connect to themselves (the API server) is
-/// not limited.
+/// What may connect to the pods of the DaemonSet: the monitoring to the metrics, and nothing else to
+/// anything. They have no host network, to which no policy applies. What they connect to themselves (the API
+/// server) is not limited.
 pub(crate) fn network_policy(options: &Options) -> Result<Object, Error> {
     let from = |namespace: &String| NetworkPolicyIngressRule {
         from: Some(vec![NetworkPolicyPeer {

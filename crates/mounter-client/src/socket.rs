@@ -30,7 +30,7 @@ pub struct Received {
 }
 
 /// The socket; closed on drop. Waited for to be read only, else each request would wake the agent once more,
-/// when the mounter has taken it (see `seamount_identity::read_interest`).
+/// when the mounter has taken it (see `seamount_workload_api::read_interest`).
 #[derive(Debug)]
 pub struct Socket(AsyncFd<OwnedFd>);
 

@@ -189,8 +189,8 @@ impl Play {
         verdict
     }
 
-    /// What a volume carries (the ID by the default template, which the simulated agent has) and what the driver
-    /// itself says of it.
+    /// What a volume carries (the ID by the default template, which the simulated agent has) and what the
+    /// driver itself says of it.
     async fn condition(&self, pod: &Pod, volume: &PodVolume) -> String {
         let id = format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, pod.namespace, pod.service_account);
         let said = match self.kubelet.stats(volume).await.map(|s| s.volume_condition) {

@@ -1,8 +1,8 @@
-//! Who is at the other end of a Unix socket, or made it.
+//! The process at the other end of a Unix socket, or the one that made it.
 
 use std::os::fd::{AsFd, AsRawFd};
 
-/// The uid of a Unix socket's peer (SO_PEERCRED, unix(7)), or `u32::MAX`, which is nobody's. rustix's call
+/// The uid of a Unix socket's peer (SO_PEERCRED, unix(7)), or `u32::MAX`, which is no user's. rustix's call
 /// takes a pid of 0 for an error, and every peer in another PID namespace, such as the other container of a
 /// pod, has that one. Of a listener it is the process that called listen(2).
 pub fn peer_uid(socket: impl AsFd) -> u32 {

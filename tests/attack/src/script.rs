@@ -14,7 +14,7 @@ const REFLECTION: [&str; 2] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
-/// What the agent does not serve: JWT methods, and one that nobody has.
+/// What the agent does not serve: JWT methods, and one that no server has.
 const OTHERS: [&str; 4] = [
     "/SpiffeWorkloadAPI/FetchJWTSVID",
     "/SpiffeWorkloadAPI/FetchJWTBundles",
@@ -100,7 +100,7 @@ fn headers(stream: u32, path: &str, extra: &[(&str, &str)]) -> Vec<u8> {
     frame(kind::HEADERS, END_HEADERS, stream, &grpc_headers(path, extra))
 }
 
-/// A FetchX509SVID stream that nobody reads.
+/// A FetchX509SVID stream that is not read.
 pub fn hold() -> Script {
     let opening = [preface(&[]), grpc_call(1, FETCH, &[])].concat();
     script(opening, Then::Hold)
@@ -204,7 +204,7 @@ pub fn rapid_reset() -> Script {
     Script { reads: true, ..script(preface(&[]), Then::Calls(write, 3)) }
 }
 
-/// Requests whose answers nobody reads.
+/// Requests whose answers are not read.
 pub fn unread_requests() -> Script {
     script(preface(&[]), Then::Calls(|stream, out| out.extend(grpc_call(stream, HEALTH, &[])), 2))
 }
@@ -223,7 +223,7 @@ pub fn connects() -> Script {
     script([preface(&[]), grpc_call(1, FETCH, &[])].concat(), Then::Leave)
 }
 
-/// Open FetchX509SVID streams with room for some answers, which nobody reads.
+/// Open FetchX509SVID streams with room for some answers, which are not read.
 pub fn watchers() -> Script {
     let mut opening = preface(&[]);
     (0..STREAMS).for_each(|n| opening.extend(grpc_call(2 * n + 1, FETCH, &[])));

@@ -10,7 +10,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
 use prost::Message;
-use seamount_identity::read_interest::ReadInterestStream;
+use seamount_workload_api::read_interest::ReadInterestStream;
 use tokio::net::UnixStream;
 
 /// The length prefix of a gRPC message: not compressed, and its length.

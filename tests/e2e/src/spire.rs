@@ -7,11 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
-use seamount_identity::authority::{
-    Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr,
-};
-use seamount_identity::workload_api::{IdentityState, Limits, Response, Unobserved, serve};
-use seamount_identity::{TrustDomain, X509Svid};
+use seamount_authority::{Authority as _, Embedded, EmbeddedConfig, IdTemplate, Workload, new_key_and_csr};
+use seamount_identity::{KeyType, TrustDomain, X509Svid};
+use seamount_workload_api::{IdentityState, Limits, Response, Unobserved, serve};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;

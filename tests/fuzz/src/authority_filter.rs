@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use seamount_identity::authority_header::AuthorityHeaderFilter;
+use seamount_workload_api::authority_header::AuthorityHeaderFilter;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::input;

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arbitrary::Unstructured;
 use rustls_pki_types::CertificateDer;
-use seamount_identity::authority::{KeyType, new_key_and_csr};
+use seamount_authority::new_key_and_csr;
+use seamount_identity::KeyType;
 use seamount_identity::svid::{MAX_CHAIN, verify_chain};
 use seamount_identity::{PrivateKey, TrustDomain, X509Bundle, X509Svid};
 use x509_parser::prelude::{FromDer as _, X509Certificate};

@@ -1,7 +1,7 @@
 //! SPIFFE IDs, trust domains and templates, against the standard's rules written down once more.
 
 use arbitrary::Unstructured;
-use seamount_identity::authority::{IdTemplate, Workload};
+use seamount_authority::{IdTemplate, Workload};
 use seamount_identity::{SpiffeId, TrustDomain};
 
 use crate::input;

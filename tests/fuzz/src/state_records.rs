@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use arbitrary::{Result, Unstructured};
 use aws_lc_rs::digest::{SHA256, digest};
 use seamount_agent::record::{
-    MAX_REASON, NodeRecord, Record, RecordError, Registration, StoredSvid, VERSION, VolumeSource,
+    Body, IdentityBody, MAX_REASON, NodeRecord, Record, RecordError, Registration, StoredSvid, VERSION,
 };
 use seamount_pod_token::Token;
 use zeroize::Zeroizing;
@@ -91,10 +91,15 @@ fn whole(u: &mut Unstructured<'_>) -> Result<()> {
     let record = Record {
         generation: u.arbitrary()?,
         volume: input::volume(u)?,
-        source: if u.arbitrary()? { VolumeSource::Authority } else { VolumeSource::Directory },
-        cookie: u.arbitrary()?,
-        token: if u.arbitrary()? { Some(Token::new(u.arbitrary()?)) } else { None },
-        svid: if u.arbitrary()? { Some(svid(u)?) } else { None },
+        body: if u.arbitrary()? {
+            Body::Identity(IdentityBody {
+                cookie: u.arbitrary()?,
+                token: if u.arbitrary()? { Some(Token::new(u.arbitrary()?)) } else { None },
+                svid: if u.arbitrary()? { Some(svid(u)?) } else { None },
+            })
+        } else {
+            Body::Directory
+        },
     };
     let bytes = record.encode();
     assert_eq!(Record::decode(&bytes).as_ref(), Ok(&record));

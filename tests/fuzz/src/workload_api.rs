@@ -7,11 +7,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use seamount_identity::authority::{
-    Embedded, EmbeddedConfig, IdTemplate, KeyType, Workload, new_key_and_csr,
-};
-use seamount_identity::workload_api::{IdentityState, Limits, Response, Unobserved, serve};
-use seamount_identity::{BundleSet, TrustDomain, X509Svid};
+use seamount_authority::{Embedded, EmbeddedConfig, IdTemplate, Workload, new_key_and_csr};
+use seamount_identity::{BundleSet, KeyType, TrustDomain, X509Svid};
+use seamount_workload_api::{IdentityState, Limits, Response, Unobserved, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -51,7 +49,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
     };
     let (key, csr) = new_key_and_csr(KeyType::EcP256).unwrap();
     let (chain, bundles): (_, BundleSet) = RUNTIME.block_on(async {
-        use seamount_identity::authority::Authority as _;
+        use seamount_authority::Authority as _;
         let chain = authority.sign(&csr, &workload, "token").await.unwrap();
         (chain, authority.bundles().borrow().as_ref().clone())
     });

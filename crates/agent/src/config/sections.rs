@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use seamount_identity::TrustDomain;
-use seamount_identity::authority::{IdTemplate, KeyType};
+use seamount_authority::IdTemplate;
+use seamount_identity::{KeyType, TrustDomain};
 use serde_json::{Map, Value};
 
 use super::reader::{Problems, Section, absolute, word};

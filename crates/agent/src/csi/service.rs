@@ -151,7 +151,7 @@ impl Named {
         }
     }
 
-    /// Quoted, because anybody may have written it.
+    /// Quoted, because it may have been written by any program.
     fn refused(&self, status: &Status) {
         let Self { volume_id, path, pod, namespace } = self;
         tracing::warn!(
@@ -161,7 +161,7 @@ impl Named {
 }
 
 impl From<VolumeError> for Status {
-    /// `Unavailable` where trying again may help without anybody doing anything.
+    /// `Unavailable` where trying again may help without a repair.
     fn from(error: VolumeError) -> Self {
         let text = error.to_string();
         match error {

@@ -1,7 +1,7 @@
 use std::time::SystemTime;
 
-use seamount_identity::workload_api::Observer;
 use seamount_telemetry::metrics::Outcome;
+use seamount_workload_api::Observer;
 
 use super::*;
 use crate::volumes::metrics::{SourceLabel, VolumeState};

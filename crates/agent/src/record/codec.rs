@@ -8,10 +8,10 @@ use zeroize::Zeroizing;
 
 /// Raised with every change of a record's body. A release reads the versions from [`OLDEST`] to its own and
 /// writes its own: what is new has a default in older records, so that an upgrade keeps every identity.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The oldest version that is read. Version 1 had the pod's identity beside the token, where nothing proved
-/// it.
-pub const OLDEST: u16 = 2;
+/// it; version 2 had no body for each kind of volume.
+pub const OLDEST: u16 = 3;
 /// The largest record, in bytes: a token of 16 KiB, an RSA key and a chain of a few certificates fit many
 /// times.
 pub const MAX_RECORD: usize = 256 * 1024;

@@ -2,8 +2,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What the agent needs beside volumes: logs, the mounter, the two servers, the runtime, the kubelet's calls under way,
-/// and 64 connections for health and metrics. Where there is little, the second.
+/// What the agent needs beside volumes: logs, the mounter, the two servers, the runtime, the kubelet's calls
+/// under way, and 64 connections for health and metrics. Where there is little, the second.
 const RESERVED: (u64, u64) = (128, 64);
 /// A listener, its copy for the mounter, and two connections (two containers with one stream each).
 const PER_VOLUME: u64 = 4;

@@ -1,7 +1,7 @@
 use std::time::SystemTime;
 
+use seamount_authority::{Workload, new_key_and_csr};
 use seamount_identity::X509Svid;
-use seamount_identity::authority::{Workload, new_key_and_csr};
 
 use super::*;
 

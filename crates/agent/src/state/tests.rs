@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use super::*;
 use crate::record::tests::example;
-use crate::record::{Registration, VolumeSource};
+use crate::record::{Body, Registration};
 
 const A: &str = "3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6";
 const B: &str = "4f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6";
@@ -46,7 +46,7 @@ fn a_record_is_replaced_as_a_whole() {
     state.put(&example(A, "v")).unwrap();
     let path = dir.path().join(format!("{A}.v"));
     let (old, first) = (fs::File::open(&path).unwrap(), fs::metadata(&path).unwrap().ino());
-    let changed = Record { source: VolumeSource::Directory, token: None, svid: None, ..example(A, "v") };
+    let changed = Record { body: Body::Directory, ..example(A, "v") };
     state.put(&changed).unwrap();
     assert!(get(&state, A, "v").unwrap().is_some_and(|r| r == changed));
     // A reader that had it open still has the whole old one.
@@ -131,7 +131,9 @@ fn a_full_tmpfs_is_named_and_changes_nothing() {
         let state = StateDir::new(fs::File::open(dir.path()).unwrap().into());
         state.put(&example(A, "v")).unwrap();
         let mut large = example(A, "v");
-        large.svid.as_mut().unwrap().chain = vec![1; 100 * 1024];
+        let mut identity = large.identity().unwrap().clone();
+        identity.svid.as_mut().unwrap().chain = vec![1; 100 * 1024];
+        large.body = Body::Identity(identity);
         let full = state.put(&large).unwrap_err();
         assert!(matches!(full, StateError::Full { .. }), "{full}");
         assert!(full.to_string().contains("state tmpfs is full"), "{full}");

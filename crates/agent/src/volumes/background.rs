@@ -17,10 +17,10 @@ const NICER: i32 = 10;
 /// The thread; it ends with this.
 ///
 /// Nothing is shared with it but tokio's own queues. `_stop` is never sent to: its drop ends `block_on`, and
-/// the runtime, which that thread owns, drops whatever still waits there; who awaits it (`run`) is told by
-/// the join handle. What is started after that is dropped by tokio at once, which looks the same. Work that
-/// was begun for a volume that is gone ends as any other: what it comes to is compared with the slot by
-/// whoever asked for it.
+/// the runtime, which that thread owns, drops whatever still waits there; a task that awaits it (`run`) is
+/// told by the join handle. What is started after that is dropped by tokio at once, which looks the same.
+/// Work that was begun for a volume that is gone ends as any other: what it comes to is compared with the
+/// slot by the task that asked for it.
 pub(super) struct BackgroundRuntime {
     runtime: Handle,
     _stop: oneshot::Sender<()>,
@@ -38,7 +38,7 @@ impl BackgroundRuntime {
             if let Err(e) = rustix::process::nice(NICER) {
                 tracing::debug!(error = %e, "the priority of making identities could not be lowered");
             }
-            // Either it is told to stop, or nobody is left who could tell.
+            // Either it is told to stop, or the sender is gone.
             let _ = runtime.block_on(stopped);
         })?;
         Ok(Self { runtime: handle, _stop: stop })
@@ -67,7 +67,7 @@ mod tests {
         let its = background.run(its).await.unwrap();
         assert_ne!(mine.0, its.0);
         assert_eq!(its.1, (mine.1 + NICER).min(19));
-        // And nobody else's has changed.
+        // And no other's has changed.
         assert_eq!(rustix::process::getpriority_process(None).unwrap(), mine.1);
     }
 

@@ -33,9 +33,9 @@ pub struct VolumeCondition {
     pub message: String,
 }
 
-/// What the agent knows of a volume's identity.
+/// What the agent knows of a volume's content: an identity's SVID.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
+pub enum Content {
     /// No token since the agent started and nothing recorded: the kubelet's next republish brings one.
     Unknown,
     /// Wanted since then, not here yet.
@@ -52,17 +52,24 @@ pub enum Identity {
     External,
 }
 
-/// What the agent knows of a volume, without asking anybody.
+/// What the agent knows of a volume, without asking the mounter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
-    /// Its identity.
-    pub identity: Identity,
+    /// Its content.
+    pub content: Content,
     /// Why the last attempt to get one failed.
     pub failure: Option<Arc<str>>,
     /// Whether the Workload API is being served (never for `directory`).
     pub serving: bool,
     /// When the SVID is to be renewed.
     pub rotate_at: Option<SystemTime>,
+}
+
+impl Status {
+    /// Of a volume of which nothing is known.
+    pub fn unknown() -> Self {
+        Self { content: Content::Unknown, failure: None, serving: false, rotate_at: None }
+    }
 }
 
 /// What the mounter sees at the target path.
@@ -169,14 +176,14 @@ fn identity(status: &Status, now: SystemTime, found: &mut Vec<VolumeCondition>) 
     };
     let mut add =
         |severity, reason, message: String| found.push(VolumeCondition { severity, reason, message });
-    match &status.identity {
-        Identity::External => return,
-        Identity::Unknown => add(
+    match &status.content {
+        Content::External => return,
+        Content::Unknown => add(
             Severity::Inaccessible,
             "IdentityUnknown",
             "no token has come since the agent started; the kubelet's next republish brings one".to_owned(),
         ),
-        Identity::Pending { since } => {
+        Content::Pending { since } => {
             let waits = now.duration_since(*since).unwrap_or_default();
             if status.failure.is_some() || waits > GRACE {
                 add(
@@ -186,10 +193,10 @@ fn identity(status: &Status, now: SystemTime, found: &mut Vec<VolumeCondition>) 
                 );
             }
         }
-        Identity::Ready { not_after } if *not_after <= now => {
+        Content::Ready { not_after } if *not_after <= now => {
             add(Severity::Inaccessible, "IdentityExpired", format!("the SVID has expired{}", failure()));
         }
-        Identity::Ready { not_after } => {
+        Content::Ready { not_after } => {
             let overdue = status.rotate_at.is_some_and(|due| overdue(due, *not_after) <= now);
             if status.failure.is_none() && overdue {
                 add(

@@ -11,11 +11,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::sync::AtomicUsize;
+use seamount_sync::AtomicUsize;
 
-/// How long nobody may have called for the calls to be over: who calls one after the other leaves less between
-/// two calls. Work that begins in such a gap is in the way of the next call, on a processor that it has just
-/// warmed for itself.
+/// How long no call may have come for the calls to be over: calls one after the other leave less
+/// between two calls. Work that begins in such a gap is in the way of the next call, on a processor that it
+/// has just warmed for itself.
 const QUIET: Duration = Duration::from_millis(2);
 
 /// Counts the calls under way.
@@ -33,7 +33,7 @@ pub(super) struct Call<'a>(&'a InflightCalls);
 impl InflightCalls {
     /// A call begins.
     pub fn call(&self) -> Call<'_> {
-        // In this order: who finds this one among those that have begun finds it under way as well.
+        // In this order: what finds this one among those that have begun finds it under way as well.
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.begun.fetch_add(1, Ordering::SeqCst);
         Call(self)
@@ -125,25 +125,25 @@ mod tests {
         let limit = Instant::now() + Duration::from_millis(100);
         inflight.over(limit).await;
         assert!(Instant::now() >= limit);
-        // Who has waited long enough elsewhere does not wait here.
+        // What has waited long enough elsewhere does not wait here.
         inflight.over(limit).await;
         assert!(Instant::now() < limit + QUIET);
     }
 
-    /// A model (module `model`): who waits goes on, by the end of the calls and not by its limit, however
+    /// A model (module `model`): what waits goes on, by the end of the calls and not by its limit, however
     /// calls come and go. A waiter enrolled after the look is not found by it: there is no point between the
     /// two.
     #[test]
     fn the_end_of_a_rush_is_missed_by_nobody() {
-        crate::model::explore(1000, || async {
+        seamount_sync::model::explore(1000, || async {
             let inflight = Arc::new(InflightCalls::default());
             let calls: Vec<_> = (0..2)
                 .map(|_| {
                     let inflight = Arc::clone(&inflight);
-                    crate::model::task(async move {
+                    seamount_sync::model::task(async move {
                         for _ in 0..2 {
                             let _call = inflight.call();
-                            crate::model::pause(2).await;
+                            seamount_sync::model::pause(2).await;
                         }
                     })
                 })
@@ -151,7 +151,7 @@ mod tests {
             let waiting: Vec<_> = (0..2)
                 .map(|_| {
                     let inflight = Arc::clone(&inflight);
-                    crate::model::task(async move { inflight.over(long()).await })
+                    seamount_sync::model::task(async move { inflight.over(long()).await })
                 })
                 .collect();
             for task in calls.into_iter().chain(waiting) {

@@ -1,28 +1,31 @@
-//! A model (`crate::model`) of one volume's slot: publishes and unpublishes that overlap (the kubelet has
-//! given up on one and calls again) or meet the end of a restore; identities made beside them; an authority
-//! that goes and comes; a slow mounter.
+//! A model (`seamount_sync::model`) of one volume's slot: publishes and unpublishes that overlap (the kubelet
+//! has given up on one and calls again) or meet the end of a restore; identities made beside them; an
+//! authority that goes and comes; a slow mounter.
 //!
-//! After each step whoever looks finds a slot that fits together, and at the end: a volume that was taken
-//! away is gone with its record and its key, nothing of an earlier incarnation lives on, and nobody goes
+//! After each step each look finds a slot that fits together, and at the end: a volume that was taken
+//! away is gone with its record and its key, nothing of an earlier incarnation lives on, and no task goes
 //! round in circles.
 //!
 //! It found one that did: an attempt that failed for want of an authority made a volume due that had been
 //! unpublished meanwhile, and when the authority came it was attempted again and again. Put in by hand, it
 //! finds also an identity that comes late and does not look at `gone`.
 
+use super::identity::server::ServeOptions;
 use super::tests::{embedded, request as asked, tenants, volume};
 use super::*;
-use crate::model::{any, explore, pause, task};
+use crate::csi::request::PublishRequest;
 use crate::source::Signer;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt,
 };
-use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType};
-use seamount_identity::workload_api::Observer;
-use seamount_identity::{BundleSet, TrustDomain};
+use seamount_authority::{Authority, AuthorityError, BoxFuture, Embedded, Workload};
+use seamount_identity::{BundleSet, KeyType, TrustDomain};
 use seamount_mounter_client::Socket;
-use seamount_mounter_protocol::{Reply, Request};
-use seamount_pod_token::Token;
+use seamount_mounter_protocol::{Reply, Request, flag};
+use seamount_pod_token::{DatedToken, Token};
+use seamount_sync::model::{any, explore, pause, task};
+use seamount_telemetry::metrics::Area as _;
+use seamount_workload_api::Observer;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -96,7 +99,7 @@ async fn mounter(server: OwnedFd, kept: Kept) {
     let connection = loop {
         match accept_with(&server, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(connection) => break connection,
-            Err(_) => tokio::time::sleep(crate::model::MOMENT).await,
+            Err(_) => tokio::time::sleep(seamount_sync::model::MOMENT).await,
         }
     };
     let socket = Socket::from_fd(connection).unwrap();
@@ -146,8 +149,8 @@ struct World {
     kept: Kept,
     source: watch::Sender<Source>,
     cancel: CancellationToken,
-    /// Every incarnation that anybody has seen.
-    seen: Mutex<Vec<Arc<VolumeEntry>>>,
+    /// Every incarnation that was seen.
+    seen: Mutex<Vec<Arc<VolumeEntry<Identity>>>>,
     _dir: tempfile::TempDir,
 }
 
@@ -195,17 +198,17 @@ impl World {
         self.volumes.publish(&request, workload, token).await
     }
 
-    /// What anybody may see at any time.
+    /// What may be seen at any time.
     fn look(&self) {
-        for entry in self.volumes.all() {
+        for entry in self.volumes.all_of::<Identity>() {
             let mut seen = self.seen.lock().unwrap();
             if !seen.iter().any(|known| Arc::ptr_eq(known, &entry)) {
                 seen.push(Arc::clone(&entry));
             }
             drop(seen);
             let Ok(slot) = entry.slot.try_lock() else { continue };
-            assert!(slot.held.is_none() || slot.facts.is_some(), "an identity of nobody");
-            if let (Some(held), Some(facts)) = (&slot.held, &slot.facts) {
+            assert!(slot.state.held.is_none() || slot.state.facts.is_some(), "an identity without a pod");
+            if let (Some(held), Some(facts)) = (&slot.state.held, &slot.state.facts) {
                 let account = &facts.workload.service_account;
                 assert_eq!(held.svid.id().to_string(), format!("spiffe://example.org/ns/shop/sa/{account}"));
             }
@@ -218,8 +221,8 @@ impl World {
         while calm < 20 {
             shuttle::future::yield_now().await;
             let seen: Vec<_> = self.seen.lock().unwrap().clone();
-            let busy = !self.volumes.due.lock().unwrap().is_empty()
-                || seen.iter().any(|e| e.view().signing || e.view().unproved.is_some());
+            let busy = !self.volumes.schedule.due.lock().unwrap().is_empty()
+                || seen.iter().any(|e| e.view().signing || e.view().seen.unproved.is_some());
             calm = if busy { 0 } else { calm + 1 };
         }
     }
@@ -232,19 +235,22 @@ impl World {
     async fn check(&self) {
         self.look();
         let record = self.record();
-        let Some(entry) = self.volumes.get(&volume()) else {
+        let Some(entry) = self.volumes.get_of::<Identity>(&volume()) else {
             assert!(record.is_none(), "a record of a volume that is not there");
             return;
         };
         let slot = entry.slot.lock().await;
         assert!(!slot.gone, "a volume that is gone is still known");
-        let Some(facts) = &slot.facts else {
-            assert!(record.is_none() && slot.serving.is_none(), "a record of an unpublished volume");
+        let Some(facts) = &slot.state.facts else {
+            assert!(record.is_none() && slot.state.serving.is_none(), "a record of an unpublished volume");
             return;
         };
         let record = record.expect("a published volume without a record");
-        assert_eq!(record.token, Some(facts.token.token.clone()));
-        assert_eq!(record.svid.map(|s| s.spiffe_id), slot.held.as_ref().map(|h| h.svid.id().to_string()));
+        assert_eq!(record.identity().unwrap().token, Some(facts.token.token.clone()));
+        assert_eq!(
+            record.identity().unwrap().svid.as_ref().map(|s| s.spiffe_id.clone()),
+            slot.state.held.as_ref().map(|h| h.svid.id().to_string())
+        );
     }
 
     async fn end(&self) {
@@ -256,15 +262,17 @@ impl World {
         }
         self.quiet().await;
         assert!(
-            self.volumes.all().is_empty() && self.record().is_none() && self.kept.lock().unwrap().is_none()
+            self.volumes.all_of::<Identity>().is_empty()
+                && self.record().is_none()
+                && self.kept.lock().unwrap().is_none()
         );
         for entry in self.seen.lock().unwrap().drain(..) {
             let slot = entry.slot.try_lock().unwrap();
             assert!(
-                slot.facts.is_none()
-                    && slot.held.is_none()
-                    && slot.recalled.is_none()
-                    && slot.serving.is_none()
+                slot.state.facts.is_none()
+                    && slot.state.held.is_none()
+                    && slot.state.recalled.is_none()
+                    && slot.state.serving.is_none()
                     && slot.place.is_none(),
                 "something lives on"
             );
@@ -333,14 +341,14 @@ fn what_is_unpublished_while_records_are_read_does_not_come_back() {
         // By the agent before.
         world.volumes.restored.store(true, Ordering::Release);
         while world.publish(ACCOUNTS[0], 99).await.is_err() {}
-        let before = world.volumes.get(&volume()).unwrap();
+        let before = world.volumes.get_of::<Identity>(&volume()).unwrap();
         {
             let mut slot = before.slot.lock().await;
             slot.place = None;
-            slot.serving.take().unwrap().stop().await;
+            slot.state.serving.take().unwrap().stop().await;
         }
         world.volumes.entries().clear();
-        world.volumes.due.lock().unwrap().clear();
+        world.volumes.schedule.due.lock().unwrap().clear();
         world.volumes.restored.store(false, Ordering::Release);
         let fresh = task(Arc::clone(&world.volumes).keep_fresh(world.cancel.clone()));
 
@@ -356,8 +364,8 @@ fn what_is_unpublished_while_records_are_read_does_not_come_back() {
                 // Nothing can have published it since.
                 let back = world
                     .volumes
-                    .get(&volume())
-                    .is_some_and(|e| e.slot.try_lock().is_ok_and(|s| s.serving.is_some()));
+                    .get_of::<Identity>(&volume())
+                    .is_some_and(|e| e.slot.try_lock().is_ok_and(|s| s.state.serving.is_some()));
                 assert!(!(done && back), "it came back");
                 done
             }
@@ -366,7 +374,10 @@ fn what_is_unpublished_while_records_are_read_does_not_come_back() {
         restoring.await.unwrap();
         world.look();
         if done {
-            assert!(world.volumes.all().is_empty() && world.record().is_none(), "it came back");
+            assert!(
+                world.volumes.all_of::<Identity>().is_empty() && world.record().is_none(),
+                "it came back"
+            );
         }
         world.end().await;
         fresh.await.unwrap();

@@ -1,4 +1,4 @@
-//! The volumes for whoever operates the node: what the agent knows of each, and what the mounter finds on
+//! The volumes for the operators of the node: what the agent knows of each, and what the mounter finds on
 //! disk.
 //!
 //! Nothing here waits for a volume: one that is busy is told without its identity. Tokens and keys are not in
@@ -12,8 +12,10 @@ use seamount_mounter_client::Found;
 use seamount_mounter_protocol::flag;
 use seamount_proto::node;
 
-use super::health::{self, Identity, OnDisk, Severity, Status};
-use super::{Key, VolumeEntry, Volumes, key};
+use super::entry::{AnyEntry, VolumeEntry};
+use super::health::{self, Content, OnDisk, Severity, Status};
+use super::identity::Identity;
+use super::{Key, Volumes, key};
 use crate::state::{StateError, Usage};
 
 /// How long the mounter may take for the whole list: less than `seamount node` waits.
@@ -65,7 +67,7 @@ impl Volumes {
         let now = SystemTime::now();
         let mut counts: HashMap<&'static str, u64> = HashMap::new();
         for entry in self.all() {
-            *counts.entry(state(&entry.view().status, now)).or_default() += 1;
+            *counts.entry(state(&entry.common().status, now)).or_default() += 1;
         }
         let mut counts: Vec<_> = counts
             .into_iter()
@@ -78,8 +80,9 @@ impl Volumes {
     /// Validity of the certificate that signed the SVID that ends last; the authority may not have been asked
     /// yet.
     pub fn issuer(&self) -> Option<(SystemTime, SystemTime)> {
-        let all = self.all().into_iter();
-        let held = all.filter_map(|e| e.slot.try_lock().ok()?.held.as_ref().map(|h| Arc::clone(&h.svid)));
+        let all = self.all_of::<Identity>().into_iter();
+        let held =
+            all.filter_map(|e| e.slot.try_lock().ok()?.state.held.as_ref().map(|h| Arc::clone(&h.svid)));
         held.max_by_key(|svid| svid.not_after())?.issuer_validity()
     }
 
@@ -91,17 +94,17 @@ impl Volumes {
 }
 
 fn state(status: &Status, now: SystemTime) -> &'static str {
-    match status.identity {
-        Identity::Unknown => "unknown",
-        Identity::Pending { .. } => "pending",
-        Identity::Ready { not_after } if not_after <= now => "expired",
-        Identity::Ready { .. } => "ready",
-        Identity::External => "directory",
+    match status.content {
+        Content::Unknown => "unknown",
+        Content::Pending { .. } => "pending",
+        Content::Ready { not_after } if not_after <= now => "expired",
+        Content::Ready { .. } => "ready",
+        Content::External => "directory",
     }
 }
 
-fn known(entry: &Arc<VolumeEntry>, disk: &mut Disk, now: SystemTime) -> node::Volume {
-    let (view, volume) = (entry.view().clone(), &entry.volume);
+fn known(entry: &AnyEntry, disk: &mut Disk, now: SystemTime) -> node::Volume {
+    let (view, volume) = (entry.common(), entry.volume());
     let (found, mounts, dead) = match disk {
         Disk::Found(all) => all.remove(&key(volume)).map_or_else(
             || (OnDisk::Nothing, 0, String::new()),
@@ -115,16 +118,16 @@ fn known(entry: &Arc<VolumeEntry>, disk: &mut Disk, now: SystemTime) -> node::Vo
         pod_uid: volume.pod.to_string(),
         name: volume.name.to_string(),
         volume_id: volume.id.to_string(),
-        source: match view.status.identity {
-            Identity::External => "directory",
+        source: match view.status.content {
+            Content::External => "directory",
             _ => "authority",
         }
         .to_owned(),
         state: state(&view.status, now).to_owned(),
         next_attempt: view.due.map_or(0, unix),
         rotate_at: view.status.rotate_at.map_or(0, unix),
-        not_after: match view.status.identity {
-            Identity::Ready { not_after } => unix(not_after),
+        not_after: match view.status.content {
+            Content::Ready { not_after } => unix(not_after),
             _ => 0,
         },
         failures: view.failures,
@@ -132,35 +135,45 @@ fn known(entry: &Arc<VolumeEntry>, disk: &mut Disk, now: SystemTime) -> node::Vo
         last_error: view.status.failure.as_deref().unwrap_or_default().to_owned(),
         ..node::Volume::default()
     };
-    match entry.slot.try_lock() {
-        Ok(slot) => {
-            out.generation = slot.generation;
-            if let Some(facts) = slot.facts.as_ref().filter(|facts| facts.proved()) {
-                out.service_account.clone_from(&facts.workload.service_account);
-                out.token_expires = unix(facts.token.expires);
-            }
-            if let Some(held) = &slot.held {
-                out.spiffe_id = held.svid.id().to_string();
-                out.serial = held.svid.serial_hex().to_owned();
-                out.not_before = unix(held.svid.not_before());
-            }
-            if let Some(serving) = &slot.serving {
-                out.cookie = serving.cookie();
-                (out.connections, out.streams) = serving.open();
-            }
-        }
-        Err(_) => out.busy = true,
+    match entry {
+        AnyEntry::Identity(entry) => identity(entry, &mut out),
+        AnyEntry::Directory(entry) => match entry.slot.try_lock() {
+            Ok(slot) => out.generation = slot.generation,
+            Err(_) => out.busy = true,
+        },
     }
     let found = match found {
         OnDisk::Flags(flags) => {
             out.on_disk = true;
             (out.orphan, out.foreign) = (flags & flag::ORPHAN != 0, flags & flag::FOREIGN != 0);
-            OnDisk::Flags(flags | if view.stale { flag::STALE } else { 0 })
+            OnDisk::Flags(flags | view.flags)
         }
         other => other,
     };
     out.faults = faults(Some(&view.status), found, &dead, now);
     out
+}
+
+/// What only the holder of the volume's lock sees.
+fn identity(entry: &VolumeEntry<Identity>, out: &mut node::Volume) {
+    let Ok(slot) = entry.slot.try_lock() else {
+        out.busy = true;
+        return;
+    };
+    out.generation = slot.generation;
+    if let Some(facts) = slot.state.facts.as_ref().filter(|facts| facts.proved()) {
+        out.service_account.clone_from(&facts.workload.service_account);
+        out.token_expires = unix(facts.token.expires);
+    }
+    if let Some(held) = &slot.state.held {
+        out.spiffe_id = held.svid.id().to_string();
+        out.serial = held.svid.serial_hex().to_owned();
+        out.not_before = unix(held.svid.not_before());
+    }
+    if let Some(serving) = &slot.state.serving {
+        out.cookie = serving.cookie();
+        (out.connections, out.streams) = serving.open();
+    }
 }
 
 /// A volume of which the agent knows nothing.

@@ -7,18 +7,19 @@ use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use futures_util::StreamExt as _;
-use seamount_identity::rotation::{self, random_jitter};
-use seamount_identity::{BundleSet, PrivateKey, SpiffeId, X509Bundle, X509Svid};
 use seamount_mounter_client::{Found, Listener, MounterError};
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, flag, keep};
 
-use super::health::Identity;
-use super::leftovers;
-use super::proof::{Awaits, Recalled};
-use super::server::ended;
-use super::{IssuedSvid, LockedState, VolumeEntry, VolumeError, Volumes};
-use crate::record::{Record, StoredSvid, VolumeSource};
+use super::directory::{Directory, tell_foreign};
+use super::entry::{AnyEntry, AnyLocked, Kind, Locked, LockedState, VolumeEntry, each_locked};
+use super::health::Content;
+use super::identity::Identity;
+use super::identity::proof::{Awaits, Recalled};
+use super::identity::recall::held;
+use super::identity::server::ended;
+use super::{VolumeError, Volumes, leftovers};
+use crate::record::{Body, IdentityBody, Record};
 use crate::state::StateDir;
 
 /// Volumes that are brought back at once. Else each that needs a new socket waits for the mounter's turn on a
@@ -42,26 +43,17 @@ pub struct Restored {
 
 impl Volumes {
     /// Stores what the slot holds. The cookie is that of the listener that is or will be served.
-    pub(super) fn store(
+    pub(super) fn store<K: Kind>(
         &self,
         state: &StateDir,
-        volume: &Volume,
-        slot: &mut LockedState,
+        entry: &VolumeEntry<K>,
+        slot: &mut LockedState<K>,
         cookie: u64,
     ) -> Result<(), VolumeError> {
-        let Some(facts) = &slot.facts else { return Ok(()) };
+        let Some(body) = K::body(entry, &slot.state, cookie) else { return Ok(()) };
         // The first number may be anything that a record had.
         slot.generation = slot.generation.wrapping_add(1);
-        // One that waits to be decided over is not lost.
-        let recalled = slot.recalled.as_ref().and_then(|recalled| recalled.held.as_ref());
-        let record = Record {
-            generation: slot.generation,
-            volume: volume.clone(),
-            source: VolumeSource::Authority,
-            cookie,
-            token: Some(facts.token.token.clone()),
-            svid: slot.held.as_ref().or(recalled).map(stored),
-        };
+        let record = Record { generation: slot.generation, volume: entry.volume.clone(), body };
         Ok(state.put(&record)?)
     }
 
@@ -75,7 +67,7 @@ impl Volumes {
         all.retain(|found| !found.has(flag::ORPHAN));
         let known: Vec<_> = all.iter().map(|found| found.volume.clone()).collect();
         let (reading, volumes) = (Arc::clone(&state), known.clone());
-        let records = crate::sync::blocking(move || recall_all(&reading, &volumes)).await;
+        let records = seamount_sync::blocking(move || recall_all(&reading, &volumes)).await;
         let mut records = records.map_err(|e| VolumeError::NoState(e.to_string()))?;
         let all: Vec<_> = all.into_iter().map(|found| (records.remove(&found.volume), found)).collect();
         let all = all.into_iter().map(|(record, found)| self.bring_back(found, record));
@@ -108,7 +100,7 @@ impl Volumes {
         done: &mut Restored,
     ) -> Result<(), VolumeError> {
         let (reading, known) = (Arc::clone(state), known.to_vec());
-        let left = crate::sync::blocking(move || reading.others(&known, MOST_LEFT)).await;
+        let left = seamount_sync::blocking(move || reading.others(&known, MOST_LEFT)).await;
         let left = left.map_err(|e| VolumeError::NoState(e.to_string()))??;
         for volume in left {
             match self.mounter.inspect(&volume, super::LOOK).await {
@@ -120,7 +112,7 @@ impl Volumes {
                 }
                 Ok(Some(found)) => {
                     let (reading, of) = (Arc::clone(state), volume.clone());
-                    let record = crate::sync::blocking(move || recall(&reading, &of)).await.ok().flatten();
+                    let record = seamount_sync::blocking(move || recall(&reading, &of)).await.ok().flatten();
                     let _ = self.bring_back(found, record).await;
                 }
                 Err(e) if e.is(Fault::NotOurs) => {
@@ -143,34 +135,73 @@ impl Volumes {
         found: Found,
         record: Option<Memory>,
     ) -> Result<bool, (Volume, VolumeError)> {
-        let Found { volume, flags, listener, .. } = found;
-        let (entry, mut slot) = self.locked(&volume).await;
+        let volume = found.volume.clone();
+        let ours = found.has(flag::IDENTITY);
+        let locked = match ours {
+            true => self.locked::<Identity>(&volume).await,
+            false => self.locked::<Directory>(&volume).await,
+        };
         // Under the lock: it was taken away since it was found, or its record read. No publish comes before
         // all is restored, so it is gone, and its listener is dead.
         if self.unpublished.lock().unwrap_or_else(PoisonError::into_inner).contains(&super::key(&volume)) {
-            slot.go();
-            self.forget(&entry);
+            each_locked!(locked, (entry, mut slot) => {
+                slot.go();
+                self.forget(&entry);
+            });
             return Ok(false);
         }
-        if let Err(e) = self.place(&mut slot, &volume, true) {
-            return Err((volume, e));
-        }
-        let has_one = |slot: &LockedState| {
-            slot.held.is_some() || slot.recalled.as_ref().is_some_and(|recalled| recalled.held.is_some())
+        let done = match locked {
+            AnyLocked::Identity(locked) if ours || !locked.1.state.is_empty() => {
+                self.bring_identity_back(locked, found, record).await
+            }
+            AnyLocked::Directory(locked) if ours => {
+                let locked = self.succeed::<Directory, Identity>(locked).await;
+                self.bring_identity_back(locked, found, record).await
+            }
+            AnyLocked::Identity(locked) => {
+                self.bring_directory_back(self.succeed(locked).await, &found, record)
+            }
+            AnyLocked::Directory(locked) => self.bring_directory_back(locked, &found, record),
         };
-        if slot.serving.is_some() {
-            return Ok(has_one(&slot));
+        done.map_err(|e| (volume, e))
+    }
+
+    fn bring_directory_back(
+        &self,
+        (entry, mut slot): Locked<Directory>,
+        found: &Found,
+        record: Option<Memory>,
+    ) -> Result<bool, VolumeError> {
+        self.place(&mut slot, &entry.volume, true)?;
+        let mut view = entry.view();
+        view.status.content = Content::External;
+        if let Some(Memory { generation, body: Remembered::Directory }) = record {
+            slot.generation = generation;
+            view.seen.stale = true;
+        }
+        drop(view);
+        self.count(&entry);
+        if found.has(flag::FOREIGN) {
+            tell_foreign(&entry);
+        }
+        Ok(false)
+    }
+
+    async fn bring_identity_back(
+        &self,
+        (entry, mut slot): Locked<Identity>,
+        Found { volume, flags, listener, .. }: Found,
+        record: Option<Memory>,
+    ) -> Result<bool, VolumeError> {
+        self.place(&mut slot, &volume, true)?;
+        if slot.state.serving.is_some() {
+            return Ok(slot.state.has_svid());
         }
         if flags & flag::IDENTITY == 0 {
-            let mut view = entry.view();
-            view.status.identity = Identity::External;
-            view.stale |= record.is_some_and(|record| record.source == VolumeSource::Directory);
-            drop(view);
+            entry.view().status.content = Content::External;
             self.count(&entry);
             if flags & flag::FOREIGN != 0 {
-                entry.span().in_scope(|| {
-                    tracing::warn!("another driver's mount is there; left alone until the pod is restarted");
-                });
+                tell_foreign(&entry);
             }
             return Ok(false);
         }
@@ -182,67 +213,43 @@ impl Volumes {
         if let Err(e @ MounterError::Fault { fault: Fault::NotOurs | Fault::NotFound, .. }) = listener {
             // Unpublished since it was found: nothing of it may live on.
             slot.go();
-            (slot.facts, slot.held, slot.recalled) = (None, None, None);
+            Identity::end(&mut slot.state);
             // An attempt that is under way finds nothing due, and is not followed by another for ever.
             {
                 let mut view = entry.view();
-                (view.due, view.unproved) = (None, None);
+                (view.due, view.seen.unproved) = (None, None);
             }
             self.forget(&entry);
-            return Err((volume, e.into()));
+            return Err(e.into());
         }
         // An earlier attempt may have come as far as this.
-        if slot.facts.is_none()
-            && slot.recalled.is_none()
-            && let Some(record) = record
+        if slot.state.facts.is_none()
+            && slot.state.recalled.is_none()
+            && let Some(Memory { generation, body: Remembered::Identity(recalled) }) = record
         {
-            take(&entry, &mut slot, record);
+            slot.generation = generation;
+            slot.state.recalled = Some(recalled);
+            let mut view = entry.view();
+            view.status.content = Content::Pending { since: SystemTime::now() };
+            view.seen.unproved = Some(Awaits::Turn);
         }
-        let with = has_one(&slot);
-        let listener = match listener {
-            Ok(Some(listener)) => listener,
-            Ok(None) => return Ok(false),
-            Err(e) => return Err((volume, e.into())),
-        };
+        let with = slot.state.has_svid();
+        let Some(listener) = listener? else { return Ok(false) };
         self.count(&entry);
         let served = self.serve(&entry, &mut slot, listener).await;
         drop(slot);
         self.look_at_record();
-        served.map_err(|e| (volume, e))?;
+        served?;
         Ok(with)
-    }
-
-    /// Remembers, also for an agent that comes later, that the pod holds a dead source directory.
-    pub(super) fn remember_stale(&self, entry: &VolumeEntry, slot: &mut LockedState) {
-        if std::mem::replace(&mut entry.view().stale, true) {
-            return;
-        }
-        slot.generation = slot.generation.wrapping_add(1);
-        let record = Record {
-            generation: slot.generation,
-            volume: entry.volume.clone(),
-            source: VolumeSource::Directory,
-            cookie: 0,
-            token: None,
-            svid: None,
-        };
-        let stored = self.state().and_then(|state| Ok(state.put(&record)?));
-        entry.span().in_scope(|| {
-            tracing::warn!(
-                "the source directory was recreated; running containers hold the old one: restart the pod"
-            );
-            if let Err(e) = stored {
-                tracing::warn!(error = %e, "that could not be recorded; a restarted agent will not know it");
-            }
-        });
     }
 
     /// A new connection to the mounter: it gets the listeners that it lost, and where it has another one for
     /// a volume, that one is served. Fails where the mounter is gone again.
     pub async fn reattach(&self) -> Result<(), MounterError> {
-        for entry in self.all() {
+        for entry in self.all_of::<Identity>() {
             let mut slot = entry.slot.lock().await;
-            let Some((cookie, kept)) = slot.serving.as_ref().map(|s| (s.cookie(), s.kept())) else {
+            let serving = slot.state.serving.as_ref();
+            let Some((cookie, kept)) = serving.map(|s| (s.cookie(), s.kept())) else {
                 continue;
             };
             let result =
@@ -266,18 +273,36 @@ impl Volumes {
     pub async fn store_all(&self) {
         let Ok(state) = self.state() else { return };
         for entry in self.all() {
-            let mut slot = entry.slot.lock().await;
-            let cookie = slot.serving.as_ref().map_or(0, |s| s.cookie());
-            if let Err(e) = self.store(&state, &entry.volume, &mut slot, cookie) {
-                entry.span().in_scope(|| tracing::error!(error = %e, "the record could not be stored"));
+            match entry {
+                AnyEntry::Identity(entry) => {
+                    let mut slot = entry.slot.lock().await;
+                    let cookie = slot.state.serving.as_ref().map_or(0, |s| s.cookie());
+                    self.store_again(&state, &entry, &mut slot, cookie);
+                }
+                AnyEntry::Directory(entry) => {
+                    let mut slot = entry.slot.lock().await;
+                    self.store_again(&state, &entry, &mut slot, 0);
+                }
             }
+        }
+    }
+
+    fn store_again<K: Kind>(
+        &self,
+        state: &StateDir,
+        entry: &VolumeEntry<K>,
+        slot: &mut LockedState<K>,
+        cookie: u64,
+    ) {
+        if let Err(e) = self.store(state, entry, slot, cookie) {
+            entry.span().in_scope(|| tracing::error!(error = %e, "the record could not be stored"));
         }
     }
 
     async fn compare(
         &self,
-        entry: &VolumeEntry,
-        slot: &mut LockedState,
+        entry: &VolumeEntry<Identity>,
+        slot: &mut LockedState<Identity>,
         cookie: u64,
     ) -> Result<(), VolumeError> {
         let listener: Listener = self.mounter.fetch(&entry.volume).await?;
@@ -291,19 +316,16 @@ impl Volumes {
 
 /// A record that can be read.
 pub(super) struct Memory {
-    source: VolumeSource,
     generation: u64,
-    recalled: Option<Recalled>,
+    body: Remembered,
 }
 
-/// Takes a record into the slot, to be decided over.
-fn take(entry: &VolumeEntry, slot: &mut LockedState, memory: Memory) {
-    let Some(recalled) = memory.recalled else { return };
-    slot.generation = memory.generation;
-    slot.recalled = Some(recalled);
-    let mut view = entry.view();
-    view.status.identity = Identity::Pending { since: SystemTime::now() };
-    view.unproved = Some(Awaits::VolumeStats);
+/// What a record says of its volume, by kind.
+enum Remembered {
+    /// To be decided over.
+    Identity(Recalled),
+    /// The source directory was recreated below the pod.
+    Directory,
 }
 
 /// The records of these volumes, as far as they can be used. None of the others is read: how many there are
@@ -321,8 +343,8 @@ fn recall(state: &StateDir, volume: &Volume) -> Option<Memory> {
         }
     };
     if record.volume != *volume {
-        // Of an earlier volume of that name, by the kubelet's record of this one: its token and key are
-        // nobody's.
+        // Of an earlier volume of that name, by the kubelet's record of this one: its token and key are of no
+        // use.
         if let Err(e) = state.remove(volume) {
             tracing::error!(error = %e, "the record could not be wiped");
         }
@@ -331,35 +353,12 @@ fn recall(state: &StateDir, volume: &Volume) -> Option<Memory> {
     let unusable = |why: &String| {
         tracing::error!(%volume, reason = %why, "the recorded SVID cannot be used");
     };
-    let held = record.svid.as_ref().and_then(|svid| held(svid).inspect_err(unusable).ok());
-    let authority = record.source == VolumeSource::Authority;
-    let recalled = record.token.filter(|_| authority).map(|token| Recalled { token, held });
-    Some(Memory { source: record.source, generation: record.generation, recalled })
-}
-
-fn stored(held: &IssuedSvid) -> StoredSvid {
-    StoredSvid {
-        spiffe_id: held.svid.id().to_string(),
-        key: held.svid.key().expose_pkcs8_der().to_vec().into(),
-        chain: held.svid.chain_der(),
-        roots: held.bundles.own().der(),
-        not_before: held.svid.not_before(),
-        not_after: held.svid.not_after(),
-        rotate_at: held.rotate_at,
-    }
-}
-
-fn held(stored: &StoredSvid) -> Result<IssuedSvid, String> {
-    let key = PrivateKey::from_pkcs8_der(&stored.key).map_err(|e| e.to_string())?;
-    let svid = X509Svid::parse(&stored.chain, key).map_err(|e| e.to_string())?;
-    let id: SpiffeId = stored.spiffe_id.parse().map_err(|e| format!("{e}"))?;
-    if *svid.id() != id {
-        return Err(format!("it is of {}, the record says {id}", svid.id()));
-    }
-    let own = X509Bundle::from_der(id.trust_domain().clone(), &stored.roots).map_err(|e| e.to_string())?;
-    // By the record it might never be due.
-    let (from, until) = (svid.not_before(), svid.not_after());
-    let plausible = (from..=rotation::due(from, until, 1.0)).contains(&stored.rotate_at);
-    let rotate_at = if plausible { stored.rotate_at } else { rotation::due(from, until, random_jitter()) };
-    Ok(IssuedSvid { svid: Arc::new(svid), rotate_at, bundles: Arc::new(BundleSet::new(own)) })
+    let body = match record.body {
+        Body::Identity(IdentityBody { token, svid, .. }) => {
+            let held = svid.as_ref().and_then(|svid| held(svid).inspect_err(unusable).ok());
+            Remembered::Identity(Recalled { token: token?, held })
+        }
+        Body::Directory => Remembered::Directory,
+    };
+    Some(Memory { generation: record.generation, body })
 }

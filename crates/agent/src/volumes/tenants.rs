@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::{Arc, PoisonError};
 
-use seamount_identity::workload_api::{Limits, Node, Tenant};
 use seamount_mounter_protocol::names::PodUid;
+use seamount_workload_api::{Limits, Node, Tenant};
 
+use super::entry::{Kind, LockedState};
 use super::{VolumeError, Volumes};
-use crate::sync::{Mutex, MutexGuard};
+use seamount_sync::{Mutex, MutexGuard};
 
 /// Below this a pod is not shed: cutting a few connections gives back nothing, and takes them from a pod that
 /// does nothing wrong.
@@ -116,18 +117,18 @@ impl Volumes {
         let (pod, tenant) = self.options.tenants.heaviest()?;
         let bytes = tenant.weight();
         let connections = tenant.shed();
-        let entry = self.entries().iter().find(|((of, _), _)| *of == pod).map(|(_, entry)| Arc::clone(entry));
+        let entry = self.entries().iter().find(|((of, _), _)| *of == pod).map(|(_, entry)| entry.clone());
         let name = entry.map_or_else(String::new, |entry| {
-            let view = entry.view();
-            format!("{}/{}", view.namespace, view.pod)
+            let common = entry.common();
+            format!("{}/{}", common.namespace, common.pod)
         });
         Some(Shed { pod, name, connections, bytes })
     }
 
     /// Gives the volume its place, where it has none.
-    pub(super) fn place(
+    pub(super) fn place<K: Kind>(
         &self,
-        slot: &mut super::LockedState,
+        slot: &mut LockedState<K>,
         volume: &super::Volume,
         there: bool,
     ) -> Result<(), VolumeError> {

@@ -1,5 +1,5 @@
-//! The agent as a library in this process, over the simulated mounter. Killed like a process: all of its tasks
-//! end where they stand and its descriptors are closed; nothing gets a chance to tidy up.
+//! The agent as a library in this process, over the simulated mounter. Killed like a process: all of its
+//! tasks end where they stand and its descriptors are closed; nothing gets a chance to tidy up.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The agent as the kubelet and pods meet it: the real agent (its own uid, no capability) and the real
-//! mounter in a mount namespace of their own, a simulated kubelet, a simulated token issuer, and the crate `spiffe`
-//! as the workload.
+//! mounter in a mount namespace of their own, a simulated kubelet, a simulated token issuer, and the crate
+//! `spiffe` as the workload.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

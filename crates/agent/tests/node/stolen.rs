@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::net::{AddressFamily, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use seamount_agent::record::Record;
+use seamount_agent::record::{Body, IdentityBody, Record, StoredSvid};
 use seamount_pod_token::Token;
 use seamount_testkit::kubelet::PodVolume;
 
@@ -44,13 +44,19 @@ async fn victim_and_thief(node: &mut Node) -> (PodVolume, PodVolume) {
     (victim, thief)
 }
 
+/// The record with another token and SVID.
+fn forged_record(record: Record, token: Option<Token>, svid: Option<StoredSvid>) -> Record {
+    let cookie = record.identity().unwrap().cookie;
+    Record { body: Body::Identity(IdentityBody { cookie, token, svid }), ..record }
+}
+
 const THIEF: &str = "spiffe://example.org/ns/shop/sa/frontend";
 
 #[test]
 fn a_forged_record_yields_nothing_under_a_fresh_root_and_a_good_republish_wins() {
     on_node("a_forged_record_yields_nothing_under_a_fresh_root_and_a_good_republish_wins", async |node| {
         let (victim, thief) = victim_and_thief(node).await;
-        let of_victim = record(node, &victim);
+        let of_victim = record(node, &victim).identity().unwrap().clone();
         for forged in [
             // The victim's own token, one that another issuer signed, and nothing at all.
             of_victim.token.clone(),
@@ -58,7 +64,7 @@ fn a_forged_record_yields_nothing_under_a_fresh_root_and_a_good_republish_wins()
             None,
         ] {
             node.agent.take().unwrap().crash().unwrap();
-            let forgery = Record { token: forged, svid: of_victim.svid.clone(), ..record(node, &thief) };
+            let forgery = forged_record(record(node, &thief), forged, of_victim.svid.clone());
             std::fs::write(node.record(&thief), &*forgery.encode()).unwrap();
             node.write_root();
             node.start_agent();
@@ -79,11 +85,13 @@ fn a_forged_record_yields_nothing_under_a_fresh_root_and_a_good_republish_wins()
 fn an_svid_of_another_record_is_not_served() {
     on_node("an_svid_of_another_record_is_not_served", async |node| {
         let (victim, thief) = victim_and_thief(node).await;
-        let (of_victim, own) = (record(node, &victim), record(node, &thief));
+        let of_victim = record(node, &victim).identity().unwrap().clone();
+        let own = record(node, &thief);
+        let own_token = own.identity().unwrap().token.clone();
         let leaf_of_victim = leaf(&fetch(&node.view(&victim)).await);
-        for token in [own.token.clone(), Some(token(node, &thief))] {
+        for token in [own_token, Some(token(node, &thief))] {
             node.agent.take().unwrap().crash().unwrap();
-            let forgery = Record { svid: of_victim.svid.clone(), token, ..own.clone() };
+            let forgery = forged_record(own.clone(), token, of_victim.svid.clone());
             std::fs::write(node.record(&thief), &*forgery.encode()).unwrap();
             node.start_agent();
             let svid = fetch(&node.view(&thief)).await;
@@ -184,7 +192,10 @@ fn the_procedure_for_a_stolen_agent_ends_in_a_clean_state() {
         let stolen = listeners_of(node.agent().pid());
         assert!(stolen.len() >= 4, "{}", stolen.len());
         let directory = std::fs::File::open(node.state()).unwrap();
-        let forgery = Record { svid: record(node, &victim).svid, ..record(node, &thief) };
+        let own = record(node, &thief);
+        let token = own.identity().unwrap().token.clone();
+        let svid = record(node, &victim).identity().unwrap().svid.clone();
+        let forgery = forged_record(own, token, svid);
         let sockets = volumes.map(|v| node.kubelet.target_path(v).join("spire-agent.sock"));
         let before = sockets.each_ref().map(|path| inode(path));
         let mut leaves = Vec::new();

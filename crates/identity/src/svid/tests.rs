@@ -8,7 +8,7 @@ use rcgen::{
 };
 
 use super::*;
-use crate::id::TrustDomain;
+use crate::{id::TrustDomain, keys::KeyError};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -369,7 +369,7 @@ fn the_key_is_the_leafs() {
     let other = make(ca("root"), vec![], leaf());
     let error = X509Svid::new(made.chain, other.key).unwrap_err();
     assert!(matches!(error, SvidError::KeyMismatch(_)));
-    assert!(matches!(PrivateKey::from_pkcs8_der(b"\x30\x00"), Err(SvidError::Key)));
+    assert!(matches!(PrivateKey::from_pkcs8_der(b"\x30\x00"), Err(KeyError::Unreadable)));
 }
 
 #[test]

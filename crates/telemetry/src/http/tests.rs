@@ -113,18 +113,18 @@ async fn the_health_socket_takes_the_place_of_one_that_was_left() {
     task.abort();
 }
 
-struct IdentityState {
+struct Running {
     address: std::net::SocketAddr,
     cancel: CancellationToken,
     task: tokio::task::JoinHandle<io::Result<()>>,
 }
 
-async fn start() -> IdentityState {
+async fn start() -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let cancel = CancellationToken::new();
     let task = tokio::spawn(serve(listener, router(HttpState::default()), cancel.clone()));
-    IdentityState { address, cancel, task }
+    Running { address, cancel, task }
 }
 
 async fn ask(address: std::net::SocketAddr, request: &[u8]) -> String {

@@ -7,10 +7,10 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
 };
-use seamount_identity::X509Svid;
-use seamount_identity::authority::{
-    Authority as _, Embedded, EmbeddedConfig, IdTemplate, KeyType, NewKey, Workload, new_key_and_csr,
+use seamount_authority::{
+    Authority as _, Embedded, EmbeddedConfig, IdTemplate, NewKey, Workload, new_key_and_csr,
 };
+use seamount_identity::{KeyType, X509Svid};
 
 use crate::node::{Config, Node, publish_all, unpublish_all};
 use crate::report::Row;

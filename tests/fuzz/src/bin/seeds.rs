@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
-use seamount_agent::record::{NodeRecord, Record, Registration, StoredSvid, VolumeSource};
+use seamount_agent::record::{Body, IdentityBody, NodeRecord, Record, Registration, StoredSvid};
+use seamount_authority::new_key_and_csr;
 use seamount_fuzz::csi_requests::good;
 use seamount_fuzz::tokens;
-use seamount_identity::authority::{KeyType, new_key_and_csr};
+use seamount_identity::KeyType;
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, Reply, Request};
 use seamount_pod_token::Token;
@@ -121,20 +122,21 @@ fn records(all: &mut Seeds) {
     let record = Record {
         generation: 1,
         volume: volume(),
-        source: VolumeSource::Authority,
-        cookie: 42,
-        token: Some(Token::new("header.payload.signature".into())),
-        svid: Some(StoredSvid {
-            spiffe_id: "spiffe://example.org/ns/shop/sa/cart".into(),
-            key: vec![1, 2, 3].into(),
-            chain: vec![4, 5, 6],
-            roots: vec![7, 8],
-            not_before: now,
-            not_after: now,
-            rotate_at: now,
+        body: Body::Identity(IdentityBody {
+            cookie: 42,
+            token: Some(Token::new("header.payload.signature".into())),
+            svid: Some(StoredSvid {
+                spiffe_id: "spiffe://example.org/ns/shop/sa/cart".into(),
+                key: vec![1, 2, 3].into(),
+                chain: vec![4, 5, 6],
+                roots: vec![7, 8],
+                not_before: now,
+                not_after: now,
+                rotate_at: now,
+            }),
         }),
     };
-    let plain = Record { source: VolumeSource::Directory, token: None, svid: None, ..record.clone() };
+    let plain = Record { body: Body::Directory, ..record.clone() };
     let node =
         |registration| NodeRecord { generation: 3, csi_cookie: 4, registration_cookie: 5, registration };
     let encoded = [

@@ -1,25 +1,49 @@
 //! NodePublishVolume.
 
 use aws_lc_rs::digest;
-use seamount_identity::authority::Workload;
+use seamount_authority::Workload;
 use seamount_mounter_protocol::names::Volume;
-use seamount_pod_token::Claims;
+use seamount_pod_token::{Claims, Token};
 use seamount_proto::csi::NodePublishVolumeRequest;
 use seamount_proto::csi::volume_capability::access_mode::Mode;
 use seamount_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
 use zeroize::Zeroize as _;
 
-use super::refusal::{Refusal, quote};
-use super::{
+use super::fields::{
     EPHEMERAL, KUBELET_PREFIX, MAX_MAP, MAX_PATH, MAX_STRING, Map, POD_NAME, POD_NAMESPACE, POD_UID,
-    Parameters, PublishRequest, Rules, SERVICE_ACCOUNT, TOKENS, entry, map, target_path, text, token,
-    volume_id,
+    SERVICE_ACCOUNT, TOKENS, context_value, dns_name, map, quote, target_path, text, volume_id,
 };
+use super::refusal::Refusal;
+use super::rules::Rules;
+use super::token;
 
 /// Kubernetes object names: RFC 1123 subdomains.
 const MAX_NAME: usize = 253;
 /// Kubernetes namespaces: RFC 1123 labels.
 const MAX_LABEL: usize = 63;
+
+/// A publish request that has the right form. Nothing in it is proved before [`bind`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishRequest {
+    /// Which volume.
+    pub volume: Volume,
+    /// `csi.storage.k8s.io/pod.name`.
+    pub pod_name: String,
+    /// `csi.storage.k8s.io/pod.namespace`.
+    pub namespace: String,
+    /// `csi.storage.k8s.io/serviceAccount.name`.
+    pub service_account: String,
+    /// The pod's token; none with the `directory` source.
+    pub token: Option<Token>,
+    /// Digest of all that may not change between two publishes of one volume.
+    pub parameters: Parameters,
+}
+
+/// SHA-256 over a publish request's lasting parameters: volume id, access mode, pod name, namespace and
+/// service account. CSI 1.13, "NodePublishVolume Errors": the same volume at the same path with others is
+/// `AlreadyExists`, which the runtime answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parameters(pub [u8; 32]);
 
 /// Judges a publish request. The request's tokens are wiped, also where it is refused.
 pub fn publish(mut request: NodePublishVolumeRequest, rules: &Rules) -> Result<PublishRequest, Refusal> {
@@ -112,36 +136,6 @@ fn attributes(context: &Map) -> Result<(), Refusal> {
         Some(key) if key.starts_with(KUBELET_PREFIX) => Err(Refusal::ReservedAttribute(quote(key))),
         Some(key) => Err(Refusal::UnknownAttribute(quote(key))),
     }
-}
-
-fn context_value<'a>(context: &'a Map, key: &str, max: usize) -> Result<&'a str, Refusal> {
-    let value = context.get(key).map(String::as_str).unwrap_or_default();
-    let field = entry("volume_context", key);
-    if value.is_empty() {
-        return Err(Refusal::Missing { field, remedy: "the CSIDriver object needs podInfoOnMount: true" });
-    }
-    text(&field, value, max)?;
-    Ok(value)
-}
-
-/// A Kubernetes object's name: RFC 1123 labels, joined by dots where `dots`.
-fn dns_name<'a>(context: &'a Map, key: &str, max: usize, dots: bool) -> Result<&'a str, Refusal> {
-    let value = context_value(context, key, max)?;
-    let label = |label: &str| {
-        label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !label.is_empty()
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let fits = if dots { value.split('.').all(label) } else { label(value) };
-    if fits {
-        return Ok(value);
-    }
-    Err(Refusal::Form {
-        field: entry("volume_context", key),
-        value: quote(value),
-        expected: "a Kubernetes name (lower-case letters, digits, inner hyphens and dots)".to_owned(),
-    })
 }
 
 fn parameters(volume: &Volume, mode: i32, facts: [&str; 3]) -> Parameters {

@@ -111,7 +111,7 @@ pub enum Refusal {
     },
     /// A token for somebody else.
     #[error(
-        "{field} has a token for the audience {audience}, which nobody configured: CSIDriver tokenRequests and \
+        "{field} has a token for the audience {audience}, which is not configured: CSIDriver tokenRequests and \
          token.audience must be the same"
     )]
     Audience {
@@ -121,7 +121,7 @@ pub enum Refusal {
         audience: String,
     },
     /// The token does not hold.
-    #[error("{TOKENS}: {0}")]
+    #[error("csi.storage.k8s.io/serviceAccount.tokens: {0}")]
     Token(#[from] TokenError),
     /// The kubelet never says two different UIDs.
     #[error(
@@ -158,8 +158,6 @@ pub enum Refusal {
     },
 }
 
-const TOKENS: &str = super::TOKENS;
-
 impl Refusal {
     /// `InvalidArgument` for a request of the wrong form (as the SPIFFE CSI driver), `PermissionDenied` for a
     /// token that does not hold or does not fit the request, `Unavailable` where the kubelet is to try again.
@@ -192,14 +190,5 @@ impl Refusal {
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         Self::new(refusal.code(), refusal.to_string())
-    }
-}
-
-/// A value from outside as it may stand in a message and a log line: escaped and cut.
-pub(super) fn quote(value: &str) -> String {
-    const MAX: usize = 80;
-    match value.char_indices().nth(MAX) {
-        None => format!("{value:?}"),
-        Some((end, _)) => format!("{:?}…", value.get(..end).unwrap_or_default()),
     }
 }

@@ -5,6 +5,7 @@ use seamount_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume
 use seamount_proto::csi::{NodePublishVolumeRequest, VolumeCapability};
 use tonic::{Code, Status};
 
+use super::fields::*;
 use super::*;
 
 mod facts;

@@ -6,8 +6,9 @@ use seamount_pod_token::{MAX_TOKEN, Token};
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use zeroize::Zeroizing;
 
-use super::refusal::{Refusal, quote};
-use super::{Map, Rules, TOKENS, entry};
+use super::fields::{Map, TOKENS, entry, quote};
+use super::refusal::Refusal;
+use super::rules::Rules;
 
 /// The longest JSON of tokens that is looked at, in bytes.
 const MAX_TOKENS: usize = 2 * MAX_TOKEN;

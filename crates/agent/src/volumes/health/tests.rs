@@ -8,7 +8,7 @@ fn now() -> SystemTime {
 
 fn ready() -> Status {
     let not_after = now() + Duration::from_secs(60);
-    Status { identity: Identity::Ready { not_after }, failure: None, serving: true, rotate_at: None }
+    Status { content: Content::Ready { not_after }, failure: None, serving: true, rotate_at: None }
 }
 
 fn reasons(status: Option<&Status>, disk: OnDisk) -> Vec<&'static str> {
@@ -18,7 +18,7 @@ fn reasons(status: Option<&Status>, disk: OnDisk) -> Vec<&'static str> {
 #[test]
 fn a_served_volume_with_a_valid_svid_is_healthy() {
     assert!(reasons(Some(&ready()), OK).is_empty());
-    let external = Status { identity: Identity::External, failure: None, serving: false, rotate_at: None };
+    let external = Status { content: Content::External, failure: None, serving: false, rotate_at: None };
     assert!(reasons(Some(&external), OnDisk::Flags(flag::DIRECTORY)).is_empty());
 }
 
@@ -32,19 +32,19 @@ fn the_socket_is_reported() {
 
 #[test]
 fn the_identity_is_reported() {
-    let late = Status { identity: Identity::Pending { since: now() - GRACE * 2 }, ..ready() };
+    let late = Status { content: Content::Pending { since: now() - GRACE * 2 }, ..ready() };
     assert_eq!(reasons(Some(&late), OK), ["IdentityPending"]);
-    let fresh = Status { identity: Identity::Pending { since: now() }, ..ready() };
+    let fresh = Status { content: Content::Pending { since: now() }, ..ready() };
     assert!(reasons(Some(&fresh), OK).is_empty());
     let failed = Status { failure: Some("no root".into()), ..fresh };
     let found = conditions(Some(&failed), OK, now());
     assert!(found[0].message.contains("no root"), "{found:?}");
-    let expired = Status { identity: Identity::Ready { not_after: now() }, ..ready() };
+    let expired = Status { content: Content::Ready { not_after: now() }, ..ready() };
     assert_eq!(reasons(Some(&expired), OK), ["IdentityExpired"]);
     let failing = Status { failure: Some("no root".into()), ..ready() };
     let found = conditions(Some(&failing), OK, now());
     assert_eq!((found[0].severity, found[0].reason), (Severity::Degraded, "RotationFailing"));
-    assert_eq!(reasons(Some(&Status { identity: Identity::Unknown, ..ready() }), OK), ["IdentityUnknown"]);
+    assert_eq!(reasons(Some(&Status { content: Content::Unknown, ..ready() }), OK), ["IdentityUnknown"]);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn an_orphan_is_reported_and_no_republish_promised() {
 
 #[test]
 fn the_source_is_reported() {
-    let external = Status { identity: Identity::External, failure: None, serving: false, rotate_at: None };
+    let external = Status { content: Content::External, failure: None, serving: false, rotate_at: None };
     let found = conditions(Some(&external), OnDisk::Flags(flag::DIRECTORY | flag::STALE), now());
     assert!(found[0].message.contains("restart the pod"), "{found:?}");
     assert_eq!(reasons(Some(&external), OnDisk::Flags(flag::FOREIGN)), ["ForeignMount"]);
@@ -78,7 +78,7 @@ fn the_source_is_reported() {
 fn the_worst_comes_first() {
     let failing = Status { failure: Some("no root".into()), ..ready() };
     assert_eq!(reasons(Some(&failing), OnDisk::Nothing), ["VolumeMissing", "RotationFailing"]);
-    let expired = Status { identity: Identity::Ready { not_after: now() }, ..ready() };
+    let expired = Status { content: Content::Ready { not_after: now() }, ..ready() };
     assert_eq!(reasons(Some(&expired), OnDisk::Unasked), ["IdentityExpired", "MounterUnreachable"]);
 }
 

@@ -30,25 +30,28 @@ impl Pair {
         self.world.volumes.publish(&request, workload, token).await.unwrap();
     }
 
-    fn both(&self) -> Vec<Arc<VolumeEntry>> {
-        ["one", "two"].into_iter().filter_map(|name| self.world.volumes.get(&named(name))).collect()
+    fn both(&self) -> Vec<Arc<VolumeEntry<Identity>>> {
+        ["one", "two"]
+            .into_iter()
+            .filter_map(|name| self.world.volumes.get_of::<Identity>(&named(name)))
+            .collect()
     }
 
-    fn serial(&self, entry: &VolumeEntry) -> Option<String> {
+    fn serial(&self, entry: &VolumeEntry<Identity>) -> Option<String> {
         let slot = entry.slot.try_lock().ok()?;
-        slot.held.as_ref().map(|held| held.svid.serial_hex().to_owned())
+        slot.state.held.as_ref().map(|held| held.svid.serial_hex().to_owned())
     }
 
     /// Has both renewed now.
     fn hurry(&self) {
         for entry in self.both() {
             entry.view().due = Some(SystemTime::now());
-            self.world.volumes.hurry(&entry);
+            self.world.volumes.schedule.hurry(&entry);
         }
     }
 
     /// So many answers, and each a renewal that is due now.
-    async fn answer(&self, what: &str, answers: [Answer; 2], done: impl Fn(&VolumeStatus) -> bool) {
+    async fn answer(&self, what: &str, answers: [Answer; 2], done: impl Fn(&VolumeStatus<Identity>) -> bool) {
         answers.into_iter().for_each(|answer| self.world.answers.send(answer).unwrap());
         self.hurry();
         self.world.until_all(what, || self.both().iter().all(|entry| done(&entry.view()))).await;
@@ -87,7 +90,7 @@ async fn an_authority_that_is_away_takes_nothing_back_and_is_told_once() {
     let pair = Pair::new(Duration::from_secs(3600)).await;
     let volumes = &pair.world.volumes;
     pair.answer("identities", [Answer::Sign, Answer::Sign], |v| {
-        matches!(v.status.identity, Identity::Ready { .. })
+        matches!(v.status.content, Content::Ready { .. })
     })
     .await;
     let serials: Vec<_> = pair.both().iter().map(|e| pair.serial(e)).collect();
@@ -126,7 +129,7 @@ async fn an_authority_that_is_away_takes_nothing_back_and_is_told_once() {
     // Again, for another change of state.
     pair.answer("failures", [Answer::Away, Answer::Away], |v| v.failures > 0).await;
     assert_eq!(pair.said(SILENT), 2);
-    // Whoever refuses is there.
+    // An authority that refuses is there.
     pair.answer("refusals", [Answer::Deny, Answer::Deny], |v| {
         v.status.failure.as_deref().is_some_and(|why| why.contains("not this one"))
     })
@@ -142,7 +145,7 @@ async fn what_expires_while_the_authority_is_away_is_told_and_comes_back() {
         pair.world.answers.send(answer).unwrap();
     }
     pair.world.until_all("the end of both", || pair.both().iter().all(|entry| entry.view().expired)).await;
-    // The authority holds the requests for their renewal meanwhile: nobody has been refused.
+    // The authority holds the requests for their renewal meanwhile: no pod has been refused.
     assert!(pair.metric("seamount_svids_expired 2"), "{}", volumes.metrics.encode().unwrap());
     assert!(pair.metric("seamount_svids_overdue 2"));
     assert!(pair.metric("seamount_volumes{source=\"authority\",state=\"unavailable\"} 2"));
@@ -197,8 +200,10 @@ async fn whoever_waits_for_a_volume_keeps_nobody_else_from_an_identity() {
         let token = DatedToken::new(Token::new("token".to_owned()), &claims);
         world.volumes.publish(&request, workload, token).await.unwrap();
         world.answers.send(Answer::Sign).unwrap();
-        let entry = world.volumes.get(&request.volume).unwrap();
-        world.until("the identity", || entry.slot.try_lock().is_ok_and(|slot| slot.held.is_some())).await;
+        let entry = world.volumes.get_of::<Identity>(&request.volume).unwrap();
+        world
+            .until("the identity", || entry.slot.try_lock().is_ok_and(|slot| slot.state.held.is_some()))
+            .await;
         entry
     };
     let mut held = Vec::new();
@@ -206,7 +211,7 @@ async fn whoever_waits_for_a_volume_keeps_nobody_else_from_an_identity() {
         let entry = publish(&format!("busy-{number}")).await;
         held.push(Arc::clone(&entry.slot).lock_owned().await);
         entry.view().due = Some(SystemTime::now());
-        world.volumes.hurry(&entry);
+        world.volumes.schedule.hurry(&entry);
         world.until("the attempt", || entry.view().signing).await;
     }
     publish("id").await;

@@ -7,15 +7,15 @@ use proof::{Proof, Unproved};
 /// Knows tokens like `token of frontend` and `token of frontend 7`, which was issued later.
 #[derive(Default)]
 pub(in crate::volumes) struct Issuer {
-    /// Nobody can say what is genuine.
+    /// It cannot be said what is genuine.
     pub away: std::sync::atomic::AtomicBool,
 }
 
 impl Prover for Issuer {
     fn prove<'a>(&'a self, volume: &'a Volume, token: &'a Token) -> BoxFuture<'a, Result<Proof, Unproved>> {
         Box::pin(async move {
-            if crate::model::exploring() {
-                crate::model::pause(4).await;
+            if seamount_sync::model::exploring() {
+                seamount_sync::model::pause(4).await;
             }
             let never = || Unproved::Never("forged".to_owned());
             let words: Vec<_> = token.expose().split(' ').collect();

@@ -2,7 +2,7 @@
 //! proved.
 
 use super::*;
-use crate::record::Record;
+use crate::record::{Body, IdentityBody, Record};
 
 /// With the identity of this service account on record.
 async fn issued(account: &str) -> World {
@@ -22,20 +22,27 @@ impl World {
         self.volumes.state().unwrap().get(&volume().pod, &volume().name).unwrap().unwrap()
     }
 
+    /// The record with another token.
+    fn with_token(&self, token: Option<Token>) -> Record {
+        let record = self.record();
+        let identity = IdentityBody { token, ..record.identity().unwrap().clone() };
+        Record { body: Body::Identity(identity), ..record }
+    }
+
     fn put(&self, record: &Record) {
         self.volumes.state().unwrap().put(record).unwrap();
     }
 
-    async fn decided(&self) -> Arc<VolumeEntry> {
-        let entry = self.volumes.get(&volume()).unwrap();
-        self.until("the decision", || entry.view().unproved.is_none()).await;
+    async fn decided(&self) -> Arc<VolumeEntry<Identity>> {
+        let entry = self.volumes.get_of::<Identity>(&volume()).unwrap();
+        self.until("the decision", || entry.view().seen.unproved.is_none()).await;
         entry
     }
 
     fn serial(&self) -> Option<String> {
-        let entry = self.volumes.get(&volume())?;
+        let entry = self.volumes.get_of::<Identity>(&volume())?;
         let slot = entry.slot.try_lock().ok()?;
-        slot.held.as_ref().map(|held| held.svid.serial_hex().to_owned())
+        slot.state.held.as_ref().map(|held| held.svid.serial_hex().to_owned())
     }
 
     /// Publishes with a token that was issued in this second.
@@ -65,7 +72,7 @@ async fn a_forged_record_yields_nothing_and_a_good_republish_wins() {
     // The SVID is genuine, the token is not: another pod's.
     let world = issued("admin").await;
     for forged in ["false of admin", "token", "x.y.z"] {
-        world.put(&Record { token: Some(Token::new(forged.to_owned())), ..world.record() });
+        world.put(&world.with_token(Some(Token::new(forged.to_owned()))));
         world.restart().await;
         let entry = world.decided().await;
         assert_eq!(world.identity(), None, "{forged}: served");
@@ -77,14 +84,14 @@ async fn a_forged_record_yields_nothing_and_a_good_republish_wins() {
     world.answers.send(Answer::Sign).unwrap();
     world.until("the identity", || world.identity().is_some()).await;
     assert_eq!(world.identity().unwrap(), "spiffe://example.org/ns/shop/sa/frontend");
-    assert_eq!(world.record().token, Some(Token::new("token of frontend".to_owned())));
+    assert_eq!(world.record().identity().unwrap().token, Some(Token::new("token of frontend".to_owned())));
 }
 
 #[tokio::test]
 async fn a_republish_wins_while_the_record_is_undecided() {
     let world = issued("admin").await;
     world.issuer.away.store(true, Ordering::Relaxed);
-    world.put(&Record { token: Some(Token::new("false of admin".to_owned())), ..world.record() });
+    world.put(&world.with_token(Some(Token::new("false of admin".to_owned()))));
     world.restart().await;
     world.publish("frontend").await.unwrap();
     let entry = world.decided().await;
@@ -92,14 +99,14 @@ async fn a_republish_wins_while_the_record_is_undecided() {
     world.answers.send(Answer::Sign).unwrap();
     world.until("the identity", || world.identity().is_some()).await;
     assert_eq!(world.identity().unwrap(), "spiffe://example.org/ns/shop/sa/frontend");
-    assert!(entry.slot.lock().await.recalled.is_none());
+    assert!(entry.slot.lock().await.state.recalled.is_none());
 }
 
 #[tokio::test]
 async fn an_svid_of_another_record_is_not_served() {
     let world = issued("admin").await;
     // A genuine token of this pod beside it.
-    world.put(&Record { token: Some(Token::new("token of frontend".to_owned())), ..world.record() });
+    world.put(&world.with_token(Some(Token::new("token of frontend".to_owned()))));
     world.restart().await;
     world.decided().await;
     assert_eq!(world.identity(), None);
@@ -127,16 +134,16 @@ async fn a_token_of_another_pod_proves_nothing() {
     let mut records =
         restore::recall_all(&world.volumes.state().unwrap(), std::slice::from_ref(&record.volume));
     assert!(world.volumes.bring_back(found, records.remove(&record.volume)).await.is_ok_and(|with| with));
-    let entry = world.volumes.get(&record.volume).unwrap();
-    world.until("the decision", || entry.view().unproved.is_none()).await;
-    assert!(entry.slot.lock().await.held.is_none() && entry.view().due.is_none());
+    let entry = world.volumes.get_of::<Identity>(&record.volume).unwrap();
+    world.until("the decision", || entry.view().seen.unproved.is_none()).await;
+    assert!(entry.slot.lock().await.state.held.is_none() && entry.view().due.is_none());
 }
 
 #[tokio::test]
 async fn an_svid_under_a_root_that_was_replaced_while_there_was_no_agent_is_not_served() {
     let mut world = issued("frontend").await;
-    let entry = world.volumes.get(&volume()).unwrap();
-    entry.slot.lock().await.serving.take().unwrap().stop().await;
+    let entry = world.volumes.get_of::<Identity>(&volume()).unwrap();
+    entry.slot.lock().await.state.serving.take().unwrap().stop().await;
     world.volumes.entries().clear();
     world.replace_root().await;
     world.restart().await;
@@ -158,8 +165,8 @@ fn with_other_template(world: &World) -> Signer {
 async fn another_template_is_in_force_at_once_and_after_a_restart() {
     let world = issued("frontend").await;
     world.source.send_replace(Source::Authority(with_other_template(&world)));
-    // The simulated authority knows the old one only, so that what is asked for is refused, which is how it is
-    // seen.
+    // The simulated authority knows the old one only, so that what is asked for is refused, which is how it
+    // is seen.
     world.answers.send(Answer::Sign).unwrap();
     world.until("another ID to be asked for", || world.failure().contains("expected")).await;
     assert!(world.identity().is_some(), "a running pod keeps what it has meanwhile");
@@ -174,14 +181,14 @@ async fn an_older_token_takes_no_newer_ones_place() {
     let token = |second: u64| Some(Token::new(format!("token of frontend {second}")));
     world.publish_dated("frontend", 7).await;
     world.publish_dated("frontend", 3).await;
-    assert_eq!(world.record().token, token(7));
+    assert_eq!(world.record().identity().unwrap().token, token(7));
     // Nor one that is on record.
     world.restart().await;
     world.decided().await;
     world.publish_dated("frontend", 5).await;
-    assert_eq!(world.record().token, token(7));
+    assert_eq!(world.record().identity().unwrap().token, token(7));
     world.publish_dated("frontend", 9).await;
-    assert_eq!(world.record().token, token(9));
+    assert_eq!(world.record().identity().unwrap().token, token(9));
 }
 
 #[tokio::test]
@@ -192,8 +199,8 @@ async fn without_the_issuers_keys_the_authoritys_signature_carries_an_identity_o
     world.restart().await;
     world.until("the identity", || world.identity().is_some()).await;
     assert_eq!(world.serial(), before);
-    let entry = world.volumes.get(&volume()).unwrap();
-    assert_eq!(entry.view().unproved, Some(Awaits::Keys));
+    let entry = world.volumes.get_of::<Identity>(&volume()).unwrap();
+    assert_eq!(entry.view().seen.unproved, Some(Awaits::Keys));
     assert!(entry.view().due.is_none(), "nothing may be asked for with a token that nobody has verified");
     world.issuer.away.store(false, Ordering::Relaxed);
     let entry = world.decided().await;
@@ -206,10 +213,10 @@ async fn without_the_issuers_keys_nothing_else_is_served() {
     let mut world = issued("admin").await;
     world.issuer.away.store(true, Ordering::Relaxed);
     // What the token says of itself is another ID.
-    world.put(&Record { token: Some(Token::new("token of frontend".to_owned())), ..world.record() });
+    world.put(&world.with_token(Some(Token::new("token of frontend".to_owned()))));
     world.restart().await;
-    let entry = world.volumes.get(&volume()).unwrap();
-    let undecided = || entry.view().unproved == Some(Awaits::Keys);
+    let entry = world.volumes.get_of::<Identity>(&volume()).unwrap();
+    let undecided = || entry.view().seen.unproved == Some(Awaits::Keys);
     world.until("the look", undecided).await;
     assert_eq!(world.identity(), None);
     // And under another root nothing is.
@@ -219,8 +226,8 @@ async fn without_the_issuers_keys_nothing_else_is_served() {
     world.issuer.away.store(true, Ordering::Relaxed);
     world.replace_root().await;
     world.restart().await;
-    let entry = world.volumes.get(&volume()).unwrap();
-    world.until("the look", || entry.view().unproved == Some(Awaits::Keys)).await;
+    let entry = world.volumes.get_of::<Identity>(&volume()).unwrap();
+    world.until("the look", || entry.view().seen.unproved == Some(Awaits::Keys)).await;
     assert_eq!(world.identity(), None);
     assert!(entry.view().due.is_none());
 }
@@ -233,8 +240,8 @@ async fn without_authority_a_proved_record_is_served_until_the_authority_says_ot
     world.restart().await;
     world.until("the identity", || world.identity().is_some()).await;
     assert_eq!(world.serial(), before);
-    let entry = world.volumes.get(&volume()).unwrap();
-    assert_eq!(entry.view().unproved, Some(Awaits::Source));
+    let entry = world.volumes.get_of::<Identity>(&volume()).unwrap();
+    assert_eq!(entry.view().seen.unproved, Some(Awaits::Source));
     // It comes with another root: what was served under the roots of the record is taken back, not only
     // replaced.
     let (signer, answers) = authority(Duration::from_secs(3600));
@@ -249,13 +256,15 @@ async fn without_authority_a_proved_record_is_served_until_the_authority_says_ot
 async fn a_schedule_that_was_never_one_is_not_kept() {
     let world = issued("frontend").await;
     let mut record = world.record();
-    let svid = record.svid.as_mut().unwrap();
+    let mut identity = record.identity().unwrap().clone();
+    let svid = identity.svid.as_mut().unwrap();
     (record.generation, svid.rotate_at) = (u64::MAX, at(10_000_000_000));
+    record.body = Body::Identity(identity);
     world.put(&record);
     world.restart().await;
     let entry = world.decided().await;
     let (due, slot) = (entry.view().due.unwrap(), entry.slot.lock().await);
-    assert!(due < slot.held.as_ref().unwrap().svid.not_after(), "it would never be renewed");
+    assert!(due < slot.state.held.as_ref().unwrap().svid.not_after(), "it would never be renewed");
     drop(slot);
     world.publish_dated("frontend", 2).await;
     assert_eq!(world.record().generation, 0);
