@@ -2,8 +2,8 @@
 
 use seamount_mounter_protocol::{Fault, FrameError, Reply, Request, flag, keep};
 
+use crate::closer::Foreign;
 use crate::failure::{Failure, Outcome, fail};
-use crate::foreign::Foreign;
 use crate::log::event;
 use crate::node::Node;
 use crate::wire::Attached;

@@ -7,8 +7,8 @@ use rustix::net::SocketType;
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Reply, keep};
 
+use crate::closer::Foreign;
 use crate::failure::{Outcome, fail};
-use crate::foreign::Foreign;
 use crate::node::{Node, REGISTRY};
 use crate::path::{self, Place, Target};
 use crate::socket;

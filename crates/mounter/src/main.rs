@@ -5,7 +5,6 @@ mod closer;
 mod config;
 mod dispatch;
 mod failure;
-mod foreign;
 mod listeners;
 mod log;
 mod node;
@@ -21,7 +20,6 @@ mod wire;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use closer::Closer;
 use config::Config;
 use failure::{Doing, Outcome, fail};
 use log::event;
@@ -60,10 +58,7 @@ fn run(config: Config) -> Outcome<()> {
     });
     let noswap = probe(true).is_ok();
     let descriptors = privileges::raise_descriptor_limit();
-    let closer = privileges::drop_the_rest(|| {
-        foreign::start()?;
-        Closer::start(descriptors.saturating_sub(RESERVED))
-    })?;
+    let closer = privileges::drop_the_rest(|| closer::start(descriptors.saturating_sub(RESERVED)))?;
     let mut node = Node::open(config, swap, noswap, descriptors, closer)?;
     event("info", "ready", &[("volumes", &node.limit), ("idmap", &node.swap.is_some()), ("noswap", &noswap)]);
     server::serve(&mut node)?;

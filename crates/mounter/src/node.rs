@@ -11,9 +11,9 @@ use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, Reply, flag};
 
 use crate::closer::Closer;
+use crate::closer::Foreign;
 use crate::config::Config;
 use crate::failure::{Doing, Outcome, fail};
-use crate::foreign::Foreign;
 use crate::log::{done, warn};
 use crate::path::{self, DIRECTORY, Place};
 use crate::socket;
@@ -87,7 +87,7 @@ impl Node {
             config,
             swap,
             noswap,
-            limit: descriptors.saturating_sub(RESERVED + closer.reserved()),
+            limit: descriptors.saturating_sub(RESERVED + closer.room()),
             descriptors,
             closer,
             source,

@@ -10,8 +10,8 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, SocketFlags};
 use seamount_mounter_protocol::{Fault, Reply};
 
+use crate::closer::{self, Foreign};
 use crate::failure::{Doing, Outcome, fail};
-use crate::foreign::{self, Foreign};
 use crate::log::{event, warn};
 use crate::node::Node;
 use crate::succession::LOCK;
@@ -33,7 +33,7 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
             node.tend()?;
             tended = Instant::now();
         }
-        if foreign::waiting() > foreign::MOST {
+        if closer::waiting() > closer::MOST_FOREIGN {
             // A new process has none of them, and nothing lingers when a process ends.
             return fail!(Exhausted, "descriptors that others made cannot be closed");
         }

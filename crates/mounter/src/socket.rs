@@ -15,8 +15,8 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, 
 use seamount_sys::peer::peer_uid;
 use seamount_sys::rights::refuse_rights;
 
+use crate::closer::Foreign;
 use crate::failure::{Doing, Outcome, fail};
-use crate::foreign::Foreign;
 use crate::wire::PATIENCE;
 
 const BACKLOG: i32 = 1024;

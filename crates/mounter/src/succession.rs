@@ -21,9 +21,9 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_cookie};
 use rustix::net::{SocketFlags, SocketType};
 
+use crate::closer::Foreign;
 use crate::config::Config;
 use crate::failure::{Doing, Outcome, fail};
-use crate::foreign::Foreign;
 use crate::log::{done, warn};
 use crate::path;
 use crate::socket;

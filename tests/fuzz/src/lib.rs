@@ -31,7 +31,6 @@ mod mounter {
     pub mod config;
     pub mod dispatch;
     pub mod failure;
-    pub mod foreign;
     pub mod listeners;
     pub mod node;
     pub mod path;
@@ -43,7 +42,7 @@ mod mounter {
     pub mod wire;
 }
 // Its modules know each other by these names.
-use mounter::{closer, config, failure, foreign, node, path, server, socket, succession, volume, wire};
+use mounter::{closer, config, failure, node, path, server, socket, succession, volume, wire};
 
 /// In the place of the mounter's log: makes the text and keeps quiet.
 mod log {

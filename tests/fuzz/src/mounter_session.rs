@@ -24,9 +24,8 @@ use rustix::net::{
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{FRAME, Fault, Reply, Request, flag};
 
-use crate::closer::Closer;
+use crate::closer::{Closer, Foreign};
 use crate::config::Config;
-use crate::foreign::Foreign;
 use crate::input::{self, Patches};
 use crate::node::{Node, RESERVED};
 use crate::succession::{self, Kept};

@@ -54,7 +54,7 @@ fn volumes_come_stay_and_go_on_a_disk() {
 }
 
 /// How many removed directories a process has open.
-fn removed(pid: u32) -> usize {
+pub fn removed(pid: u32) -> usize {
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     // One may be closed between the two looks.
     let targets = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
