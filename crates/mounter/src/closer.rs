@@ -2,8 +2,8 @@
 //! waits for none of it, and neither kind waits for the other.
 //!
 //! *Removed* directories and mounts: the kernel frees one when its last descriptor is closed, and that may
-//! wait for the disk. On ext4 without a journal, mounted with `discard`, the blocks are discarded in close(2),
-//! which takes 3 to 4 ms; a detached tmpfs ends with all its pages. The names are gone by then. A crash leaves
+//! wait for the disk. On ext4 without a journal, mounted with `discard`, close(2) discards the blocks, which
+//! takes 3 to 4 ms; a detached tmpfs ends with all its pages. The names are gone by then. A crash leaves
 //! nothing: the kernel closes what is open.
 //!
 //! *Foreign* descriptors: what others have made, or can put something into. A TCP connection with SO_LINGER
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with};
 
-use crate::failure::{Doing, Outcome};
+use crate::error::{Context, Result};
 
 /// Removed ones that are held at most. A node has fewer pods; the next one is closed at once, by the caller.
 const MOST_REMOVED: u64 = 512;
@@ -53,7 +53,7 @@ pub struct Closer {
 
 /// Starts the threads for foreign descriptors, and those for removed ones. `descriptors`: those that the
 /// latter share with listeners.
-pub fn start(descriptors: u64) -> Outcome<Closer> {
+pub fn start(descriptors: u64) -> Result<Closer> {
     // A bound here would have the caller close it.
     let _ = FOREIGN.set(Closer::start(usize::MAX, Duration::ZERO, THREADS)?);
     Closer::start((descriptors / SHARE).min(MOST_REMOVED) as usize, PAUSE, 1)
@@ -65,7 +65,7 @@ pub fn waiting() -> usize {
 }
 
 impl Closer {
-    fn start(room: usize, pause: Duration, threads: usize) -> Outcome<Self> {
+    fn start(room: usize, pause: Duration, threads: usize) -> Result<Self> {
         let (queue, due) = channel();
         let (due, open) = (Arc::new(Mutex::new(due)), Arc::new(AtomicUsize::new(0)));
         // They run, with the caller's capabilities, when this returns: the seccomp filter, which has no room
@@ -81,7 +81,7 @@ impl Closer {
                     open.fetch_sub(1, Ordering::Relaxed);
                 }
             };
-            thread::Builder::new().stack_size(STACK).spawn(body).doing("start a thread")?;
+            thread::Builder::new().stack_size(STACK).spawn(body).context("start a thread")?;
         }
         run.wait();
         Ok(Self { queue: Some(queue), open, room, pause })

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
-use crate::failure::{Doing, Outcome, fail};
+use crate::error::{Context, Result, bail};
 
 const USAGE: &str = include_str!("usage.txt");
 
@@ -27,13 +27,13 @@ pub struct Config {
 
 impl Config {
     /// Reads the arguments (without the program's name).
-    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Outcome<Self> {
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self> {
         let config = match Self::read(lexopt::Parser::from_args(args)) {
             Ok(config) => config,
             Err(e) => {
                 // The usage as it is, for people; the log line has the reason.
                 eprint!("{USAGE}");
-                return Err(io::Error::other(e)).doing("start");
+                return Err(io::Error::other(e)).context("start");
             }
         };
         // Each ends up as one path component; a CSI driver name is at most 63 of these (CSI 1.13,
@@ -45,7 +45,7 @@ impl Config {
         let mut names = std::iter::once(&config.driver).chain(&config.socket_names);
         let twice = |name: &&String| config.socket_names.iter().filter(|other| other == name).count() > 1;
         if let Some(bad) = names.find(|name| !component(name) || twice(name)) {
-            return fail!(Malformed, "--driver or --socket-name {bad:?} is not a name, or given twice");
+            bail!(Malformed, "--driver or --socket-name {bad:?} is not a name, or given twice");
         }
         Ok(config)
     }
@@ -89,7 +89,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn parse(args: &[&str]) -> Outcome<Config> {
+    fn parse(args: &[&str]) -> Result<Config> {
         Config::parse(args.iter().map(OsString::from))
     }
 

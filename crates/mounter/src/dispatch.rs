@@ -3,7 +3,7 @@
 use seamount_mounter_protocol::{Fault, FrameError, Reply, Request, flag, keep};
 
 use crate::closer::Foreign;
-use crate::failure::{Failure, Outcome, fail};
+use crate::error::{Error, Result, bail};
 use crate::log::event;
 use crate::node::Node;
 use crate::wire::Attached;
@@ -19,9 +19,9 @@ impl Node {
             Err((id, e)) => return (Reply::refusal(id, Fault::Malformed, e.to_string()), None),
         };
         let mut reply = Reply::to(id, &request);
-        let Failure { fault, text } = match self.carry_out(&request, fd, &mut reply) {
+        let Error { fault, text } = match self.carry_out(&request, fd, &mut reply) {
             Ok(attached) => return (reply, attached),
-            Err(failure) => failure,
+            Err(error) => error,
         };
         let text = match request.volume() {
             Some(volume) => format!("volume {volume}: {text}"),
@@ -33,9 +33,9 @@ impl Node {
         (Reply { fault: Some(fault), text, ..Reply::to(id, &request) }, None)
     }
 
-    fn carry_out(&mut self, request: &Request, fd: Option<Foreign>, reply: &mut Reply) -> Outcome<Attached> {
+    fn carry_out(&mut self, request: &Request, fd: Option<Foreign>, reply: &mut Reply) -> Result<Attached> {
         if fd.is_some() != matches!(request, Request::StoreListener { .. }) {
-            return fail!(Malformed, "a descriptor comes with StoreListener, and only there");
+            bail!(Malformed, "a descriptor comes with StoreListener, and only there");
         }
         match request {
             Request::Hello => {

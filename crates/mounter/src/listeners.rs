@@ -8,29 +8,29 @@ use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Reply, keep};
 
 use crate::closer::Foreign;
-use crate::failure::{Outcome, fail};
+use crate::error::{Result, bail};
 use crate::node::{Node, REGISTRY};
 use crate::path::{self, Place, Target};
 use crate::socket;
 use crate::wire::Attached;
 
 impl Node {
-    pub fn node_listener(&mut self, number: u32, reply: &mut Reply) -> Outcome<Attached> {
+    pub fn node_listener(&mut self, number: u32, reply: &mut Reply) -> Result<Attached> {
         let (dir, name) = self.node_socket(number)?;
         if number == keep::CSI {
             reply.numbers = self.state_id(&dir);
         }
         self.listener(number.to_string(), (&dir, &name), reply, &|node| {
-            let ours = node.seat.kept.get(&number.to_string());
+            let ours = node.lock.kept.get(&number.to_string());
             if socket::is_alive(&dir, &name, ours.map(AsFd::as_fd))? {
-                return fail!(Busy, "another process serves {name}: use another --driver");
+                bail!(Busy, "another process serves {name}: use another --driver");
             }
             socket::bind(&dir, &name, SocketType::STREAM, 0o600)
         })
     }
 
     /// Directory and name of one of the node's two sockets.
-    pub fn node_socket(&self, number: u32) -> Outcome<(OwnedFd, String)> {
+    pub fn node_socket(&self, number: u32) -> Result<(OwnedFd, String)> {
         match number {
             keep::CSI => Ok((self.plugin()?, "csi.sock".to_owned())),
             _ => self.registration(),
@@ -38,16 +38,16 @@ impl Node {
     }
 
     /// Directory and name of the registration socket.
-    fn registration(&self) -> Outcome<(OwnedFd, String)> {
+    fn registration(&self) -> Result<(OwnedFd, String)> {
         let registry = path::make_directory(&self.root, REGISTRY, 0o750)?;
         Ok((registry, format!("{}-reg.sock", self.config.driver)))
     }
 
-    pub fn offer(&self) -> Outcome<Attached> {
+    pub fn offer(&self) -> Result<Attached> {
         let (dir, name) = self.registration()?;
-        let kept = self.seat.kept.get(&keep::REGISTRATION.to_string());
+        let kept = self.lock.kept.get(&keep::REGISTRATION.to_string());
         if !kept.is_some_and(|kept| socket::leads_to(&dir, &name, kept)) {
-            return fail!(NotFound, "{name} does not lead to the listener that is kept");
+            bail!(NotFound, "{name} does not lead to the listener that is kept");
         }
         socket::show_again(&dir, &name)?;
         Ok(None)
@@ -59,7 +59,7 @@ impl Node {
         slot: u32,
         cookie: u64,
         fd: Option<Foreign>,
-    ) -> Outcome<Attached> {
+    ) -> Result<Attached> {
         let Some(fd) = fd else { return Ok(None) };
         if let Some(volume) = v {
             self.ours(volume)?;
@@ -67,13 +67,13 @@ impl Node {
         let slot = v.as_ref().map_or(slot.to_string(), Volume::to_string);
         socket::check(&fd, cookie)?;
         if !self.is_of(&slot, &fd) {
-            return fail!(NotOurs, "the listener is not the one that has the socket's name");
+            bail!(NotOurs, "the listener is not the one that has the socket's name");
         }
-        if self.seat.kept.contains_key(&slot) {
-            return fail!(Busy, "a listener is kept already");
+        if self.lock.kept.contains_key(&slot) {
+            bail!(Busy, "a listener is kept already");
         }
         self.room(&slot)?;
-        self.seat.kept.insert(slot, Rc::new(fd));
+        self.lock.kept.insert(slot, Rc::new(fd));
         Ok(None)
     }
 

@@ -8,7 +8,7 @@ use rustix::thread::{self, CapabilitiesSecureBits, CapabilitySet, CapabilitySets
 use seccompiler::{BackendError, SeccompAction, SeccompCmpArgLen, SeccompCmpOp};
 use seccompiler::{BpfProgram, SeccompCondition, SeccompFilter, SeccompRule};
 
-use crate::failure::{Doing, Outcome};
+use crate::error::{Context, Result};
 
 /// Mounts; ownership where mounts cannot be idmapped; looking into the agent's directories of such a tmpfs.
 const USED: CapabilitySet =
@@ -40,25 +40,25 @@ pub fn raise_descriptor_limit() -> u64 {
 
 /// Keeps three capabilities and the system calls above, for good: in this thread and in those that `threads`
 /// starts, which is called in between, because the filter lets no thread be made.
-pub fn drop_the_rest<T>(threads: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+pub fn drop_the_rest<T>(threads: impl FnOnce() -> Result<T>) -> Result<T> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         // Numbers that the kernel does not know are an error.
         if thread::capability_is_in_bounding_set(capability) == Ok(true) && !USED.contains(capability) {
-            thread::remove_capability_from_bounding_set(capability).doing("limit the capabilities")?;
+            thread::remove_capability_from_bounding_set(capability).context("limit the capabilities")?;
         }
     }
     // Root without the privileges of root, now and after anything that might be executed.
     let bits = CapabilitiesSecureBits::from_bits_retain(0xff) - CapabilitiesSecureBits::KEEP_CAPS;
-    thread::set_capabilities_secure_bits(bits).doing("set the secure bits")?;
+    thread::set_capabilities_secure_bits(bits).context("set the secure bits")?;
     // Nothing inheritable, so nothing ambient either.
     let sets = CapabilitySets { effective: USED, permitted: USED, inheritable: CapabilitySet::empty() };
-    thread::set_capabilities(None, sets).doing("drop capabilities")?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("forbid core dumps")?;
+    thread::set_capabilities(None, sets).context("drop capabilities")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("forbid core dumps")?;
     let started = threads()?;
     // Sets no_new_privs first.
     let apply = |filter: BpfProgram| seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other);
-    filter().map_err(io::Error::other).and_then(apply).doing("install the seccomp filter")?;
+    filter().map_err(io::Error::other).and_then(apply).context("install the seccomp filter")?;
     Ok(started)
 }
 

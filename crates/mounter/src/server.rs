@@ -11,10 +11,10 @@ use rustix::net::{self, SocketFlags};
 use seamount_mounter_protocol::{Fault, Reply};
 
 use crate::closer::{self, Foreign};
-use crate::failure::{Doing, Outcome, fail};
+use crate::error::{Context, Result, bail};
+use crate::handover::LOCK;
 use crate::log::{event, warn};
 use crate::node::Node;
-use crate::succession::LOCK;
 use crate::wire::{PATIENCE, receive, send};
 
 /// How long an agent may go on to ask while a successor waits. One that is silent for so long is stopped, and
@@ -24,7 +24,7 @@ const LEAVE: Duration = Duration::from_secs(2);
 const TEND: Duration = Duration::from_secs(5);
 
 /// Serves one agent at a time, until a successor has taken over.
-pub fn serve(node: &mut Node) -> Outcome<()> {
+pub fn serve(node: &mut Node) -> Result<()> {
     let (uid, own) = (node.config.agent_uid, rustix::process::geteuid().as_raw());
     let mut agent: Option<Foreign> = None;
     let mut tended = Instant::now();
@@ -35,9 +35,9 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
         }
         if closer::waiting() > closer::MOST_FOREIGN {
             // A new process has none of them, and nothing lingers when a process ends.
-            return fail!(Exhausted, "descriptors that others made cannot be closed");
+            bail!(Exhausted, "descriptors that others made cannot be closed");
         }
-        let [agents, successors] = &node.seat.doors;
+        let [agents, successors] = &node.lock.doors;
         let mut ready = {
             let old = agent.as_ref().map_or(agents.as_fd(), AsFd::as_fd);
             [old, agents.as_fd(), successors.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
@@ -46,7 +46,7 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
         if let Err(e) = polled
             && e != Errno::INTR
         {
-            return Err(e).doing("wait for the agent");
+            return Err(e).context("wait for the agent");
         }
         let [old, new, next] = ready.map(|fd| !fd.revents().is_empty());
         if next {
@@ -86,10 +86,10 @@ pub fn hand_over(to: &Foreign, agent: Option<Foreign>, node: &mut Node) -> Resul
         let end = Instant::now() + LEAVE;
         while Instant::now() < end && exchange(&agent, node).is_ok() {}
     }
-    for (slot, fd) in &node.seat.kept {
+    for (slot, fd) in &node.lock.kept {
         send(to, slot.as_bytes(), &Some(Rc::clone(fd)))?;
     }
-    send(to, LOCK.as_bytes(), &Some(Rc::clone(&node.seat.lock)))
+    send(to, LOCK.as_bytes(), &Some(Rc::clone(&node.lock.file)))
 }
 
 /// Takes a connection of the agent; refuses everybody else, and a second one.

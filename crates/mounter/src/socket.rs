@@ -16,7 +16,7 @@ use seamount_sys::peer::peer_uid;
 use seamount_sys::rights::refuse_rights;
 
 use crate::closer::Foreign;
-use crate::failure::{Doing, Outcome, fail};
+use crate::error::{Context, Result, bail};
 use crate::wire::PATIENCE;
 
 const BACKLOG: i32 = 1024;
@@ -41,7 +41,7 @@ pub fn made_at(name: &[u8]) -> Option<(i64, i64)> {
 }
 
 /// Binds and listens as `name` in `dir`, replacing what has that name.
-pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<OwnedFd> {
+pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Result<OwnedFd> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let temporary = format!(".{}.{:09}.sock", now.as_secs(), now.subsec_nanos());
     let bound = listen_as(dir, &temporary, kind, mode)
@@ -51,7 +51,7 @@ pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<O
     if bound.is_err() {
         let _ = fs::unlinkat(dir, &temporary, AtFlags::empty());
     }
-    bound.doing(format_args!("bind the socket {name}"))
+    bound.context(format_args!("bind the socket {name}"))
 }
 
 /// A socket that listens under its temporary name, whose inode has the mark of it. Changes the working
@@ -96,7 +96,7 @@ pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType, more: SocketFlags) -
 }
 
 /// Whether another process has a socket open as `name` in `dir`; another listener than `ours`.
-pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<BorrowedFd>) -> Outcome<bool> {
+pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<BorrowedFd>) -> Result<bool> {
     // Without waiting: whose it is, and whether that process ever accepts, is not known.
     match connect(dir, name, SocketType::STREAM, SocketFlags::NONBLOCK) {
         // The name that it was bound by; the inode of ours has another time where it was touched.
@@ -107,32 +107,32 @@ pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<BorrowedFd>) -> Outcome<
         // AGAIN: the queue is full. PROTOTYPE: a socket of another kind, which a process has open.
         Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
-        Err(e) => Err(e).doing(format_args!("ask who serves {name}")),
+        Err(e) => Err(e).context(format_args!("ask who serves {name}")),
     }
 }
 
 /// Takes the name away and brings it back, for what watches the directory. The kubelet does not look at names
 /// that begin with a dot.
-pub fn show_again(dir: &OwnedFd, name: &str) -> Outcome<()> {
+pub fn show_again(dir: &OwnedFd, name: &str) -> Result<()> {
     let aside = format!(".{name}");
     let away = fs::renameat(dir, name, dir, &aside);
     let back = away.and_then(|()| fs::renameat(dir, &aside, dir, name));
-    back.doing(format_args!("show {name} again"))
+    back.context(format_args!("show {name} again"))
 }
 
 /// Refuses anything but a listening Unix stream socket with this cookie that a mounter made: the peer of a
 /// listener (SO_PEERCRED) is the process that called listen(2).
-pub fn check(fd: impl AsFd, cookie: u64) -> Outcome<()> {
+pub fn check(fd: impl AsFd, cookie: u64) -> Result<()> {
     let fd = fd.as_fd();
     let listens = sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
         && sockopt::socket_type(fd) == Ok(SocketType::STREAM)
         && sockopt::socket_acceptconn(fd) == Ok(true);
     if !listens || sockopt::socket_cookie(fd) != Ok(cookie) {
-        return fail!(Malformed, "the descriptor is not the listening Unix stream socket with that cookie");
+        bail!(Malformed, "the descriptor is not the listening Unix stream socket with that cookie");
     }
     match peer_uid(fd) {
         uid if uid == rustix::process::geteuid().as_raw() => Ok(()),
-        uid => fail!(NotOurs, "the listener was made by uid {uid}, not by a mounter"),
+        uid => bail!(NotOurs, "the listener was made by uid {uid}, not by a mounter"),
     }
 }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use rustix::fs::{self, ResolveFlags};
 
-use crate::failure::{Outcome, fail};
+use crate::error::{Result, bail};
 use crate::log::done;
 use crate::node::Node;
 use crate::path::{self, DIRECTORY, Target};
@@ -17,7 +17,7 @@ const STATE_INODES: u64 = 65_536;
 
 impl Node {
     /// The state tmpfs, mounted once per node; it outlives this process.
-    pub fn state(&self) -> Outcome<Attached> {
+    pub fn state(&self) -> Result<Attached> {
         let plugin = self.plugin()?;
         let open = || Target::of(path::make_directory(&plugin, "state", 0o700)?);
         let mut held = open()?;
@@ -29,7 +29,7 @@ impl Node {
         }
         let owned = [0, self.config.agent_uid].contains(&held.stat.stx_uid);
         if !owned || !tmpfs::is_one(&held.fd, STATE_INODES) {
-            return fail!(NotOurs, "a mount that is not ours is on the state directory: unmount it");
+            bail!(NotOurs, "a mount that is not ours is on the state directory: unmount it");
         }
         Ok(Some(Rc::new(self.hand_out(&held)?.into())))
     }

@@ -17,6 +17,8 @@ mod escape;
 mod foreign;
 #[path = "component/frames.rs"]
 mod frames;
+#[path = "component/handover.rs"]
+mod handover;
 #[path = "component/life.rs"]
 mod life;
 #[path = "component/mounts.rs"]
@@ -25,7 +27,5 @@ mod mounts;
 mod removal;
 #[path = "component/shortage.rs"]
 mod shortage;
-#[path = "component/succession.rs"]
-mod succession;
 #[path = "component/volumes.rs"]
 mod volumes;

@@ -26,9 +26,9 @@ use seamount_mounter_protocol::{FRAME, Fault, Reply, Request, flag};
 
 use crate::closer::{Closer, Foreign};
 use crate::config::Config;
+use crate::handover::{self, Kept};
 use crate::input::{self, Patches};
 use crate::node::{Node, RESERVED};
-use crate::succession::{self, Kept};
 use crate::{server, socket, world};
 
 const DRIVER: &str = "csi.spiffe.io";
@@ -176,7 +176,7 @@ impl<'a> Session<'a> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let held = rustix::fs::open(&plugin, flags, Mode::empty()).unwrap();
         let kept = |node: &Node| -> BTreeMap<String, u64> {
-            node.seat.kept.iter().map(|(slot, fd)| (slot.clone(), socket_cookie(fd).unwrap())).collect()
+            node.lock.kept.iter().map(|(slot, fd)| (slot.clone(), socket_cookie(fd).unwrap())).collect()
         };
         // What the agent has asked when it hears of it; then it leaves.
         for (number, (request, fd)) in last.iter().enumerate() {
@@ -185,7 +185,7 @@ impl<'a> Session<'a> {
         shutdown(&self.agent, Shutdown::Write).unwrap();
         let agent = with_agent.then(|| Foreign::from(self.mounter.as_fd().try_clone_to_owned().unwrap()));
 
-        let door = &node.seat.doors[1];
+        let door = &node.lock.doors[1];
         let taken = if goes {
             let kind = SocketType::SEQPACKET;
             drop(socket::connect(&held, "take-over.sock", kind, SocketFlags::empty()).unwrap());
@@ -201,7 +201,7 @@ impl<'a> Session<'a> {
                 // With a working directory of its own, as a process has: both bind and connect by relative
                 // names.
                 seamount_sys::play::unshare_mounts().unwrap();
-                let (lock, kept) = succession::inherit(&held).expect("the old one hands over");
+                let (lock, kept) = handover::inherit(&held).expect("the old one hands over");
                 let own = |fd| std::rc::Rc::try_unwrap(fd).unwrap();
                 (lock, kept.into_iter().map(|(slot, fd)| (slot, own(fd))).collect::<Vec<_>>())
             });
@@ -224,9 +224,9 @@ impl<'a> Session<'a> {
             let was = kept(&node);
             let own = |fd| std::rc::Rc::new(fd);
             let kept_now: Kept = inherited.into_iter().map(|(slot, fd)| (slot, own(fd))).collect();
-            node.seat.kept = kept_now;
+            node.lock.kept = kept_now;
             assert_eq!(kept(&node), was, "a listener was lost or exchanged on the way");
-            node.seat.lock = own(lock);
+            node.lock.file = own(lock);
             // What a new process does not have.
             node.listed.clear();
         }
@@ -473,7 +473,7 @@ impl<'a> Session<'a> {
         let (reply, _) = self.exchange(&Request::List { cursor: 0 }.encode(self.next), &[]);
         assert_eq!(reply.fault, Some(Fault::NotFound), "{:?}", reply.volume);
         let node = self.node.take().unwrap();
-        assert!(!node.seat.kept.keys().any(|slot| slot.contains('/')), "{:?}", node.seat.kept.keys());
+        assert!(!node.lock.kept.keys().any(|slot| slot.contains('/')), "{:?}", node.lock.kept.keys());
         drop(node);
         let plugin = plugin(self.host);
         world::unmount_all(&plugin.join("state"));

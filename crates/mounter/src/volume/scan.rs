@@ -7,7 +7,7 @@ use rustix::fs::{self, AtFlags, FileType, OFlags, ResolveFlags};
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter_protocol::{Reply, flag};
 
-use crate::failure::{Doing, Outcome, fail};
+use crate::error::{Context, Result, bail};
 use crate::node::{Found, Node, attach};
 use crate::path::{self, CSI, DIRECTORY, Place, Target};
 use crate::volume::tmpfs::{self, INODES};
@@ -21,14 +21,14 @@ const SUBPATHS: &str = "volume-subpaths";
 const ORPHAN: &str = "orphan";
 
 impl Node {
-    pub fn inspect(&mut self, volume: &Volume, reply: &mut Reply) -> Outcome<Attached> {
+    pub fn inspect(&mut self, volume: &Volume, reply: &mut Reply) -> Result<Attached> {
         let Some(place) = Place::open(&self.pods, &volume.pod, &volume.name)? else {
-            return fail!(NotFound, "the kubelet has no directory for it");
+            bail!(NotFound, "the kubelet has no directory for it");
         };
         if !place.is_ours(&self.config.driver, volume)? {
             reply.flags |= flag::ORPHAN;
         }
-        let Some(target) = place.target()? else { return fail!(NotFound, "it is not published") };
+        let Some(target) = place.target()? else { bail!(NotFound, "it is not published") };
         let (flags, numbers, text) = self.describe(&volume.pod, &volume.name, &target)?;
         reply.flags |= flags;
         reply.numbers = numbers;
@@ -38,15 +38,15 @@ impl Node {
 
     /// Sends the volume's kept listener along, if there is one.
     pub fn kept(&self, volume: &Volume, reply: &mut Reply) -> Attached {
-        self.seat.kept.get(&volume.to_string()).and_then(|kept| attach(kept, reply))
+        self.lock.kept.get(&volume.to_string()).and_then(|kept| attach(kept, reply))
     }
 
-    pub fn list(&mut self, cursor: u64, reply: &mut Reply) -> Outcome<Attached> {
+    pub fn list(&mut self, cursor: u64, reply: &mut Reply) -> Result<Attached> {
         if cursor == 0 {
             self.listed = self.scan()?;
         }
         let Some((volume, flags, numbers, text)) = self.listed.get(cursor as usize) else {
-            return fail!(NotFound, "the end of the list");
+            bail!(NotFound, "the end of the list");
         };
         reply.volume = Some(volume.clone());
         reply.flags = *flags;
@@ -66,10 +66,10 @@ impl Node {
     }
 
     /// Goes through the kubelet's pods. A listener whose pod's directory is gone is dropped.
-    fn scan(&mut self) -> Outcome<Vec<Found>> {
+    fn scan(&mut self) -> Result<Vec<Found>> {
         let mut all = Vec::new();
         let stacks = stacks();
-        for pod in path::names(&self.pods, MAX).doing("read the kubelet's pods")? {
+        for pod in path::names(&self.pods, MAX).context("read the kubelet's pods")? {
             let Some(pod) = pod.to_str().ok().and_then(|p| p.parse::<PodUid>().ok()) else { continue };
             // A pod that goes while we look, or that is no directory of the kubelet's, is not a reason to see
             // none.
@@ -82,7 +82,7 @@ impl Node {
                 }
             }
         }
-        self.seat.kept.retain(|slot, _| !matches!(Place::of_slot(&self.pods, slot), Some(Ok(None))));
+        self.lock.kept.retain(|slot, _| !matches!(Place::of_slot(&self.pods, slot), Some(Ok(None))));
         Ok(all)
     }
 
@@ -105,7 +105,7 @@ impl Node {
     }
 
     /// Flags, numbers and text of what is at the target path.
-    fn describe(&self, pod: &PodUid, name: &VolumeName, target: &Target) -> Outcome<(u32, [u64; 3], String)> {
+    fn describe(&self, pod: &PodUid, name: &VolumeName, target: &Target) -> Result<(u32, [u64; 3], String)> {
         let dead = self.dead_subpaths(pod, name);
         let subpath = if dead.is_empty() { 0 } else { flag::SUBPATH };
         Ok((self.flags(target) | subpath, numbers(target)?, dead))
@@ -140,9 +140,9 @@ fn holds_dead(container: &OwnedFd) -> bool {
 }
 
 /// Bytes and inodes in use, and whether it is a mount: of a tmpfs all, else those of the directory itself.
-fn numbers(target: &Target) -> Outcome<[u64; 3]> {
+fn numbers(target: &Target) -> Result<[u64; 3]> {
     if target.is_mount() && tmpfs::is_one(&target.fd, INODES) {
-        let s = fs::fstatvfs(&target.fd).doing("look at the tmpfs")?;
+        let s = fs::fstatvfs(&target.fd).context("look at the tmpfs")?;
         return Ok([(s.f_blocks - s.f_bfree) * s.f_frsize, s.f_files - s.f_ffree, 1]);
     }
     let names = path::names(&target.fd, MAX).unwrap_or_default().len() as u64;

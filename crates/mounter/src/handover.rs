@@ -23,7 +23,7 @@ use rustix::net::{SocketFlags, SocketType};
 
 use crate::closer::Foreign;
 use crate::config::Config;
-use crate::failure::{Doing, Outcome, fail};
+use crate::error::{Context, Result, bail};
 use crate::log::{done, warn};
 use crate::path;
 use crate::socket;
@@ -43,20 +43,20 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub type Kept = BTreeMap<String, Rc<Foreign>>;
 
 /// The place of the one mounter.
-pub struct Seat {
-    pub lock: Rc<Foreign>,
+pub struct MounterLock {
+    pub file: Rc<Foreign>,
     pub kept: Kept,
     /// Where the agent connects, and where a successor does.
     pub doors: [OwnedFd; 2],
 }
 
-impl Seat {
+impl MounterLock {
     /// Takes the place, waits until it is free, or takes over. That begins when our own agent is there,
     /// because the other one leaves first: connections wait meanwhile, and should not wait for a container to
     /// start.
-    pub fn take(root: &OwnedFd, config: &Config) -> Outcome<Self> {
+    pub fn take(root: &OwnedFd, config: &Config) -> Result<Self> {
         let (dir, name) = path::open_parent(&config.socket)?;
-        let first = fs::fstat(&open_file(&dir, BORN)?).doing("look at the pod's age")?;
+        let first = fs::fstat(&open_file(&dir, BORN)?).context("look at the pod's age")?;
         let born = Timespec { tv_sec: first.st_mtime, tv_nsec: first.st_mtime_nsec as i64 };
         let bind = || bind_agents(&dir, &name);
         let (mut agents, waits) = (None, Once::new());
@@ -70,7 +70,7 @@ impl Seat {
                 break (plugin, Foreign::from(file), Kept::new());
             }
             waits.call_once(|| done("waiting: another mounter holds the lock", None));
-            let holder = fs::fstat(&file).doing("look at the lock")?;
+            let holder = fs::fstat(&file).context("look at the lock")?;
             if (holder.st_mtime, holder.st_mtime_nsec as i64) < (born.tv_sec, born.tv_nsec) {
                 let door: &OwnedFd = if let Some(door) = &agents { door } else { agents.insert(bind()?) };
                 if ready(door, PollFlags::IN) {
@@ -89,11 +89,11 @@ impl Seat {
             Some(bound) => bound,
             None => bind()?,
         };
-        Ok(Self { lock: Rc::new(lock), kept, doors: [agents, successors] })
+        Ok(Self { file: Rc::new(lock), kept, doors: [agents, successors] })
     }
 
     /// Binds and locks again what was removed. `Busy` where another mounter has the lock now.
-    pub fn tend(&mut self, root: &OwnedFd, config: &Config) -> Outcome<()> {
+    pub fn tend(&mut self, root: &OwnedFd, config: &Config) -> Result<()> {
         let plugin = path::plugin(root, &config.driver)?;
         // First: a mounter that has lost it takes no name from the one that has it.
         self.hold_lock(&plugin)?;
@@ -110,51 +110,48 @@ impl Seat {
         Ok(())
     }
 
-    fn hold_lock(&mut self, plugin: &OwnedFd) -> Outcome<()> {
-        let held = fs::fstat(&self.lock).doing("look at the lock")?;
+    fn hold_lock(&mut self, plugin: &OwnedFd) -> Result<()> {
+        let held = fs::fstat(&self.file).context("look at the lock")?;
         let named = fs::statat(plugin, LOCK, AtFlags::SYMLINK_NOFOLLOW);
         if named.is_ok_and(|named| (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)) {
             return Ok(());
         }
         let file = open_file(plugin, LOCK)?;
         if !lock(&file)? {
-            return fail!(
-                Busy,
-                "the lock was removed, and another mounter has taken it: this one waits for it"
-            );
+            bail!(Busy, "the lock was removed, and another mounter has taken it: this one waits for it");
         }
         write_age(&file, Timespec { tv_sec: held.st_mtime, tv_nsec: held.st_mtime_nsec as i64 })?;
-        self.lock = Rc::new(file.into());
+        self.file = Rc::new(file.into());
         done("the lock was removed, and is held again", None);
         Ok(())
     }
 }
 
 /// Any process may connect; the peer's uid decides which one is listened to.
-fn bind_agents(dir: &OwnedFd, name: &str) -> Outcome<OwnedFd> {
+fn bind_agents(dir: &OwnedFd, name: &str) -> Result<OwnedFd> {
     socket::bind(dir, name, SocketType::SEQPACKET, 0o666)
 }
 
-fn bind_successors(plugin: &OwnedFd) -> Outcome<OwnedFd> {
+fn bind_successors(plugin: &OwnedFd) -> Result<OwnedFd> {
     socket::bind(plugin, SOCKET, SocketType::SEQPACKET, 0o600)
 }
 
-fn open_file(dir: &OwnedFd, name: &str) -> Outcome<OwnedFd> {
+fn open_file(dir: &OwnedFd, name: &str) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).doing(format_args!("open {name}"))
+    fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).context(format_args!("open {name}"))
 }
 
 /// Whether it is ours now; false where another mounter has it.
-fn lock(file: &OwnedFd) -> Outcome<bool> {
+fn lock(file: &OwnedFd) -> Result<bool> {
     match fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::AGAIN) => Ok(false),
-        taken => taken.doing("take the lock").map(|()| true),
+        taken => taken.context("take the lock").map(|()| true),
     }
 }
 
-fn write_age(lock: impl AsFd, born: Timespec) -> Outcome<()> {
+fn write_age(lock: impl AsFd, born: Timespec) -> Result<()> {
     let age = Timestamps { last_access: born, last_modification: born };
-    fs::futimens(lock, &age).doing("write the age on the lock")
+    fs::futimens(lock, &age).context("write the age on the lock")
 }
 
 /// Takes everything from the one that holds the lock.
