@@ -3,7 +3,7 @@
 use seamount_mounter_protocol::{Fault, FrameError, Reply, Request, flag, keep};
 
 use crate::closer::Foreign;
-use crate::error::{Error, Result, bail};
+use crate::error::{Result, bail};
 use crate::log::event;
 use crate::node::Node;
 use crate::wire::Attached;
@@ -19,18 +19,20 @@ impl Node {
             Err((id, e)) => return (Reply::refusal(id, Fault::Malformed, e.to_string()), None),
         };
         let mut reply = Reply::to(id, &request);
-        let Error { fault, text } = match self.carry_out(&request, fd, &mut reply) {
+        let error = match self.carry_out(&request, fd, &mut reply) {
             Ok(attached) => return (reply, attached),
             Err(error) => error,
         };
-        let text = match request.volume() {
-            Some(volume) => format!("volume {volume}: {text}"),
-            None => text,
+        reply = Reply::to(id, &request);
+        reply.fault = Some(error.fault);
+        reply.text = match request.volume() {
+            Some(volume) => format!("volume {volume}: {}", error.text),
+            None => error.text,
         };
-        if fault != Fault::NotFound {
-            event("warn", "refused", &[("op", &request.op()), ("reason", &text)]);
+        if error.fault != Fault::NotFound {
+            event("warn", "refused", &[("op", &request.op()), ("reason", &reply.text)]);
         }
-        (Reply { fault: Some(fault), text, ..Reply::to(id, &request) }, None)
+        (reply, None)
     }
 
     fn carry_out(&mut self, request: &Request, fd: Option<Foreign>, reply: &mut Reply) -> Result<Attached> {

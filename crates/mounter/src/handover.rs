@@ -16,7 +16,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use rustix::event::{PollFlags, Timespec};
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Timestamps};
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_cookie};
 use rustix::net::{SocketFlags, SocketType};
@@ -56,9 +56,7 @@ impl MounterLock {
     /// start.
     pub fn take(root: &OwnedFd, config: &Config) -> Result<Self> {
         let (dir, name) = path::open_parent(&config.socket)?;
-        let first = fs::fstat(&open_file(&dir, BORN)?).context("look at the pod's age")?;
-        let born = Timespec { tv_sec: first.st_mtime, tv_nsec: first.st_mtime_nsec as i64 };
-        let bind = || bind_agents(&dir, &name);
+        let born = age(&open_file(&dir, BORN)?)?;
         let (mut agents, waits) = (None, Once::new());
         let (plugin, lock, kept) = loop {
             // By name each time: the lock of a file or directory that was removed says nothing.
@@ -70,10 +68,9 @@ impl MounterLock {
                 break (plugin, Foreign::from(file), Kept::new());
             }
             waits.call_once(|| done("waiting: another mounter holds the lock", None));
-            let holder = fs::fstat(&file).context("look at the lock")?;
-            if (holder.st_mtime, holder.st_mtime_nsec as i64) < (born.tv_sec, born.tv_nsec) {
-                let door: &OwnedFd = if let Some(door) = &agents { door } else { agents.insert(bind()?) };
-                if ready(door, PollFlags::IN) {
+            if age(&file)? < born {
+                let door = agents.take().map_or_else(|| bind_agents(&dir, &name), Ok)?;
+                if ready(agents.insert(door), PollFlags::IN) {
                     match inherit(&plugin) {
                         Ok((lock, kept)) => break (plugin, lock, kept),
                         Err(e) => warn("not taken over", &e),
@@ -85,10 +82,7 @@ impl MounterLock {
         // Before the socket is there, so that nobody reads a predecessor's age and comes.
         write_age(&lock, born)?;
         let successors = bind_successors(&plugin)?;
-        let agents = match agents {
-            Some(bound) => bound,
-            None => bind()?,
-        };
+        let agents = agents.map_or_else(|| bind_agents(&dir, &name), Ok)?;
         Ok(Self { file: Rc::new(lock), kept, doors: [agents, successors] })
     }
 
@@ -120,7 +114,7 @@ impl MounterLock {
         if !lock(&file)? {
             bail!(Busy, "the lock was removed, and another mounter has taken it: this one waits for it");
         }
-        write_age(&file, Timespec { tv_sec: held.st_mtime, tv_nsec: held.st_mtime_nsec as i64 })?;
+        write_age(&file, age(&self.file)?)?;
         self.file = Rc::new(file.into());
         done("the lock was removed, and is held again", None);
         Ok(())
@@ -149,9 +143,12 @@ fn lock(file: &OwnedFd) -> Result<bool> {
     }
 }
 
+fn age(file: impl AsFd) -> Result<Timespec> {
+    fs::fstat(file).map(|stat| socket::time(&stat)).context("look at an age")
+}
+
 fn write_age(lock: impl AsFd, born: Timespec) -> Result<()> {
-    let age = Timestamps { last_access: born, last_modification: born };
-    fs::futimens(lock, &age).context("write the age on the lock")
+    fs::futimens(lock, &socket::times(born)).context("write the age on the lock")
 }
 
 /// Takes everything from the one that holds the lock.

@@ -10,8 +10,7 @@ use rustix::net::sockopt;
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, Reply, flag};
 
-use crate::closer::Closer;
-use crate::closer::Foreign;
+use crate::closer::{Closer, Foreign};
 use crate::config::Config;
 use crate::error::{Context, Result, bail};
 use crate::handover::MounterLock;
@@ -24,9 +23,6 @@ use crate::wire::Attached;
 pub const RESERVED: u64 = 64;
 /// Where the kubelet looks for registration sockets.
 pub const REGISTRY: &str = "plugins_registry";
-
-/// One volume of a scan, with the flags, numbers and text of its reply.
-pub type Found = (Volume, u32, [u64; 3], String);
 
 /// Directory and name of a socket.
 pub type At<'a> = (&'a OwnedFd, &'a str);
@@ -49,8 +45,8 @@ pub struct Node {
     pub descriptors: u64,
     /// How many listeners are kept at most.
     pub limit: u64,
-    /// The scan that `List` pages through.
-    pub listed: Vec<Found>,
+    /// The scan that `List` pages through: a reply's part for each volume.
+    pub listed: Vec<Reply>,
     pub root: OwnedFd,
     pub pods: OwnedFd,
     /// Parent and name of the `directory` source: the directory itself may be recreated at any time.
@@ -73,8 +69,8 @@ impl Node {
         let flags = DIRECTORY | OFlags::CLOEXEC;
         let at = fs::openat(fs::CWD, &config.kubelet_root, flags, Mode::empty());
         let at = at.context(format_args!("open {root}, the kubelet's --root-dir"))?;
-        let pods =
-            open_pods(&at).context(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
+        let pods = open_pods(&at);
+        let pods = pods.context(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
         path::make_directory(&at, REGISTRY, 0o750)?;
         let source = config.source_directory.as_deref().map(path::open_parent).transpose()?;
         let lock = MounterLock::take(&at, &config)?;
@@ -114,9 +110,14 @@ impl Node {
         }
     }
 
-    /// The volume's directory, if the volume is ours.
+    /// The volume's directory; `None` where the kubelet has none.
+    pub fn place(&self, volume: &Volume) -> Result<Option<Place>> {
+        Place::open(&self.pods, &volume.pod, &volume.name)
+    }
+
+    /// The same, if the volume is ours.
     pub fn ours(&self, volume: &Volume) -> Result<Place> {
-        match Place::open(&self.pods, &volume.pod, &volume.name)? {
+        match self.place(volume)? {
             Some(place) if place.is_ours(&self.config.driver, volume)? => Ok(place),
             Some(_) => bail!(NotOurs, "vol_data.json is missing: the kubelet writes it first"),
             None => bail!(NotFound, "the kubelet has made no directory for it"),

@@ -86,9 +86,15 @@ pub fn open_parent(path: &Path) -> Result<(OwnedFd, String)> {
 
 /// The names in a directory, at most `max` of them.
 pub fn names(dir: impl AsFd, max: usize) -> Result<Vec<CString>, Errno> {
-    let readable = open(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::NO_XDEV)?;
-    let all = Dir::new(readable)?.take(max + 2).map(|entry| entry.map(|e| e.file_name().to_owned()));
-    all.filter(|name| !name.as_ref().is_ok_and(|n| matches!(n.to_bytes(), b"." | b".."))).collect()
+    let readable = open(dir, ".", OFlags::DIRECTORY, ResolveFlags::NO_XDEV)?;
+    let mut names = Vec::new();
+    for entry in Dir::new(readable)?.take(max + 2) {
+        let name = entry?.file_name().to_owned();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// Attaches a detached mount.

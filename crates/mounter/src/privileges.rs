@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{self, CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use seccompiler::{BackendError, SeccompAction, SeccompCmpArgLen, SeccompCmpOp};
 use seccompiler::{BpfProgram, SeccompCondition, SeccompFilter, SeccompRule};
@@ -33,8 +33,9 @@ const CALLS: &[libc::c_long] = calls! {
 
 /// Raises the limit of open files to what is allowed; returns it.
 pub fn raise_descriptor_limit() -> u64 {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
@@ -56,9 +57,10 @@ pub fn drop_the_rest<T>(threads: impl FnOnce() -> Result<T>) -> Result<T> {
     thread::set_capabilities(None, sets).context("drop capabilities")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("forbid core dumps")?;
     let started = threads()?;
+    let filter = filter().map_err(io::Error::other).context("make the seccomp filter")?;
     // Sets no_new_privs first.
-    let apply = |filter: BpfProgram| seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other);
-    filter().map_err(io::Error::other).and_then(apply).context("install the seccomp filter")?;
+    let installed = seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other);
+    installed.context("install the seccomp filter")?;
     Ok(started)
 }
 
@@ -68,6 +70,7 @@ fn filter() -> Result<BpfProgram, BackendError> {
     #[cfg(target_arch = "x86_64")] // elsewhere rustix has only ppoll
     rules.insert(libc::SYS_poll, vec![]);
     rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![unix])?]);
-    let refuse = SeccompAction::Errno(libc::EPERM as u32);
-    SeccompFilter::new(rules, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?.try_into()
+    let (other, listed) = (SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow);
+    let architecture = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules, other, listed, architecture)?.try_into()
 }

@@ -81,7 +81,7 @@ pub fn hand_over(to: &Foreign, agent: Option<Foreign>, node: &mut Node) -> Resul
         for side in [Timeout::Send, Timeout::Recv] {
             let _ = set_socket_timeout(&agent, side, Some(LEAVE));
         }
-        let _ = send(&agent, &Reply::refusal(0, Fault::Superseded, String::new()).encode(), &None);
+        let _ = send(&agent, &refusal(Fault::Superseded, "").encode(), &None);
         // Bounded: one that never ends to ask must not keep a roll-out from its end.
         let end = Instant::now() + LEAVE;
         while Instant::now() < end && exchange(&agent, node).is_ok() {}
@@ -97,28 +97,34 @@ fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<Foreign> {
     let connection = Foreign::from(net::accept_with(listener, SocketFlags::CLOEXEC).ok()?);
     let _ = set_socket_timeout(&connection, Timeout::Send, Some(PATIENCE));
     let peer = seamount_sys::peer::peer_uid(&connection);
-    let (fault, refusal) = if peer != uid {
-        (Fault::System, format!("this socket is for uid {uid} (--agent-uid); you are {peer}"))
+    let reply = if peer != uid {
+        refusal(Fault::System, &format!("this socket is for uid {uid} (--agent-uid); you are {peer}"))
     } else if busy {
-        (Fault::Busy, "another agent is connected; try again".to_owned())
+        refusal(Fault::Busy, "another agent is connected; try again")
     } else {
         event("info", "connected", &[("uid", &uid)]);
         return Some(connection);
     };
-    warn("connection refused", &refusal);
-    let _ = send(&connection, &Reply::refusal(0, fault, refusal).encode(), &None);
+    warn("connection refused", &reply.text);
+    let _ = send(&connection, &reply.encode(), &None);
     None
+}
+
+/// Of a peer whose request is not read, or cannot be.
+fn refusal(fault: Fault, text: &str) -> Reply {
+    Reply::refusal(0, fault, text.to_owned())
 }
 
 /// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends
 /// it.
 pub fn exchange(connection: &Foreign, node: &mut Node) -> Result<(), Errno> {
     let (frame, flags, mut fds) = receive(connection)?;
-    let refuse = |fault, text: &str| (Reply::refusal(0, fault, text.to_owned()), None);
     let (reply, attached) = if flags.contains(net::ReturnFlags::CTRUNC) {
-        refuse(Fault::Exhausted, "a descriptor was lost: the mounter is out of them")
+        let lost = "a descriptor was lost: the mounter is out of them";
+        (refusal(Fault::Exhausted, lost), None)
     } else if flags.contains(net::ReturnFlags::TRUNC) || fds.len() > 1 {
-        refuse(Fault::Malformed, "a frame too long, or with more than one descriptor")
+        let long = "a frame too long, or with more than one descriptor";
+        (refusal(Fault::Malformed, long), None)
     } else {
         node.handle(&frame, fds.pop())
     };

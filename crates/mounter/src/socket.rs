@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{self, AtFlags, FileType, Mode, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use seamount_sys::peer::peer_uid;
@@ -28,9 +28,20 @@ static BOOT: LazyLock<u64> = LazyLock::new(|| {
 
 /// The time of modification that stands for a listener: 31 bits of the cookie in the seconds, which every
 /// file system keeps; the rest of it and the boot in the nanoseconds.
-fn mark(listener: impl AsFd) -> Result<(i64, i64), Errno> {
+fn mark(listener: impl AsFd) -> Result<Timespec, Errno> {
     let cookie = sockopt::socket_cookie(listener)?;
-    Ok(((cookie & 0x7fff_ffff) as i64, ((cookie >> 31) ^ *BOOT) as i64 & 0xfff_ffff))
+    let tv_sec = (cookie & 0x7fff_ffff) as i64;
+    Ok(Timespec { tv_sec, tv_nsec: ((cookie >> 31) ^ *BOOT) as i64 & 0xfff_ffff })
+}
+
+/// When a file was modified.
+pub fn time(stat: &Stat) -> Timespec {
+    Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as i64 }
+}
+
+/// A file's times, all the same.
+pub fn times(time: Timespec) -> Timestamps {
+    Timestamps { last_access: time, last_modification: time }
 }
 
 /// The time in a name under which a socket is bound before it gets its own; none in other names.
@@ -67,11 +78,8 @@ fn listen_as(dir: &OwnedFd, temporary: &str, kind: SocketType, mode: u32) -> Res
     // By relative name: a path below the kubelet's root is longer than sun_path.
     rustix::process::fchdir(dir)?;
     net::bind(&socket, &SocketAddrUnix::new(temporary)?)?;
-    let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    let (tv_sec, tv_nsec) = mark(&socket)?;
-    let made = Timespec { tv_sec, tv_nsec };
-    let times = Timestamps { last_access: keep, last_modification: made };
-    fs::utimensat(dir, temporary, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    let made = times(mark(&socket)?);
+    fs::utimensat(dir, temporary, &made, AtFlags::SYMLINK_NOFOLLOW)?;
     net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
@@ -79,9 +87,9 @@ fn listen_as(dir: &OwnedFd, temporary: &str, kind: SocketType, mode: u32) -> Res
 /// Whether `name` in `dir` is the socket of this listener.
 pub fn leads_to(dir: &OwnedFd, name: &str, listener: impl AsFd) -> bool {
     let Ok(stat) = fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { return false };
+    let at = time(&stat);
     // Some file systems (ext4 with small inodes) keep whole seconds only.
-    let at = (stat.st_mtime, stat.st_mtime_nsec as i64);
-    let same = mark(listener).is_ok_and(|(sec, nsec)| at == (sec, nsec) || at == (sec, 0));
+    let same = mark(listener).is_ok_and(|made| at == made || at == Timespec { tv_nsec: 0, ..made });
     FileType::from_raw_mode(stat.st_mode) == FileType::Socket && same
 }
 

@@ -39,7 +39,7 @@ impl Node {
         let first = self.config.socket_name();
         let before = if created { Ok(Vec::new()) } else { path::names(dir, 64) };
         for name in before.context("read the target directory")? {
-            if socket::made_at(name.to_bytes()).is_none() && !self.is_socket_name(&name) {
+            if !self.makes(&name) {
                 bail!(NotOurs, "{name:?} is in the target directory: remove it or delete the pod");
             } else if name.to_bytes() != first.as_bytes() {
                 fs::unlinkat(dir, &name, AtFlags::empty()).context("remove a leftover")?;

@@ -8,7 +8,7 @@ use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter_protocol::{Reply, flag};
 
 use crate::error::{Context, Result, bail};
-use crate::node::{Found, Node, attach};
+use crate::node::{Node, attach};
 use crate::path::{self, CSI, DIRECTORY, Place, Target};
 use crate::volume::tmpfs::{self, INODES};
 use crate::wire::Attached;
@@ -22,37 +22,29 @@ const ORPHAN: &str = "orphan";
 
 impl Node {
     pub fn inspect(&mut self, volume: &Volume, reply: &mut Reply) -> Result<Attached> {
-        let Some(place) = Place::open(&self.pods, &volume.pod, &volume.name)? else {
+        let Some(place) = self.place(volume)? else {
             bail!(NotFound, "the kubelet has no directory for it");
         };
-        if !place.is_ours(&self.config.driver, volume)? {
-            reply.flags |= flag::ORPHAN;
-        }
+        let ours = place.is_ours(&self.config.driver, volume)?;
         let Some(target) = place.target()? else { bail!(NotFound, "it is not published") };
-        let (flags, numbers, text) = self.describe(&volume.pod, &volume.name, &target)?;
-        reply.flags |= flags;
-        reply.numbers = numbers;
-        reply.text = text;
-        Ok(self.kept(volume, reply))
+        Ok(self.tell(&self.describe(volume, &target, !ours)?, reply))
     }
 
-    /// Sends the volume's kept listener along, if there is one.
-    pub fn kept(&self, volume: &Volume, reply: &mut Reply) -> Attached {
-        self.lock.kept.get(&volume.to_string()).and_then(|kept| attach(kept, reply))
+    /// Replies with what was found, and with the listener that is kept for it.
+    fn tell(&self, found: &Reply, reply: &mut Reply) -> Attached {
+        *reply = Reply { id: reply.id, op: reply.op, ..found.clone() };
+        let slot = found.volume.as_ref().map(Volume::to_string).unwrap_or_default();
+        self.lock.kept.get(&slot).and_then(|kept| attach(kept, reply))
     }
 
     pub fn list(&mut self, cursor: u64, reply: &mut Reply) -> Result<Attached> {
         if cursor == 0 {
             self.listed = self.scan()?;
         }
-        let Some((volume, flags, numbers, text)) = self.listed.get(cursor as usize) else {
-            bail!(NotFound, "the end of the list");
-        };
-        reply.volume = Some(volume.clone());
-        reply.flags = *flags;
-        reply.numbers = *numbers;
-        reply.text.clone_from(text);
-        Ok(self.kept(volume, reply))
+        match self.listed.get(cursor as usize) {
+            Some(found) => Ok(self.tell(found, reply)),
+            None => bail!(NotFound, "the end of the list"),
+        }
     }
 
     fn flags(&self, target: &Target) -> u32 {
@@ -66,7 +58,7 @@ impl Node {
     }
 
     /// Goes through the kubelet's pods. A listener whose pod's directory is gone is dropped.
-    fn scan(&mut self) -> Result<Vec<Found>> {
+    fn scan(&mut self) -> Result<Vec<Reply>> {
         let mut all = Vec::new();
         let stacks = stacks();
         for pod in path::names(&self.pods, MAX).context("read the kubelet's pods")? {
@@ -86,35 +78,36 @@ impl Node {
         Ok(all)
     }
 
-    fn look(&self, pod: &PodUid, name: VolumeName, stacks: &HashMap<u64, u64>) -> Option<Found> {
+    fn look(&self, pod: &PodUid, name: VolumeName, stacks: &HashMap<u64, u64>) -> Option<Reply> {
         let place = Place::open(&self.pods, pod, &name).ok()??;
         let (id, orphan) = match place.owner().ok()? {
-            Some((driver, id)) if driver == self.config.driver => (id.parse::<VolumeId>().ok()?, 0),
+            Some((driver, id)) if driver == self.config.driver => (id.parse::<VolumeId>().ok()?, false),
             Some(_) => return None,
-            None => (ORPHAN.parse().ok()?, flag::ORPHAN),
+            None => (ORPHAN.parse().ok()?, true),
         };
         let target = place.target().ok()??;
-        let (flags, [bytes, inodes, mount], text) = self.describe(pod, &name, &target).ok()?;
-        // Without the kubelet's record only our socket's name speaks for us.
-        if orphan != 0 && flags & flag::SOCKET == 0 {
-            return None;
-        }
-        let stacked = stacks.get(&target.stat.stx_mnt_id).map_or(mount, |stacked| mount * stacked);
         let volume = Volume { pod: pod.clone(), name, id };
-        Some((volume, flags | orphan, [bytes, inodes, stacked], text))
+        let mut found = self.describe(&volume, &target, orphan).ok()?;
+        let [_, _, mounts] = &mut found.numbers;
+        *mounts *= stacks.get(&target.stat.stx_mnt_id).unwrap_or(&1);
+        // Without the kubelet's record only our socket's name speaks for us.
+        (!orphan || found.flags & flag::SOCKET != 0).then_some(found)
     }
 
-    /// Flags, numbers and text of what is at the target path.
-    fn describe(&self, pod: &PodUid, name: &VolumeName, target: &Target) -> Result<(u32, [u64; 3], String)> {
-        let dead = self.dead_subpaths(pod, name);
-        let subpath = if dead.is_empty() { 0 } else { flag::SUBPATH };
-        Ok((self.flags(target) | subpath, numbers(target)?, dead))
+    /// A reply's part about what is at the target path.
+    fn describe(&self, volume: &Volume, target: &Target, orphan: bool) -> Result<Reply> {
+        let dead = self.dead_subpaths(volume);
+        let mut flags = self.flags(target);
+        flags |= if dead.is_empty() { 0 } else { flag::SUBPATH };
+        flags |= if orphan { flag::ORPHAN } else { 0 };
+        let numbers = numbers(target)?;
+        Ok(Reply { volume: Some(volume.clone()), flags, numbers, text: dead, ..Reply::default() })
     }
 
     /// The containers that hold something of the volume by `subPath` that has been replaced since, as the
     /// socket is when both processes died. A directory that is mounted shows the new one; a file that is
     /// mounted is that file for ever.
-    fn dead_subpaths(&self, pod: &PodUid, name: &VolumeName) -> String {
+    fn dead_subpaths(&self, Volume { pod, name, .. }: &Volume) -> String {
         let below = format!("{pod}/{SUBPATHS}/{name}");
         let Ok(volume) = path::open(&self.pods, below, DIRECTORY, ResolveFlags::NO_XDEV) else {
             return String::new();

@@ -72,7 +72,7 @@ pub fn clone(root: &OwnedFd) -> Result<OwnedFd> {
 impl Node {
     /// Owner of a new tmpfs: root where what the agent writes becomes root's, else the agent.
     pub fn owner(&self) -> u32 {
-        if self.swap.is_some() { 0 } else { self.config.agent_uid }
+        self.swap.as_ref().map_or(self.config.agent_uid, |_| 0)
     }
 
     /// A directory descriptor for the agent, on a detached clone.

@@ -43,7 +43,7 @@ fn hello_and_the_log_say_what_works_and_how_many_volumes_fit() {
     bench("hello_and_the_log_say_what_works_and_how_many_volumes_fit", |bench| {
         let command = bench.limited("ulimit -S -n 100; ulimit -H -n 300", &[]);
         bench.spawn(command, true);
-        assert!(bench.log(1).contains("volumes=208"), "{}", bench.log(1));
+        assert!(bench.log(1).contains("volumes=222"), "{}", bench.log(1));
         let hello = bench.agent().ask(&Request::Hello).good();
         assert_eq!(hello.reply.numbers[0], 300);
         assert!(hello.reply.numbers[1] > 0 && hello.reply.text.starts_with("seamount-mounter "));
