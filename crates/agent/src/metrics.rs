@@ -64,6 +64,11 @@ struct RefusedLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DriverLabel {
+    driver: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WhatLabel {
     what: &'static str,
 }
@@ -102,7 +107,7 @@ pub struct Metrics {
     rotations: Family<ResultLabel, Counter>,
     mounter_connected: Gauge,
     mounter_reconnects: Counter,
-    registered: Gauge,
+    registered: Family<DriverLabel, Gauge>,
     key_refreshes: Family<ResultLabel, Counter>,
     keys_refreshed: Seconds,
     descriptors: Gauge,
@@ -275,8 +280,8 @@ impl Metrics {
             registered: register(
                 &mut r,
                 "kubelet_registered",
-                "1 after the kubelet said that the plugin is registered, 0 before, -1 after it said that it failed",
-                Gauge::default(),
+                "By driver: 1 after the kubelet said that it is registered, 0 before, -1 after it said that it failed",
+                Family::default(),
             ),
             key_refreshes: register(
                 &mut r,
@@ -431,9 +436,9 @@ impl Metrics {
         }
     }
 
-    /// What the kubelet said: registered, not, or (none) nothing yet.
-    pub fn registration(&self, registered: Option<bool>) {
-        self.registered.set(match registered {
+    /// What the kubelet said of this driver: registered, not, or (none) nothing yet.
+    pub fn registration(&self, driver: &str, registered: Option<bool>) {
+        self.registered.get_or_create(&DriverLabel { driver: driver.to_owned() }).set(match registered {
             Some(true) => 1,
             Some(false) => -1,
             None => 0,

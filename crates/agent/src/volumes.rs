@@ -29,7 +29,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use seamount_identity::authority::Workload;
 use seamount_identity::workload_api::{IdentityState, Response};
-use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
+use seamount_mounter_protocol::names::{DriverName, PodUid, Volume, VolumeId, VolumeName};
 use seamount_mounter_protocol::{Fault, flag};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -315,7 +315,7 @@ impl Volumes {
     }
 
     fn get(&self, volume: &Volume) -> Option<Arc<VolumeEntry>> {
-        self.entries().get(&key(volume)).filter(|e| e.volume.id == volume.id).cloned()
+        self.entries().get(&key(volume)).filter(|e| e.volume == *volume).cloned()
     }
 
     fn forget(&self, entry: &Arc<VolumeEntry>) {
@@ -603,9 +603,10 @@ impl Volumes {
         Some(VolumeStats { bytes, inodes, conditions })
     }
 
-    /// The volume with this id.
-    pub fn by_id(&self, id: &VolumeId) -> Option<Volume> {
-        self.entries().values().find(|e| e.volume.id == *id).map(|e| e.volume.clone())
+    /// The driver's volume with this id.
+    pub fn by_id(&self, driver: &DriverName, id: &VolumeId) -> Option<Volume> {
+        let ours = |e: &&Arc<VolumeEntry>| e.volume.driver == *driver && e.volume.id == *id;
+        self.entries().values().find(ours).map(|e| e.volume.clone())
     }
 
     /// Tells the metrics where a volume stands; nothing of one that was taken away meanwhile.

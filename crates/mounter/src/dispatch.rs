@@ -1,6 +1,6 @@
 //! From a frame to what carries it out, and to the reply.
 
-use seamount_mounter_protocol::{Fault, FrameError, Reply, Request, flag, keep};
+use seamount_mounter_protocol::{Fault, FrameError, Reply, Request, Subject, flag};
 
 use crate::closer::Foreign;
 use crate::error::{Result, bail};
@@ -25,9 +25,9 @@ impl Node {
         };
         reply = Reply::to(id, &request);
         reply.fault = Some(error.fault);
-        reply.text = match request.volume() {
-            Some(volume) => format!("volume {volume}: {}", error.text),
-            None => error.text,
+        reply.text = match &reply.subject {
+            Subject::Node => error.text,
+            subject => format!("{subject}: {}", error.text),
         };
         if error.fault != Fault::NotFound {
             event("warn", "refused", &[("op", &request.op()), ("reason", &reply.text)]);
@@ -47,8 +47,7 @@ impl Node {
                 reply.text = concat!("seamount-mounter ", env!("CARGO_PKG_VERSION")).into();
                 Ok(None)
             }
-            Request::CsiListener => self.node_listener(keep::CSI, reply),
-            Request::RegistrationListener => self.node_listener(keep::REGISTRATION, reply),
+            Request::CsiListener(_) | Request::RegistrationListener(_) => self.driver_listener(reply),
             Request::State => self.state(),
             Request::PublishIdentity(volume) => self.publish_identity(volume, reply),
             Request::PublishTmpfs { volume, gid, size } => self.publish_tmpfs(volume, *gid, *size, reply),
@@ -57,8 +56,8 @@ impl Node {
             Request::Unpublish(volume) => self.unpublish(volume),
             Request::Inspect(volume) => self.inspect(volume, reply),
             Request::List { cursor } => self.list(*cursor, reply),
-            Request::StoreListener { volume, slot, cookie } => self.keep(volume, *slot, *cookie, fd),
-            Request::Offer => self.offer(),
+            Request::StoreListener { subject, cookie } => self.keep(subject, *cookie, fd),
+            Request::Offer(_) => self.offer(&reply.subject.to_string()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One mounter per node and driver, and the way from one to the next.
+//! One mounter per node, and the way from one to the next.
 //!
 //! Who holds the lock is the mounter. It belongs to the open file (flock(2)): it ends with the process, and
 //! it can be handed on without ever being free. Of two pods on a node (a roll-out with `maxSurge`, or a pod
@@ -25,7 +25,7 @@ use crate::closer::Foreign;
 use crate::config::Config;
 use crate::error::{Context, Result, bail};
 use crate::log::{done, warn};
-use crate::path;
+use crate::path::{self, OWN};
 use crate::socket;
 use crate::wire::{PATIENCE, ready, receive};
 
@@ -38,8 +38,8 @@ pub const LOCK: &str = "lock";
 /// How often a mounter that waits looks again.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The listeners that are kept: a volume's as `<pod UID>/<volume name>`, the others by their number in
-/// `protocol::keep`.
+/// The listeners that are kept, by slot: a volume's is `<pod UID>/<volume name>`, a driver's two are
+/// `csi:<driver>` and `registration:<driver>`, as in the protocol.
 pub type Kept = BTreeMap<String, Rc<Foreign>>;
 
 /// The place of the one mounter.
@@ -58,21 +58,21 @@ impl MounterLock {
         let (dir, name) = path::open_parent(&config.socket)?;
         let born = age(&open_file(&dir, BORN)?)?;
         let (mut agents, waits) = (None, Once::new());
-        let (plugin, lock, kept) = loop {
+        let (own, lock, kept) = loop {
             // By name each time: the lock of a file or directory that was removed says nothing.
-            let plugin = path::plugin(root, &config.driver)?;
-            let file = open_file(&plugin, LOCK)?;
+            let own = path::plugin(root, OWN)?;
+            let file = open_file(&own, LOCK)?;
             // A lock that was removed seems to be free. Its holder is known by its socket, and takes it
             // again.
-            if !socket::is_alive(&plugin, SOCKET, None)? && lock(&file)? {
-                break (plugin, Foreign::from(file), Kept::new());
+            if !socket::is_alive(&own, SOCKET, None)? && lock(&file)? {
+                break (own, Foreign::from(file), Kept::new());
             }
             waits.call_once(|| done("waiting: another mounter holds the lock", None));
             if age(&file)? < born {
                 let door = agents.take().map_or_else(|| bind_agents(&dir, &name), Ok)?;
                 if ready(agents.insert(door), PollFlags::IN) {
-                    match inherit(&plugin) {
-                        Ok((lock, kept)) => break (plugin, lock, kept),
+                    match inherit(&own) {
+                        Ok((lock, kept)) => break (own, lock, kept),
                         Err(e) => warn("not taken over", &e),
                     }
                 }
@@ -81,36 +81,36 @@ impl MounterLock {
         };
         // Before the socket is there, so that nobody reads a predecessor's age and comes.
         write_age(&lock, born)?;
-        let successors = bind_successors(&plugin)?;
+        let successors = bind_successors(&own)?;
         let agents = agents.map_or_else(|| bind_agents(&dir, &name), Ok)?;
         Ok(Self { file: Rc::new(lock), kept, doors: [agents, successors] })
     }
 
     /// Binds and locks again what was removed. `Busy` where another mounter has the lock now.
     pub fn tend(&mut self, root: &OwnedFd, config: &Config) -> Result<()> {
-        let plugin = path::plugin(root, &config.driver)?;
+        let own = path::plugin(root, OWN)?;
         // First: a mounter that has lost it takes no name from the one that has it.
-        self.hold_lock(&plugin)?;
+        self.hold_lock(&own)?;
         let (dir, name) = path::open_parent(&config.socket)?;
         let [agents, successors] = &mut self.doors;
         if !socket::leads_to(&dir, &name, &*agents) {
             *agents = bind_agents(&dir, &name)?;
             done("the agent's socket was removed, and is there again", None);
         }
-        if !socket::leads_to(&plugin, SOCKET, &*successors) {
-            *successors = bind_successors(&plugin)?;
+        if !socket::leads_to(&own, SOCKET, &*successors) {
+            *successors = bind_successors(&own)?;
             done("the successor's socket was removed, and is there again", None);
         }
         Ok(())
     }
 
-    fn hold_lock(&mut self, plugin: &OwnedFd) -> Result<()> {
+    fn hold_lock(&mut self, own: &OwnedFd) -> Result<()> {
         let held = fs::fstat(&self.file).context("look at the lock")?;
-        let named = fs::statat(plugin, LOCK, AtFlags::SYMLINK_NOFOLLOW);
+        let named = fs::statat(own, LOCK, AtFlags::SYMLINK_NOFOLLOW);
         if named.is_ok_and(|named| (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)) {
             return Ok(());
         }
-        let file = open_file(plugin, LOCK)?;
+        let file = open_file(own, LOCK)?;
         if !lock(&file)? {
             bail!(Busy, "the lock was removed, and another mounter has taken it: this one waits for it");
         }
@@ -126,8 +126,8 @@ fn bind_agents(dir: &OwnedFd, name: &str) -> Result<OwnedFd> {
     socket::bind(dir, name, SocketType::SEQPACKET, 0o666)
 }
 
-fn bind_successors(plugin: &OwnedFd) -> Result<OwnedFd> {
-    socket::bind(plugin, SOCKET, SocketType::SEQPACKET, 0o600)
+fn bind_successors(own: &OwnedFd) -> Result<OwnedFd> {
+    socket::bind(own, SOCKET, SocketType::SEQPACKET, 0o600)
 }
 
 fn open_file(dir: &OwnedFd, name: &str) -> Result<OwnedFd> {
@@ -152,8 +152,8 @@ fn write_age(lock: impl AsFd, born: Timespec) -> Result<()> {
 }
 
 /// Takes everything from the one that holds the lock.
-pub fn inherit(plugin: &OwnedFd) -> Result<(Foreign, Kept), Errno> {
-    let predecessor = socket::connect(plugin, SOCKET, SocketType::SEQPACKET, SocketFlags::empty())?;
+pub fn inherit(own: &OwnedFd) -> Result<(Foreign, Kept), Errno> {
+    let predecessor = socket::connect(own, SOCKET, SocketType::SEQPACKET, SocketFlags::empty())?;
     // It waits for its agent to leave first.
     set_socket_timeout(&predecessor, Timeout::Recv, Some(PATIENCE * 2))?;
     let mut kept = Kept::new();

@@ -110,15 +110,24 @@ impl Node {
         }
     }
 
+    /// Refuses a driver that the mounter was not told of.
+    pub fn check_driver(&self, driver: &str) -> Result<()> {
+        if self.config.drivers.iter().any(|ours| ours.as_str() == driver) {
+            return Ok(());
+        }
+        bail!(NotOurs, "the mounter was started without --driver {driver}")
+    }
+
     /// The volume's directory; `None` where the kubelet has none.
     pub fn place(&self, volume: &Volume) -> Result<Option<Place>> {
+        self.check_driver(volume.driver.as_str())?;
         Place::open(&self.pods, &volume.pod, &volume.name)
     }
 
     /// The same, if the volume is ours.
     pub fn ours(&self, volume: &Volume) -> Result<Place> {
         match self.place(volume)? {
-            Some(place) if place.is_ours(&self.config.driver, volume)? => Ok(place),
+            Some(place) if place.is(volume)? => Ok(place),
             Some(_) => bail!(NotOurs, "vol_data.json is missing: the kubelet writes it first"),
             None => bail!(NotFound, "the kubelet has made no directory for it"),
         }
@@ -140,14 +149,10 @@ impl Node {
         }
         self.room(&slot)?;
         let fd = Rc::new(Foreign::from(make(self)?));
-        done("listening", reply.volume.as_ref());
+        done("listening", reply.subject.volume());
         let attached = attach(&fd, reply);
         self.lock.kept.insert(slot, fd);
         Ok(attached)
-    }
-
-    pub fn plugin(&self) -> Result<OwnedFd> {
-        path::plugin(&self.root, &self.config.driver)
     }
 }
 

@@ -25,6 +25,8 @@ static IS_SPC: LazyLock<bool> =
 /// (1.36.3, `csi_mounter.go` GetAttributes: `Managed: !readOnly`), and what it made itself no container may
 /// write to, which connect(2) does. The socket inherits the directory's label.
 const SHARED: &str = "system_u:object_r:container_file_t:s0";
+/// The mounter's own directory of plugins': there is one mounter per node, whatever drivers it has.
+pub const OWN: &str = "seamount.dev";
 const VOL_DATA: &str = "vol_data.json";
 const VOL_DATA_MAX: usize = 4096;
 
@@ -69,10 +71,10 @@ pub fn make_directory(at: &OwnedFd, name: &str, mode: u32) -> Result<OwnedFd> {
     open(at, name, DIRECTORY, ResolveFlags::empty()).context(format_args!("open the kubelet's {name}"))
 }
 
-/// The kubelet's directory of this driver. By path each time: a descriptor would go on to hold one that was
-/// removed.
-pub fn plugin(root: &OwnedFd, driver: &str) -> Result<OwnedFd> {
-    make_directory(&make_directory(root, "plugins", 0o750)?, driver, 0o750)
+/// A directory of plugins': a driver's, or [`OWN`]. By path each time: a descriptor would go on to hold one
+/// that was removed.
+pub fn plugin(root: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    make_directory(&make_directory(root, "plugins", 0o750)?, name, 0o750)
 }
 
 /// The directory that something is in, held, and its name there.
@@ -145,11 +147,12 @@ impl Place {
         }
     }
 
-    /// Whether the volume is ours; false where nothing says so. Refuses where something says that it is not.
-    pub fn is_ours(&self, driver: &str, volume: &Volume) -> Result<bool> {
+    /// Whether this is that volume, of that driver; false where nothing says so. Refuses where something says
+    /// that it is not.
+    pub fn is(&self, volume: &Volume) -> Result<bool> {
         match self.owner()? {
             None => Ok(false),
-            Some((of, id)) if of == driver && id == volume.id.as_str() => Ok(true),
+            Some((of, id)) if of == volume.driver.as_str() && id == volume.id.as_str() => Ok(true),
             Some((of, id)) => bail!(NotOurs, "it is volume {id} of driver {of}, by its vol_data.json"),
         }
     }

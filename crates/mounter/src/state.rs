@@ -1,6 +1,5 @@
 //! The tmpfs of the agent's records.
 
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use rustix::fs::{self, ResolveFlags};
@@ -8,7 +7,7 @@ use rustix::fs::{self, ResolveFlags};
 use crate::error::{Result, bail};
 use crate::log::done;
 use crate::node::Node;
-use crate::path::{self, DIRECTORY, Target};
+use crate::path::{self, DIRECTORY, OWN, Target};
 use crate::volume::tmpfs;
 use crate::wire::Attached;
 
@@ -18,8 +17,8 @@ const STATE_INODES: u64 = 65_536;
 impl Node {
     /// The state tmpfs, mounted once per node; it outlives this process.
     pub fn state(&self) -> Result<Attached> {
-        let plugin = self.plugin()?;
-        let open = || Target::of(path::make_directory(&plugin, "state", 0o700)?);
+        let own = path::plugin(&self.root, OWN)?;
+        let open = || Target::of(path::make_directory(&own, "state", 0o700)?);
         let mut held = open()?;
         if !held.is_mount() {
             let state = tmpfs::make(self.owner(), 0, STATE, STATE_INODES, self.noswap)?;
@@ -36,8 +35,9 @@ impl Node {
 
     /// Device and inode of the state tmpfs, so that the agent sees that it has another one; zeros where there
     /// is none.
-    pub fn state_id(&self, plugin: &OwnedFd) -> [u64; 3] {
-        let state = path::open(plugin, "state", DIRECTORY, ResolveFlags::empty()).ok();
+    pub fn state_id(&self) -> [u64; 3] {
+        let state = format!("plugins/{OWN}/state");
+        let state = path::open(&self.root, state, DIRECTORY, ResolveFlags::empty()).ok();
         let state = state.filter(|fd| tmpfs::is_one(fd, STATE_INODES));
         let stat = state.and_then(|fd| fs::fstat(&fd).ok());
         stat.map_or([0; 3], |stat| [stat.st_dev, stat.st_ino, 0])

@@ -11,6 +11,8 @@
 mod bench;
 #[path = "component/disks.rs"]
 mod disks;
+#[path = "component/drivers.rs"]
+mod drivers;
 #[path = "component/escape.rs"]
 mod escape;
 #[path = "component/foreign.rs"]

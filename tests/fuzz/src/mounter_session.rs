@@ -110,8 +110,9 @@ fn place(base: &Path, pod: &str, name: &str) -> PathBuf {
     base.join("kubelet/pods").join(pod).join("volumes/kubernetes.io~csi").join(name)
 }
 
-fn plugin(host: &Host) -> PathBuf {
-    host.base.join("kubelet/plugins").join(DRIVER)
+/// The mounter's own directory.
+fn own(host: &Host) -> PathBuf {
+    host.base.join("kubelet/plugins/seamount.dev")
 }
 
 impl Host {
@@ -172,9 +173,9 @@ impl<'a> Session<'a> {
         }
         let (with_agent, goes) = (u.ratio(7, 8)?, u.ratio(1, 8)?);
         let mut node = self.node.take().unwrap();
-        let plugin = plugin(self.host);
+        let own_directory = own(self.host);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let held = rustix::fs::open(&plugin, flags, Mode::empty()).unwrap();
+        let held = rustix::fs::open(&own_directory, flags, Mode::empty()).unwrap();
         let kept = |node: &Node| -> BTreeMap<String, u64> {
             node.lock.kept.iter().map(|(slot, fd)| (slot.clone(), socket_cookie(fd).unwrap())).collect()
         };
@@ -231,7 +232,7 @@ impl<'a> Session<'a> {
             node.listed.clear();
         }
         // Never free in between, and not free now.
-        let file = fs::File::open(plugin.join("lock")).unwrap();
+        let file = fs::File::open(own_directory.join("lock")).unwrap();
         assert!(flock(&file, FlockOperation::NonBlockingLockExclusive).is_err(), "the lock is free");
         self.node = Some(node);
         self.connect();
@@ -248,6 +249,7 @@ impl<'a> Session<'a> {
     fn slot(&self, u: &mut Unstructured<'_>) -> Result<(PathBuf, Volume)> {
         let (pod, name) = (u.choose(&PODS)?, u.choose(&NAMES)?);
         let volume = Volume {
+            driver: DRIVER.parse().unwrap(),
             pod: pod.parse().unwrap(),
             name: name.parse().unwrap(),
             id: format!("csi-{name}").parse().unwrap(),
@@ -381,6 +383,7 @@ impl<'a> Session<'a> {
                 volume.id = "csi-other".parse().unwrap();
             }
             3 => volume.id = "csi-none".parse().unwrap(),
+            4 => volume.driver = "csi.example.com".parse().unwrap(),
             _ => {}
         }
         let mut request = input::request(u, volume)?;
@@ -453,6 +456,7 @@ impl<'a> Session<'a> {
             world::remove(&place.join("vol_data.json"));
             fs::write(place.join("vol_data.json"), vol_data(DRIVER, &format!("csi-{name}"))).unwrap();
             let volume = Volume {
+                driver: DRIVER.parse().unwrap(),
                 pod: pod.parse().unwrap(),
                 name: name.parse().unwrap(),
                 id: format!("csi-{name}").parse().unwrap(),
@@ -471,13 +475,14 @@ impl<'a> Session<'a> {
         // Nothing of the volumes is kept (only their slots have a slash in the name), and nothing is listed.
         self.next += 1;
         let (reply, _) = self.exchange(&Request::List { cursor: 0 }.encode(self.next), &[]);
-        assert_eq!(reply.fault, Some(Fault::NotFound), "{:?}", reply.volume);
+        assert_eq!(reply.fault, Some(Fault::NotFound), "{:?}", reply.subject);
         let node = self.node.take().unwrap();
         assert!(!node.lock.kept.keys().any(|slot| slot.contains('/')), "{:?}", node.lock.kept.keys());
         drop(node);
-        let plugin = plugin(self.host);
-        world::unmount_all(&plugin.join("state"));
-        world::remove(&plugin);
+        let own = own(self.host);
+        world::unmount_all(&own.join("state"));
+        world::remove(&own);
+        world::remove(&self.host.base.join("kubelet/plugins").join(DRIVER));
         world::remove(&self.host.base.join("kubelet/plugins_registry").join(format!("{DRIVER}-reg.sock")));
         world::remove(&self.host.base.join("host/source"));
     }
@@ -496,7 +501,7 @@ fn answered(request: &Request, reply: &Reply, fd: Option<&OwnedFd>) {
         (Request::PublishTmpfs { .. } | Request::State, Some(fd)) => assert!(is_directory(fd)),
         (Request::PublishTmpfs { .. } | Request::State, None) => panic!("no directory"),
         (Request::PublishIdentity(_), None) => assert!(reply.flags & flag::FOREIGN != 0),
-        (Request::CsiListener | Request::RegistrationListener, None) => panic!("no listener"),
+        (Request::CsiListener(_) | Request::RegistrationListener(_), None) => panic!("no listener"),
         (_, Some(fd)) => {
             assert_eq!(sockopt::socket_acceptconn(fd), Ok(true));
             assert_eq!(socket_cookie(fd), Ok(reply.cookie));

@@ -52,12 +52,13 @@ pub fn run(data: &[u8]) {
 }
 
 fn place() -> Place {
-    let volume = volume("csi-v");
+    let volume = volume(DRIVER, "csi-v");
     Place::open(&scratch().pods, &volume.pod, &volume.name).unwrap().unwrap()
 }
 
-fn volume(id: &str) -> Volume {
-    Volume { pod: POD.parse().unwrap(), name: "v".parse().unwrap(), id: id.parse().unwrap() }
+fn volume(driver: &str, id: &str) -> Volume {
+    let (driver, pod) = (driver.parse().unwrap(), POD.parse().unwrap());
+    Volume { driver, pod, name: "v".parse().unwrap(), id: id.parse().unwrap() }
 }
 
 fn owner() -> error::Result<Option<(String, String)>> {
@@ -72,11 +73,11 @@ fn content(file: &Path, bytes: &[u8]) {
         Ok(Some((driver, id))) => {
             assert_eq!(expected, Some((driver.as_str(), id.as_str())));
             for (name, handle) in [(DRIVER, "csi-v"), ("csi.other", "csi-v"), (DRIVER, "csi-w")] {
-                let ours = place().is_ours(name, &volume(handle));
+                let ours = place().is(&volume(name, handle));
                 assert_eq!(ours.is_ok_and(|ours| ours), driver == name && id == handle);
             }
             // A stranger's words in a message go through the protocol.
-            if let Err(error) = place().is_ours("none", &volume("csi-v")) {
+            if let Err(error) = place().is(&volume("none", "csi-v")) {
                 let reply = Reply::refusal(1, error.fault, error.text);
                 let read = Reply::decode(&reply.encode()).unwrap();
                 assert!(read.fault == Some(Fault::NotOurs) && reply.text.starts_with(&read.text));

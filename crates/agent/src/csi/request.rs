@@ -12,7 +12,7 @@ pub use refusal::Refusal;
 
 use std::collections::HashMap;
 
-use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
+use seamount_mounter_protocol::names::{DriverName, PodUid, Volume, VolumeId, VolumeName};
 use seamount_proto::csi::{
     NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest, NodeUnpublishVolumeRequest,
 };
@@ -43,6 +43,8 @@ pub const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 /// What of the configuration decides over a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
+    /// The driver whose socket the request came on: all volumes of it are that driver's.
+    pub driver: DriverName,
     /// The kubelet's root directory without a slash at its end.
     pub kubelet_root: String,
     /// The audience that a token must be for; none with the `directory` source, which needs no token.
@@ -52,19 +54,21 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The rules that this configuration asks for.
-    pub fn new(config: &Config) -> Self {
+    /// The same with what this configuration asks of a publish.
+    #[must_use]
+    pub fn with(self, config: &Config) -> Self {
         let authority = config.authority();
         Self {
-            kubelet_root: config.kubelet_root.to_string_lossy().into_owned(),
             audience: authority.map(|a| a.token.audience.clone()),
             allow_volume_context: authority.is_some_and(|a| a.token.allow_volume_context),
+            ..self
         }
     }
 
-    /// Rules for what must never be in a deletion's way: nothing but the kubelet's root matters for it.
-    pub fn of_root(kubelet_root: &str) -> Self {
-        Self { kubelet_root: kubelet_root.to_owned(), audience: None, allow_volume_context: false }
+    /// Rules for what must never be in a deletion's way: nothing but driver and kubelet's root matter for it.
+    pub fn basic(driver: DriverName, kubelet_root: &str) -> Self {
+        let kubelet_root = kubelet_root.to_owned();
+        Self { driver, kubelet_root, audience: None, allow_volume_context: false }
     }
 }
 
@@ -95,7 +99,7 @@ pub struct Parameters(pub [u8; 32]);
 pub fn unpublish(request: &NodeUnpublishVolumeRequest, rules: &Rules) -> Result<Volume, Refusal> {
     let id = volume_id(&request.volume_id)?;
     let (pod, name) = target_path("target_path", &request.target_path, &rules.kubelet_root)?;
-    Ok(Volume { pod, name, id })
+    Ok(Volume { driver: rules.driver.clone(), pod, name, id })
 }
 
 /// The volume whose usage is asked for. A path that cannot be one of our volumes is `NotFound`, as CSI wants
@@ -134,7 +138,7 @@ fn find(field: &'static str, path: &str, id: VolumeId, rules: &Rules) -> Result<
     }
     let volume = id.to_string();
     match target_path(field, path, &rules.kubelet_root) {
-        Ok((pod, name)) => Ok(Volume { pod, name, id }),
+        Ok((pod, name)) => Ok(Volume { driver: rules.driver.clone(), pod, name, id }),
         Err(why @ (Refusal::TooLong { .. } | Refusal::Nul { .. })) => Err(why),
         Err(_) => {
             Err(Refusal::NotFound { field: field.to_owned(), path: quote(path), volume: quote(&volume) })

@@ -13,6 +13,8 @@ fn has(metrics: &Metrics, line: &str) {
 #[test]
 fn all_are_there_from_the_start() {
     let metrics = Metrics::new();
+    // At an agent's start there are drivers.
+    metrics.registration("csi.spiffe.io", None);
     let text = text(&metrics);
     for name in [
         "seamount_publish_duration_seconds",
@@ -97,16 +99,16 @@ fn connections_and_streams_go_up_and_down() {
     metrics.mounter(true);
     metrics.mounter(false);
     metrics.mounter(true);
-    metrics.registration(Some(true));
+    metrics.registration("csi.spiffe.io", Some(true));
     metrics.descriptor_limit(u64::MAX);
     has(&metrics, "seamount_workload_api_connections 1");
     has(&metrics, "seamount_workload_api_streams 1");
     has(&metrics, r#"seamount_workload_api_refused_total{reason="no security header"} 1"#);
     has(&metrics, "seamount_mounter_connected 1");
     has(&metrics, "seamount_mounter_connections_total 2");
-    has(&metrics, "seamount_kubelet_registered 1");
-    metrics.registration(Some(false));
-    has(&metrics, "seamount_kubelet_registered -1");
+    has(&metrics, r#"seamount_kubelet_registered{driver="csi.spiffe.io"} 1"#);
+    metrics.registration("csi.spiffe.io", Some(false));
+    has(&metrics, r#"seamount_kubelet_registered{driver="csi.spiffe.io"} -1"#);
     has(&metrics, "seamount_descriptor_limit 9223372036854775807");
 }
 
@@ -118,6 +120,7 @@ fn the_manual_lists_every_metric_and_no_other() {
     metrics.leftovers(0, 0, 0);
     Observer::refused(&metrics, "too many");
     metrics.volume("a/v", SourceLabel::directory, VolumeState::unavailable, None);
+    metrics.registration("csi.spiffe.io", None);
     let text = text(&metrics);
     let mut exposed: Vec<_> = text
         .lines()

@@ -22,7 +22,7 @@ use rustix::net::{
 use seamount_identity::authority::{Authority, AuthorityError, BoxFuture, Embedded, KeyType};
 use seamount_identity::workload_api::Observer;
 use seamount_identity::{BundleSet, TrustDomain};
-use seamount_mounter_protocol::{Reply, Request};
+use seamount_mounter_protocol::{Reply, Request, Subject};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -130,7 +130,7 @@ fn answer(
         Request::Inspect(_) if kept.is_some() => reply.flags = flag::IDENTITY | flag::SOCKET,
         Request::Inspect(_) => reply.fault = Some(Fault::NotFound),
         Request::List { cursor: 0 } if kept.is_some() => {
-            (reply.volume, reply.flags) = (Some(volume()), flag::IDENTITY | flag::SOCKET);
+            (reply.subject, reply.flags) = (Subject::Volume(volume()), flag::IDENTITY | flag::SOCKET);
             along = Some(kept.as_ref().unwrap().try_clone().unwrap());
         }
         Request::List { .. } => reply.fault = Some(Fault::NotFound),

@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use seamount_identity::rotation::{self, random_jitter};
 use seamount_identity::{BundleSet, PrivateKey, SpiffeId, X509Bundle, X509Svid};
 use seamount_mounter_protocol::names::Volume;
-use seamount_mounter_protocol::{Fault, flag, keep};
+use seamount_mounter_protocol::{Fault, Subject, flag};
 
 use super::health::Identity;
 use super::leftovers;
@@ -245,12 +245,11 @@ impl Volumes {
             let Some((cookie, kept)) = slot.serving.as_ref().map(|s| (s.cookie(), s.kept())) else {
                 continue;
             };
-            let result =
-                match self.mounter.store(Some(entry.volume.clone()), keep::VOLUME, kept, cookie).await {
-                    Ok(true) => Ok(()),
-                    Ok(false) => self.compare(&entry, &mut slot, cookie).await,
-                    Err(e) => Err(e.into()),
-                };
+            let result = match self.mounter.store(Subject::Volume(entry.volume.clone()), kept, cookie).await {
+                Ok(true) => Ok(()),
+                Ok(false) => self.compare(&entry, &mut slot, cookie).await,
+                Err(e) => Err(e.into()),
+            };
             match result {
                 Ok(()) => {}
                 Err(VolumeError::Mounter(e)) if !e.is_fault() => return Err(e),

@@ -18,7 +18,7 @@ use seamount_identity::authority::{
     Authority, AuthorityError, BoxFuture, Embedded, EmbeddedConfig, IdTemplate, KeyType, new_key_and_csr,
 };
 use seamount_identity::{BundleSet, TrustDomain, workload_api};
-use seamount_mounter_protocol::{Fault, Reply, Request};
+use seamount_mounter_protocol::{Fault, Reply, Request, Subject};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -245,7 +245,8 @@ pub(super) fn tenants() -> Arc<Tenants> {
 }
 
 pub(super) fn volume() -> Volume {
-    Volume { pod: POD.parse().unwrap(), name: "id".parse().unwrap(), id: "csi-1".parse().unwrap() }
+    let driver = "csi.spiffe.io".parse().unwrap();
+    Volume { driver, pod: POD.parse().unwrap(), name: "id".parse().unwrap(), id: "csi-1".parse().unwrap() }
 }
 
 pub(super) fn request(account: &str) -> (PublishRequest, Claims) {
@@ -324,7 +325,9 @@ async fn mounter(dir: std::path::PathBuf) {
                     directories.iter().map(|volume| (volume, flag::DIRECTORY)).chain(identities).collect();
                 all.sort_by_key(|(volume, _)| volume.to_string());
                 match all.get(*cursor as usize) {
-                    Some((found, flags)) => (reply.volume, reply.flags) = (Some((*found).clone()), *flags),
+                    Some((found, flags)) => {
+                        (reply.subject, reply.flags) = (Subject::Volume((*found).clone()), *flags)
+                    }
                     None => reply.fault = Some(Fault::NotFound),
                 }
             }

@@ -26,7 +26,7 @@ impl Node {
         if made.is_err() && created {
             // By name: what reads a directory takes descriptors, which may be what is missing.
             for name in &self.config.socket_names {
-                let _ = fs::unlinkat(&target.fd, name, AtFlags::empty());
+                let _ = fs::unlinkat(&target.fd, name.as_str(), AtFlags::empty());
             }
             place.undo(true);
         }
@@ -46,7 +46,7 @@ impl Node {
             }
         }
         for link in self.config.socket_names.iter().skip(1) {
-            fs::symlinkat(first, dir, link).context("make a link to the socket")?;
+            fs::symlinkat(first, dir, link.as_str()).context("make a link to the socket")?;
         }
         socket::bind(dir, first, SocketType::STREAM, 0o666)
     }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{self, AtFlags, FileType, OFlags, ResolveFlags};
-use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
-use seamount_mounter_protocol::{Reply, flag};
+use seamount_mounter_protocol::names::{PodUid, Volume, VolumeName};
+use seamount_mounter_protocol::{Reply, Subject, flag};
 
 use crate::error::{Context, Result, bail};
 use crate::node::{Node, attach};
@@ -17,7 +17,7 @@ use crate::wire::Attached;
 pub const MAX: usize = 65_536;
 /// The kubelet's bind mounts for `subPath`, in a pod's directory: `<volume>/<container>/<number>` each.
 const SUBPATHS: &str = "volume-subpaths";
-/// Stands for the volume id where no `vol_data.json` gives one.
+/// Stands for volume id and driver where no `vol_data.json` gives them.
 const ORPHAN: &str = "orphan";
 
 impl Node {
@@ -25,7 +25,7 @@ impl Node {
         let Some(place) = self.place(volume)? else {
             bail!(NotFound, "the kubelet has no directory for it");
         };
-        let ours = place.is_ours(&self.config.driver, volume)?;
+        let ours = place.is(volume)?;
         let Some(target) = place.target()? else { bail!(NotFound, "it is not published") };
         Ok(self.tell(&self.describe(volume, &target, !ours)?, reply))
     }
@@ -33,7 +33,7 @@ impl Node {
     /// Replies with what was found, and with the listener that is kept for it.
     fn tell(&self, found: &Reply, reply: &mut Reply) -> Attached {
         *reply = Reply { id: reply.id, op: reply.op, ..found.clone() };
-        let slot = found.volume.as_ref().map(Volume::to_string).unwrap_or_default();
+        let slot = found.subject.volume().map(Volume::to_string).unwrap_or_default();
         self.lock.kept.get(&slot).and_then(|kept| attach(kept, reply))
     }
 
@@ -80,13 +80,15 @@ impl Node {
 
     fn look(&self, pod: &PodUid, name: VolumeName, stacks: &HashMap<u64, u64>) -> Option<Reply> {
         let place = Place::open(&self.pods, pod, &name).ok()??;
-        let (id, orphan) = match place.owner().ok()? {
-            Some((driver, id)) if driver == self.config.driver => (id.parse::<VolumeId>().ok()?, false),
-            Some(_) => return None,
-            None => (ORPHAN.parse().ok()?, true),
-        };
+        let owner = place.owner().ok()?;
+        let orphan = owner.is_none();
+        let (driver, id) = owner.unwrap_or_else(|| (ORPHAN.to_owned(), ORPHAN.to_owned()));
+        let (driver, id) = (driver.parse().ok()?, id.parse().ok()?);
+        if !orphan && !self.config.drivers.contains(&driver) {
+            return None;
+        }
         let target = place.target().ok()??;
-        let volume = Volume { pod: pod.clone(), name, id };
+        let volume = Volume { driver, pod: pod.clone(), name, id };
         let mut found = self.describe(&volume, &target, orphan).ok()?;
         let [_, _, mounts] = &mut found.numbers;
         *mounts *= stacks.get(&target.stat.stx_mnt_id).unwrap_or(&1);
@@ -101,7 +103,8 @@ impl Node {
         flags |= if dead.is_empty() { 0 } else { flag::SUBPATH };
         flags |= if orphan { flag::ORPHAN } else { 0 };
         let numbers = numbers(target)?;
-        Ok(Reply { volume: Some(volume.clone()), flags, numbers, text: dead, ..Reply::default() })
+        let subject = Subject::Volume(volume.clone());
+        Ok(Reply { subject, flags, numbers, text: dead, ..Reply::default() })
     }
 
     /// The containers that hold something of the volume by `subPath` that has been replaced since, as the

@@ -22,7 +22,7 @@ const MAX_MOUNTS: usize = 128;
 impl Node {
     pub fn unpublish(&mut self, volume: &Volume) -> Result<Attached> {
         let place = self.place(volume)?;
-        let ours = place.as_ref().map_or(Ok(false), |p| p.is_ours(&self.config.driver, volume))?;
+        let ours = place.as_ref().map_or(Ok(false), |place| place.is(volume))?;
         // Ends a kept listener also for the agent and whatever else has a copy of it.
         if let Some(fd) = self.lock.kept.remove(&volume.to_string()) {
             let _ = shutdown(&fd, Shutdown::Both);
@@ -64,7 +64,8 @@ impl Node {
     /// Whether a name is one that we make in a volume.
     pub fn makes(&self, name: &CStr) -> bool {
         let mut names = self.config.socket_names.iter();
-        socket::made_at(name.to_bytes()).is_some() || names.any(|ours| ours.as_bytes() == name.to_bytes())
+        socket::made_at(name.to_bytes()).is_some()
+            || names.any(|ours| ours.as_str().as_bytes() == name.to_bytes())
     }
 
     /// Removes what is in the target directory: by name, one level, never a directory, never across a mount.
