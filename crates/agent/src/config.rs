@@ -11,6 +11,7 @@ mod size;
 
 pub use args::{Args, ArgsError, USAGE, VERSION};
 pub use seamount_api::{DurationError, Log, LogFormat, LogLevel, format_duration, parse_duration};
+pub(crate) use sections::driver;
 pub use size::{Size, SizeError, parse_size};
 
 use std::fmt;
@@ -19,9 +20,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use seamount_identity::{KeyType, TrustDomain};
+use seamount_mounter_protocol::names::DriverName;
 
-/// `driverName`.
-pub const DRIVER_NAME: &str = "csi.spiffe.io";
+/// The one of `drivers` where none is named.
+pub const DRIVER: &str = "csi.spiffe.io";
+/// The most drivers of one node.
+pub const MAX_DRIVERS: usize = 8;
 /// `kubeletRoot`.
 pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
 /// `mounterSocket`.
@@ -74,8 +78,8 @@ pub const MAX_FILE: u64 = 256 * 1024;
 /// The configuration: complete and consistent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Name of the CSI driver, also of its directory below the kubelet's root.
-    pub driver_name: String,
+    /// The CSI drivers: each one's name is also that of its directory below the kubelet's root.
+    pub drivers: Vec<DriverName>,
     /// The kubelet's root directory: absolute, without a slash at its end.
     pub kubelet_root: PathBuf,
     /// Name of this node, as `spec.nodeName` of its pods says it.
@@ -326,11 +330,6 @@ impl Config {
         }
     }
 
-    /// The CSI endpoint that the kubelet is told: `<kubeletRoot>/plugins/<driverName>/csi.sock`.
-    pub fn endpoint(&self) -> PathBuf {
-        self.kubelet_root.join("plugins").join(&self.driver_name).join("csi.sock")
-    }
-
     /// The fields of `new` that differ from this configuration and that only a restart applies: what names
     /// the processes' sockets and who may use them, the identity source and its trust domain, and the
     /// addresses and bounds of what is being served. Everything else (tokens, templates, key kinds,
@@ -340,7 +339,7 @@ impl Config {
         let domain = |a: Option<&AuthoritySource>| a.map(|a| a.trust_domain.clone());
         let directory = |a: Option<&AuthoritySource>| a.and_then(|a| a.embedded.directory.clone());
         [
-            ("driverName", self.driver_name != new.driver_name),
+            ("drivers", self.drivers != new.drivers),
             ("kubeletRoot", self.kubelet_root != new.kubelet_root),
             ("nodeName", self.node_name != new.node_name),
             ("mounterSocket", self.mounter_socket != new.mounter_socket),
