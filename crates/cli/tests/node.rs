@@ -323,7 +323,7 @@ fn a_second_mounter_is_found() {
         world.node.make_run("run2").unwrap();
         // It waits, for it has no agent.
         let second = world.node.mounter("run2").start().unwrap();
-        world.finds(&[], "2 mounters of csi.spiffe.io").await;
+        world.finds(&[], "2 mounters on this node").await;
         drop(second);
         world.finds(&[], "seamount-mounter (pid").await;
         assert!(!world.run(&["doctor"]).await.out.contains("2 mounters"));
