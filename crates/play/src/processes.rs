@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// How long a signal SIGSTOP waits for all threads to stand still.
+const STAND_STILL: Duration = Duration::from_secs(5);
+
 /// Why a process is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -233,7 +236,7 @@ impl Process {
         }
     }
 
-    /// Sends a signal.
+    /// Sends a signal. After SIGSTOP every thread stands still when this returns.
     ///
     /// # Errors
     /// If the kernel refuses, for instance because it has ended.
@@ -243,7 +246,30 @@ impl Process {
             return Err(self.kernel("cannot signal it", io::Error::from(io::ErrorKind::NotFound)));
         }
         kill_process(Pid::from_child(&self.child), signal)
-            .map_err(|source| self.kernel("cannot signal it", source.into()))
+            .map_err(|source| self.kernel("cannot signal it", source.into()))?;
+        if signal == Signal::STOP {
+            self.stand_still();
+        }
+        Ok(())
+    }
+
+    /// Waits until every thread has stopped. One of them takes the signal and stops the others; on a busy machine
+    /// they go on for milliseconds until it has its turn.
+    fn stand_still(&self) {
+        let state = |task: &Path| {
+            let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+        };
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.child.id()));
+        let deadline = Instant::now() + STAND_STILL;
+        while Instant::now() < deadline {
+            let Ok(entries) = std::fs::read_dir(&tasks) else { return };
+            // A thread that has ended meanwhile has no state.
+            if entries.flatten().all(|task| matches!(state(&task.path()), Some('T' | 't' | 'Z') | None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Asks it to stop (SIGTERM) and waits for its end.
