@@ -18,7 +18,7 @@ inside() { # FOLDER CSI-SANITY BINARIES
   rmdir "$w/staging"                               # csi-sanity makes it, and insists on that
   mount --bind "$3" "$w/bin"                       # the agent's uid may not be able to walk to the checkout
   cat >"$w/agent.yaml" <<K
-driverName: $driver
+drivers: [{name: $driver}]
 kubeletRoot: $w/kubelet
 nodeName: node-1
 mounterSocket: $w/run/mounter.sock

@@ -15,7 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use seamount_authority::{BoxFuture, IdTemplate, Workload};
 use seamount_identity::SpiffeId;
-use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::names::{DriverName, Volume};
 use seamount_pod_token::{
     ApiServer, Claims, DatedToken, Keys, Options, READINESS, Token, TokenError, TokenVerifier,
 };
@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Args, Config, ConfigError, TokenConfig};
-use crate::csi::request::{Refusal, Rules, bind_stored};
+use crate::csi::request::{Refusal, bind_stored};
 use crate::metrics::Metrics;
 use crate::readiness;
 use crate::volumes::proof::{Proof, Prover, Unproved};
@@ -41,8 +41,8 @@ const MAX_REASON: usize = 8 * 1024;
 /// What cannot change without a restart, and must be there without a valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootstrapConfig {
-    /// Name of the CSI driver.
-    pub driver_name: String,
+    /// The CSI drivers; at least one.
+    pub drivers: Vec<DriverName>,
     /// The kubelet's root directory.
     pub kubelet_root: String,
     /// Name of this node; empty: unknown.
@@ -60,7 +60,7 @@ impl BootstrapConfig {
     pub fn new(args: &Args, node_name: Option<&str>, config: Option<&Config>, text: &str) -> Self {
         if let Some(config) = config {
             return Self {
-                driver_name: config.driver_name.clone(),
+                drivers: config.drivers.clone(),
                 kubelet_root: config.kubelet_root.to_string_lossy().into_owned(),
                 node_name: config.node_name.clone(),
                 mounter_socket: config.mounter_socket.to_string_lossy().into_owned(),
@@ -76,9 +76,21 @@ impl BootstrapConfig {
         let environment = node_name.map(str::to_owned);
         let of_file = file.get("http").and_then(|h| h.get("address")).and_then(|a| a.as_str());
         let http = args.http_address.as_deref().or(of_file).unwrap_or(config::HTTP_ADDRESS);
+        let of_file = file.get("drivers").and_then(|list| list.as_array()).into_iter().flatten();
+        let of_file = of_file.filter_map(|driver| driver.get("name").and_then(|name| name.as_str()));
+        let named: Vec<&str> = match args.drivers.as_slice() {
+            [] => of_file.collect(),
+            flags => flags.iter().map(String::as_str).collect(),
+        };
+        let mut drivers: Vec<_> = named.into_iter().filter_map(config::driver).collect();
+        drivers.dedup();
+        drivers.truncate(config::MAX_DRIVERS);
+        if drivers.is_empty() {
+            drivers.extend(config::driver(config::DRIVER));
+        }
         let root = pick(args.kubelet_root.as_ref(), "kubeletRoot", config::KUBELET_ROOT);
         Self {
-            driver_name: pick(args.driver_name.as_ref(), "driverName", config::DRIVER_NAME),
+            drivers,
             kubelet_root: root.trim_end_matches('/').to_owned(),
             node_name: pick(args.node_name.as_ref().or(environment.as_ref()), "nodeName", ""),
             mounter_socket: pick(args.mounter_socket.as_ref(), "mounterSocket", config::MOUNTER_SOCKET),
@@ -91,9 +103,9 @@ impl BootstrapConfig {
         }
     }
 
-    /// Where the kubelet finds the CSI socket.
-    pub fn endpoint(&self) -> String {
-        format!("{}/plugins/{}/csi.sock", self.kubelet_root, self.driver_name)
+    /// Where the kubelet finds this driver's CSI socket.
+    pub fn endpoint(&self, driver: &DriverName) -> String {
+        format!("{}/plugins/{driver}/csi.sock", self.kubelet_root)
     }
 }
 
@@ -101,8 +113,6 @@ impl BootstrapConfig {
 pub struct ActiveConfig {
     /// The configuration.
     pub config: Arc<Config>,
-    /// The rules for publish requests.
-    pub rules: Rules,
     /// Verifies tokens; none with the source `directory`.
     pub verifier: Option<Arc<TokenVerifier>>,
     /// Name of this node.
@@ -239,11 +249,9 @@ impl ConfigManager {
             return self.set(readiness::CONFIGURATION, ConditionStatus::Ready(remark));
         }
         let verifier = self.verifier(old.as_deref(), config.authority().map(|a| &a.token));
-        let rules = Rules { kubelet_root: self.bootstrap.kubelet_root.clone(), ..Rules::new(&config) };
         let node_name = config.node_name.clone();
         self.settings.store(Some(Arc::new(ActiveConfig {
             config: Arc::clone(&config),
-            rules,
             verifier,
             node_name,
         })));

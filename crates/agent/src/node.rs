@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, stream};
 use seamount_mounter_client::{Client, Link};
-use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::names::{DriverName, Volume};
 use seamount_proto::node::{self, node_server};
 use seamount_telemetry::logging::Recent;
 use seamount_telemetry::readiness::ConditionStatus;
@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 
 use crate::config_manager::ConfigManager;
 use crate::readiness;
-use crate::record::Registration;
+use crate::registration::DriverStatus;
 use crate::source::Source;
 use crate::volumes::{Volumes, unix};
 
@@ -39,8 +39,8 @@ pub struct Service {
     pub volumes: Arc<Volumes>,
     /// The mounter.
     pub mounter: Client,
-    /// What the kubelet said.
-    pub registered: watch::Receiver<Registration>,
+    /// How each driver's registration stands.
+    pub registrations: Vec<(DriverName, watch::Receiver<DriverStatus>)>,
     /// When the agent started.
     pub started: SystemTime,
 }
@@ -65,7 +65,8 @@ impl Service {
         out.build = up.hello.build;
         let (pod, name) = NOBODY;
         let (Ok(pod), Ok(name), Ok(id)) = (pod.parse(), name.parse(), name.parse()) else { return out };
-        match self.mounter.inspect(&Volume { pod, name, id }, ANSWER).await {
+        let Some(driver) = self.manager.bootstrap().drivers.first().cloned() else { return out };
+        match self.mounter.inspect(&Volume { driver, pod, name, id }, ANSWER).await {
             Ok(_) => out.answers = true,
             Err(e) if e.is_fault() => out.answers = true,
             Err(e) => out.problem = e.to_string(),
@@ -73,19 +74,13 @@ impl Service {
         out
     }
 
-    fn registration(&self) -> node::Registration {
-        let condition = self.manager.shown().readiness.get(&readiness::REGISTRATION);
-        let (state, reason) = match (&*self.registered.borrow(), &condition) {
-            (Registration::Unknown, _) => ("unknown", String::new()),
-            (Registration::Failed(why), _) => ("refused", why.clone()),
-            // The kubelet has the driver still, and does not find its socket.
-            (Registration::Registered, Some((ConditionStatus::NotReady(why), _))) => {
-                ("unreachable", why.clone())
-            }
-            (Registration::Registered, _) => ("registered", String::new()),
+    fn drivers(&self) -> Vec<node::Driver> {
+        let driver = |(name, status): &(DriverName, watch::Receiver<DriverStatus>)| {
+            let DriverStatus { state, reason, since } = status.borrow().clone();
+            let registration = node::Registration { state: state.to_owned(), since: unix(since), reason };
+            node::Driver { name: name.to_string(), registration: Some(registration) }
         };
-        let since = condition.map_or(0, |(_, since)| unix(since));
-        node::Registration { state: state.to_owned(), since, reason }
+        self.registrations.iter().map(driver).collect()
     }
 
     fn conditions(&self) -> Vec<node::Condition> {
@@ -170,7 +165,7 @@ impl node_server::Node for Service {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             agent_pid: i64::from(std::process::id()),
             agent_started: unix(self.started),
-            driver: bootstrap.driver_name.clone(),
+            drivers: self.drivers(),
             node: bootstrap.node_name.clone(),
             kubelet_root: bootstrap.kubelet_root.clone(),
             trust_domain: config
@@ -184,7 +179,6 @@ impl node_server::Node for Service {
             }
             .to_owned(),
             mounter: Some(mounter),
-            registration: Some(self.registration()),
             conditions: self.conditions(),
             authority: Some(self.authority()),
             volumes: self.volumes.by_state(),

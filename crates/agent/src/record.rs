@@ -13,7 +13,7 @@ pub use codec::{KIND_NODE, KIND_VOLUME, MAX_RECORD, OLDEST, RecordError, VERSION
 use std::fmt;
 use std::time::SystemTime;
 
-use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::names::{DriverName, Volume};
 use zeroize::Zeroizing;
 
 use codec::{Reader, Writer};
@@ -84,6 +84,15 @@ pub struct StoredSvid {
 pub struct NodeRecord {
     /// Raised with each write.
     pub generation: u64,
+    /// Its drivers.
+    pub drivers: Vec<DriverRecord>,
+}
+
+/// What the agent knows of one driver's sockets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriverRecord {
+    /// Which.
+    pub driver: DriverName,
     /// `SO_COOKIE` of the CSI listener; 0 = none.
     pub csi_cookie: u64,
     /// `SO_COOKIE` of the registration listener; 0 = none.
@@ -151,7 +160,7 @@ impl Record {
     /// The bytes for the state tmpfs; wiped on drop.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut w = Writer::new(KIND_VOLUME, self.generation, self.capacity());
-        for text in [self.volume.pod.as_str(), self.volume.name.as_str(), self.volume.id.as_str()] {
+        for text in names(&self.volume) {
             w.bytes(text.as_bytes());
         }
         match &self.body {
@@ -174,8 +183,7 @@ impl Record {
 
     /// Enough bytes, so that the buffer never moves and leaves a copy of a secret behind.
     fn capacity(&self) -> usize {
-        let names = [self.volume.pod.as_str(), self.volume.name.as_str(), self.volume.id.as_str()];
-        let names: usize = names.iter().map(|name| name.len() + 4).sum();
+        let names: usize = names(&self.volume).iter().map(|name| name.len() + 4).sum();
         let body = match &self.body {
             Body::Identity(IdentityBody { token, svid, .. }) => {
                 let token = token.as_ref().map_or(0, |t| t.expose().len());
@@ -190,7 +198,8 @@ impl Record {
     /// Reads what [`Record::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let (generation, mut r) = Reader::open(bytes, KIND_VOLUME)?;
-        let volume = Volume { pod: r.parsed()?, name: r.parsed()?, id: r.parsed()? };
+        let (driver, pod, name, id) = (r.parsed()?, r.parsed()?, r.parsed()?, r.parsed()?);
+        let volume = Volume { driver, pod, name, id };
         let body = match r.u8()? {
             1 => Body::Identity(IdentityBody {
                 cookie: r.u64()?,
@@ -205,18 +214,26 @@ impl Record {
     }
 }
 
+fn names(Volume { driver, pod, name, id }: &Volume) -> [&str; 4] {
+    [driver.as_str(), pod.as_str(), name.as_str(), id.as_str()]
+}
+
 impl NodeRecord {
     /// The bytes for the state tmpfs.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut w = Writer::new(KIND_NODE, self.generation, 256);
-        w.u64(self.csi_cookie);
-        w.u64(self.registration_cookie);
-        match &self.registration {
-            Registration::Unknown => w.u8(0),
-            Registration::Registered => w.u8(1),
-            Registration::Failed(why) => {
-                w.u8(2);
-                w.bytes(why.get(..why.floor_char_boundary(MAX_REASON)).unwrap_or_default().as_bytes());
+        w.u64(self.drivers.len() as u64);
+        for of in &self.drivers {
+            w.bytes(of.driver.as_str().as_bytes());
+            w.u64(of.csi_cookie);
+            w.u64(of.registration_cookie);
+            match &of.registration {
+                Registration::Unknown => w.u8(0),
+                Registration::Registered => w.u8(1),
+                Registration::Failed(why) => {
+                    w.u8(2);
+                    w.bytes(why.get(..why.floor_char_boundary(MAX_REASON)).unwrap_or_default().as_bytes());
+                }
             }
         }
         w.finish()
@@ -225,16 +242,22 @@ impl NodeRecord {
     /// Reads what [`NodeRecord::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let (generation, mut r) = Reader::open(bytes, KIND_NODE)?;
-        let csi_cookie = r.u64()?;
-        let registration_cookie = r.u64()?;
-        let registration = match r.u8()? {
-            0 => Registration::Unknown,
-            1 => Registration::Registered,
-            2 => Registration::Failed(r.string()?),
-            _ => return Err(RecordError::Corrupt("unknown registration state")),
-        };
+        let mut drivers = Vec::new();
+        for _ in 0..r.u64()? {
+            drivers.push(DriverRecord {
+                driver: r.parsed()?,
+                csi_cookie: r.u64()?,
+                registration_cookie: r.u64()?,
+                registration: match r.u8()? {
+                    0 => Registration::Unknown,
+                    1 => Registration::Registered,
+                    2 => Registration::Failed(r.string()?),
+                    _ => return Err(RecordError::Corrupt("unknown registration state")),
+                },
+            });
+        }
         r.end()?;
-        Ok(Self { generation, csi_cookie, registration_cookie, registration })
+        Ok(Self { generation, drivers })
     }
 }
 

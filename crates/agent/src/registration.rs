@@ -6,7 +6,7 @@
 //! registered, the socket appears again, and again (`run/offers.rs`).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use seamount_proto::registration::registration_server;
 use seamount_proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
@@ -18,6 +18,23 @@ use crate::record::Registration;
 mod metrics;
 
 pub use metrics::Metrics;
+/// How a driver's registration stands, for an operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriverStatus {
+    /// `registered`, `refused`, `unreachable` (a socket's name does not lead to the agent), or `unknown`.
+    pub state: &'static str,
+    /// The kubelet's words; what is wrong with the socket.
+    pub reason: String,
+    /// Since when.
+    pub since: SystemTime,
+}
+
+impl Default for DriverStatus {
+    /// Nothing was heard, from now on.
+    fn default() -> Self {
+        Self { state: "unknown", reason: String::new(), since: SystemTime::now() }
+    }
+}
 
 /// How long the kubelet waits for its word to be recorded; it gives up after 5 s.
 const RECORD: Duration = Duration::from_secs(3);
@@ -53,7 +70,7 @@ impl Service {
 #[tonic::async_trait]
 impl registration_server::Registration for Service {
     async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
-        tracing::info!("the kubelet asks who we are");
+        tracing::info!(driver = %self.driver, "the kubelet asks who we are");
         self.asked.notify_one();
         Ok(Response::new(PluginInfo {
             r#type: "CSIPlugin".to_owned(),
@@ -69,11 +86,11 @@ impl registration_server::Registration for Service {
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let RegistrationStatus { plugin_registered, error } = request.into_inner();
         let now = if plugin_registered {
-            tracing::info!("registered with the kubelet");
+            tracing::info!(driver = %self.driver, "registered with the kubelet");
             Registration::Registered
         } else {
             let error: String = error.chars().filter(|c| !c.is_control()).take(500).collect();
-            tracing::error!(%error, "the kubelet refused the registration; is another driver of this name installed?");
+            tracing::error!(driver = %self.driver, %error, "the kubelet refused the registration; is another driver of this name installed?");
             Registration::Failed(error)
         };
         self.registered.send_replace(now.clone());

@@ -4,51 +4,40 @@
 //! so that no pod's deletion waits for a repair; records are read before the first request is answered, so
 //! that no publish takes a volume for a new one.
 
+mod driver;
 mod kubelet_server;
 mod limits;
 mod offers;
+mod supervisor;
 mod tend;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use seamount_mounter_client::{Client, DEADLINE, Link, Listener, MounterError};
-use seamount_mounter_protocol::keep;
-use seamount_proto::csi::identity_server::IdentityServer;
-use seamount_proto::csi::node_server::NodeServer;
-use seamount_proto::node::node_server::NodeServer as NodeReportServer;
-use seamount_proto::registration::registration_server::RegistrationServer;
+use seamount_mounter_client::{Client, DEADLINE};
+use seamount_mounter_protocol::names::DriverName;
 use seamount_sys::watch::explain;
 use seamount_telemetry::http::{self, BEAT, HttpState, listen};
 use seamount_telemetry::logging;
 use seamount_telemetry::readiness::{ConditionStatus, Readiness};
 use seamount_workload_api::{Limits, Node as Shared};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::Instant;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Args, Config, HEALTH_SOCKET, Log, LogFormat, LogLevel, WorkloadApi};
 use crate::config_manager::{self, BootstrapConfig, ConfigManager};
-use crate::csi::service::Service;
-use crate::endpoint::server::Services;
 use crate::memory;
 use crate::metrics::Metrics;
-use crate::node;
 use crate::readiness;
-use crate::record::{NodeRecord, Registration};
-use crate::registration;
 use crate::source::{self, Source};
-use crate::state::{StateDir, StateError};
 use crate::volumes::proof::Prover;
-use crate::volumes::{ServeOptions, Tenants, VolumeError, Volumes};
+use crate::volumes::{ServeOptions, Tenants, Volumes};
 use crate::workload_api;
-use kubelet_server::KubeletServer;
-use offers::Offers;
-use tend::Lost;
+use supervisor::NodeSupervisor;
 
 /// How long a stream waits for a pod's first identity before it is answered `Unavailable`.
 const PENDING: Duration = Duration::from_secs(20);
@@ -127,7 +116,7 @@ async fn live_on(
 ) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        driver = %bootstrap.driver_name,
+        drivers = %names(&bootstrap.drivers),
         node = %bootstrap.node_name,
         kubelet_root = %bootstrap.kubelet_root,
         "seamount-agent starts"
@@ -188,6 +177,10 @@ async fn live_on(
     stopped.cancel();
     let _ = keeper.await;
     cancel.cancel();
+}
+
+fn names(drivers: &[DriverName]) -> String {
+    drivers.iter().map(DriverName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// What the volumes are served with.
@@ -337,311 +330,5 @@ async fn tell_source(volumes: Arc<Volumes>, manager: Arc<ConfigManager>) {
         if changed.is_err() {
             return;
         }
-    }
-}
-
-/// Why the mounter's side of the agent is not complete.
-#[derive(Debug, thiserror::Error)]
-enum AttachError {
-    #[error(transparent)]
-    Mounter(#[from] MounterError),
-    #[error(transparent)]
-    State(#[from] StateError),
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-    #[error("a listener from the mounter cannot be served: {0}")]
-    Serve(#[from] std::io::Error),
-    #[error("the state directory cannot be looked at: {0}")]
-    Directory(rustix::io::Errno),
-}
-
-/// All that comes from the mounter: the kubelet's two servers, the state directory, the volumes.
-struct NodeSupervisor {
-    manager: Arc<ConfigManager>,
-    mounter: Client,
-    volumes: Arc<Volumes>,
-    csi: Option<KubeletServer>,
-    registration: Option<KubeletServer>,
-    registered: watch::Sender<Registration>,
-    /// What of it is recorded.
-    recorded: watch::Sender<Registration>,
-    /// Tells that the kubelet is at work on a registration.
-    asked: Arc<Notify>,
-    offers: Offers,
-    lost: Lost,
-    state: Option<Arc<StateDir>>,
-    /// Device and inode of the state directory.
-    state_id: Option<(u64, u64)>,
-    generation: u64,
-    restored: bool,
-    started: SystemTime,
-}
-
-impl NodeSupervisor {
-    fn new(manager: Arc<ConfigManager>, mounter: Client, volumes: Arc<Volumes>) -> Self {
-        let (registered, _) = watch::channel(Registration::Unknown);
-        Self {
-            manager,
-            mounter,
-            volumes,
-            csi: None,
-            registration: None,
-            registered,
-            recorded: watch::Sender::new(Registration::Unknown),
-            asked: Arc::default(),
-            offers: Offers::new(Instant::now()),
-            lost: Lost::default(),
-            state: None,
-            state_id: None,
-            generation: 0,
-            restored: false,
-            started: SystemTime::now(),
-        }
-    }
-
-    /// Follows the connection to the mounter, and what the kubelet says, for ever.
-    ///
-    /// One task, so nothing here is locked. A connection is marked as seen before it is attached to; if it
-    /// breaks meanwhile, the attempt fails or is followed by `changed`, and the next one has another number.
-    /// What the kubelet says is sent by the service, recorded here alone, and answered when `recorded` says
-    /// so: neither can overtake the other.
-    async fn keep(&mut self) {
-        let mut link = self.mounter.link();
-        let mut registered = self.registered.subscribe();
-        let mut done = 0;
-        let mut pause = AGAIN / 16;
-        let mut tended = Instant::now();
-        let asked = Arc::clone(&self.asked);
-        self.tell_registration();
-        loop {
-            let now = link.borrow_and_update().clone();
-            let connected = matches!(now, Link::Up(_));
-            match now {
-                Link::Up(up) if up.number != done => match self.attach().await {
-                    Ok(()) => {
-                        (done, pause, tended) = (up.number, AGAIN / 16, Instant::now());
-                        self.offers.restart(tended);
-                        self.lost.build.clone_from(&up.hello.build);
-                        self.volumes.set_complete(done);
-                        self.manager.metrics().mounter.connected(true);
-                        self.manager.set(readiness::MOUNTER, ConditionStatus::Ready(up.hello.build));
-                    }
-                    Err(e) => {
-                        self.manager.set(readiness::MOUNTER, ConditionStatus::NotReady(e.to_string()));
-                        // What there is is served meanwhile: deletions do not wait for the state directory.
-                        self.open_servers();
-                        tokio::time::sleep(pause).await;
-                        pause = (pause * 2).min(AGAIN);
-                        continue;
-                    }
-                },
-                Link::Up(_) => {}
-                Link::Down(why) => self.no_mounter(why),
-                Link::Incompatible(why) => self.no_mounter(MounterError::Version(why).to_string()),
-            }
-            tokio::select! {
-                changed = link.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
-                changed = registered.changed() => {
-                    if changed.is_ok() {
-                        self.record_registration();
-                    }
-                }
-                () = asked.notified() => self.offers.put_off(Instant::now()),
-                () = tokio::time::sleep_until(tended + tend::EVERY), if connected => {
-                    self.tend().await;
-                    tended = Instant::now();
-                }
-            }
-        }
-    }
-
-    fn no_mounter(&self, why: String) {
-        self.manager.metrics().mounter.connected(false);
-        self.manager.set(readiness::MOUNTER, ConditionStatus::NotReady(why));
-    }
-
-    /// After each new connection. May be repeated.
-    async fn attach(&mut self) -> Result<(), AttachError> {
-        if let Some(listener) = self.other_listener(self.csi.as_ref(), keep::CSI).await? {
-            close(self.csi.replace(KubeletServer::new("csi", listener)?)).await;
-        }
-        if let Some(listener) = self.other_listener(self.registration.as_ref(), keep::REGISTRATION).await? {
-            close(self.register_by(listener)?).await;
-        }
-        let other_state = self.take_state().await?;
-        if self.restored {
-            if other_state {
-                self.volumes.store_all().await;
-            }
-            self.volumes.reattach().await?;
-        } else {
-            self.recall_registration()?;
-            let done = self.volumes.restore().await?;
-            self.restored = true;
-            // What the kubelet said meanwhile.
-            self.record_registration();
-            tracing::info!(
-                with_identity = done.with_identity,
-                without = done.without,
-                forgotten = done.forgotten,
-                "volumes restored"
-            );
-        }
-        self.open_servers();
-        Ok(())
-    }
-
-    /// The listener to serve in the place of the one that is served; none where that is the right one. A
-    /// mounter that lost the listener gets it back first.
-    async fn other_listener(
-        &self,
-        server: Option<&KubeletServer>,
-        slot: u32,
-    ) -> Result<Option<Listener>, MounterError> {
-        if let Some(server) = server
-            && self.mounter.store(None, slot, server.kept(), server.cookie()).await?
-        {
-            return Ok(None);
-        }
-        let listener = match slot {
-            keep::CSI => self.mounter.csi_listener().await?,
-            _ => self.mounter.registration_listener().await?,
-        };
-        Ok((server.map(KubeletServer::cookie) != Some(listener.cookie)).then_some(listener))
-    }
-
-    /// The state directory; whether it is another one than before.
-    async fn take_state(&mut self) -> Result<bool, AttachError> {
-        let directory = match self.mounter.state().await {
-            Ok(directory) => directory,
-            Err(e) => {
-                self.volumes.set_state(Err(e.to_string()));
-                return Err(e.into());
-            }
-        };
-        let stat = rustix::fs::fstat(&directory).map_err(AttachError::Directory)?;
-        let id = Some((stat.st_dev, stat.st_ino));
-        if self.state_id == id {
-            return Ok(false);
-        }
-        let state = Arc::new(StateDir::new(directory));
-        self.volumes.set_state(Ok(Arc::clone(&state)));
-        self.state = Some(state);
-        self.state_id = id;
-        self.record_registration();
-        Ok(true)
-    }
-
-    /// What the kubelet said to an earlier agent about the listener that this one has inherited.
-    fn recall_registration(&mut self) -> Result<(), AttachError> {
-        let Some(state) = &self.state else { return Ok(()) };
-        let recorded = match state.get_node() {
-            Ok(recorded) => recorded,
-            Err(e @ StateError::Descriptors { .. }) => return Err(e.into()),
-            // Damaged, or something else of that name: not worth a start that fails.
-            Err(e) => {
-                tracing::warn!(error = %e, "the node's record cannot be used");
-                None
-            }
-        };
-        let Some(NodeRecord { generation, registration_cookie, registration, .. }) = recorded else {
-            return Ok(());
-        };
-        self.generation = generation;
-        if self.registration.as_ref().map(KubeletServer::cookie) == Some(registration_cookie)
-            && *self.registered.borrow() == Registration::Unknown
-        {
-            self.registered.send_replace(registration);
-        }
-        Ok(())
-    }
-
-    /// Keeps what the kubelet said, and tells it.
-    fn record_registration(&mut self) {
-        self.tell_registration();
-        // Before the record of an earlier agent was read, nothing may be written over it.
-        if !self.restored {
-            return;
-        }
-        self.generation = self.generation.wrapping_add(1);
-        let cookie = |server: Option<&KubeletServer>| server.map_or(0, KubeletServer::cookie);
-        let registration = self.registered.borrow().clone();
-        let record = NodeRecord {
-            generation: self.generation,
-            csi_cookie: cookie(self.csi.as_ref()),
-            registration_cookie: cookie(self.registration.as_ref()),
-            registration: registration.clone(),
-        };
-        match self.state.as_ref().map(|s| s.put_node(&record)) {
-            Some(Ok(())) => {
-                self.lost.recorded = true;
-                self.recorded.send_replace(registration);
-            }
-            Some(Err(e)) => tracing::warn!(error = %e, "the registration could not be recorded"),
-            None => {}
-        }
-    }
-
-    fn tell_registration(&self) {
-        let (number, status) = match (&self.lost.sockets, &*self.registered.borrow()) {
-            (Some(why), _) => {
-                (None, ConditionStatus::NotReady(format!("the kubelet does not find the driver: {why}")))
-            }
-            (None, Registration::Unknown) => {
-                (None, ConditionStatus::NotReady("the kubelet has not registered the driver yet".to_owned()))
-            }
-            (None, Registration::Registered) => (Some(true), ConditionStatus::Ready(String::new())),
-            (None, Registration::Failed(why)) => {
-                (Some(false), ConditionStatus::NotReady(format!("the kubelet refused the driver: {why}")))
-            }
-        };
-        self.manager.metrics().registration.registration(number);
-        self.manager.set(readiness::REGISTRATION, status);
-    }
-
-    /// Serves the kubelet, as far as there are listeners.
-    fn open_servers(&mut self) {
-        let service =
-            Service::new(Arc::clone(&self.manager), Arc::clone(&self.volumes), self.registered.clone());
-        let bootstrap = self.manager.bootstrap();
-        let registration = registration::Service::new(
-            bootstrap.driver_name.clone(),
-            bootstrap.endpoint(),
-            Arc::clone(&self.asked),
-            self.registered.clone(),
-            self.recorded.subscribe(),
-        );
-        if let Some(server) = &mut self.csi {
-            let node = node::Service {
-                manager: Arc::clone(&self.manager),
-                volumes: Arc::clone(&self.volumes),
-                mounter: self.mounter.clone(),
-                registered: self.registered.subscribe(),
-                started: self.started,
-            };
-            let services = Services::default()
-                .with(NodeServer::new(service.clone()))
-                .with(IdentityServer::new(service))
-                .with(NodeReportServer::new(node));
-            server.open(services, self.manager.uid());
-        }
-        if let Some(server) = &mut self.registration {
-            server.open(Services::default().with(RegistrationServer::new(registration)), self.manager.uid());
-        }
-    }
-
-    /// Stops to accept, and lets the calls in flight finish.
-    async fn close(self) {
-        tokio::join!(close(self.csi), close(self.registration));
-    }
-}
-
-async fn close(server: Option<KubeletServer>) {
-    if let Some(server) = server {
-        server.close(STOP).await;
     }
 }

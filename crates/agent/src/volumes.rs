@@ -32,7 +32,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use seamount_mounter_client::{Client, MounterError};
 use seamount_mounter_protocol::Fault;
-use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
+use seamount_mounter_protocol::names::{DriverName, PodUid, Volume, VolumeId, VolumeName};
 use seamount_sync::{AtomicBool, AtomicU64, Mutex};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -253,9 +253,10 @@ impl Volumes {
         Some(VolumeStats { bytes, inodes, conditions })
     }
 
-    /// The volume with this id.
-    pub fn by_id(&self, id: &VolumeId) -> Option<Volume> {
-        self.entries().values().map(AnyEntry::volume).find(|volume| volume.id == *id).cloned()
+    /// The driver's volume with this id.
+    pub fn by_id(&self, driver: &DriverName, id: &VolumeId) -> Option<Volume> {
+        let ours = |volume: &&Volume| volume.driver == *driver && volume.id == *id;
+        self.entries().values().map(AnyEntry::volume).find(ours).cloned()
     }
 
     /// Tells the metrics where a volume stands; nothing of one that was taken away meanwhile.

@@ -7,17 +7,22 @@
 mod reader;
 mod sections;
 
+pub use sections::driver;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use seamount_identity::{KeyType, TrustDomain};
+use seamount_mounter_protocol::names::DriverName;
 
 use crate::Log;
 
-/// `driverName`.
-pub const DRIVER_NAME: &str = "csi.spiffe.io";
+/// The one of `drivers` where none is named.
+pub const DRIVER: &str = "csi.spiffe.io";
+/// The most drivers of one node.
+pub const MAX_DRIVERS: usize = 8;
 /// `kubeletRoot`.
 pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
 /// `mounterSocket`.
@@ -71,8 +76,8 @@ pub struct Overrides {
     pub mounter_socket: Option<String>,
     /// `--kubelet-root`.
     pub kubelet_root: Option<String>,
-    /// `--driver-name`.
-    pub driver_name: Option<String>,
+    /// `--driver`, as often as there are drivers.
+    pub drivers: Vec<String>,
     /// `--http-address`.
     pub http_address: Option<String>,
     /// `--log-format`.
@@ -84,8 +89,8 @@ pub struct Overrides {
 /// The configuration: complete and consistent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Name of the CSI driver, also of its directory below the kubelet's root.
-    pub driver_name: String,
+    /// The CSI drivers: each one's name is also that of its directory below the kubelet's root.
+    pub drivers: Vec<DriverName>,
     /// The kubelet's root directory: absolute, without a slash at its end.
     pub kubelet_root: PathBuf,
     /// Name of this node, as `spec.nodeName` of its pods says it.
@@ -319,11 +324,6 @@ impl Config {
         }
     }
 
-    /// The CSI endpoint that the kubelet is told: `<kubeletRoot>/plugins/<driverName>/csi.sock`.
-    pub fn endpoint(&self) -> PathBuf {
-        self.kubelet_root.join("plugins").join(&self.driver_name).join("csi.sock")
-    }
-
     /// The fields of `new` that differ from this configuration and that only a restart applies: what names
     /// the processes' sockets and who may use them, the identity source and its trust domain, and the
     /// addresses and bounds of what is being served. Everything else (tokens, templates, key kinds,
@@ -333,7 +333,7 @@ impl Config {
         let domain = |a: Option<&AuthoritySource>| a.map(|a| a.trust_domain.clone());
         let directory = |a: Option<&AuthoritySource>| a.and_then(|a| a.embedded.directory.clone());
         [
-            ("driverName", self.driver_name != new.driver_name),
+            ("drivers", self.drivers != new.drivers),
             ("kubeletRoot", self.kubelet_root != new.kubelet_root),
             ("nodeName", self.node_name != new.node_name),
             ("mounterSocket", self.mounter_socket != new.mounter_socket),

@@ -31,9 +31,9 @@ pub struct Args {
     /// The namespace of the installation.
     #[arg(long, default_value = "seamount-system")]
     namespace: String,
-    /// The CSI driver's name, which pods write into volumes[].csi.driver.
-    #[arg(long, default_value = "csi.spiffe.io")]
-    driver_name: String,
+    /// A CSI driver's name, which pods write into volumes[].csi.driver; repeated: each of several.
+    #[arg(long = "driver", value_name = "NAME", default_value = "csi.spiffe.io")]
+    drivers: Vec<String>,
     /// The template of a pod's SPIFFE ID.
     #[arg(long, default_value = "spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}")]
     id_template: String,
@@ -116,7 +116,7 @@ impl Args {
             },
             kubernetes_version: self.kubernetes_version,
             namespace: self.namespace,
-            driver_name: self.driver_name,
+            drivers: self.drivers,
             trust_domain: self.trust_domain.unwrap_or_default(),
             id_template: self.id_template,
             image: self.image,

@@ -36,9 +36,9 @@ struct Common {
     /// The kubelet's --root-dir.
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/kubelet")]
     kubelet_root: PathBuf,
-    /// Name of the CSI driver.
-    #[arg(long, global = true, value_name = "NAME", default_value = "csi.spiffe.io", value_parser = driver_name)]
-    driver_name: String,
+    /// A CSI driver of the agent: on its socket the agent is asked, and `doctor` looks at its sockets.
+    #[arg(long, global = true, value_name = "NAME", default_value = "csi.spiffe.io", value_parser = driver)]
+    driver: String,
     /// text: for people; wide: all there is; json: for programs.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
     output: Format,
@@ -66,7 +66,7 @@ enum Command {
 }
 
 /// A driver's name becomes a part of paths.
-fn driver_name(text: &str) -> Result<String, String> {
+fn driver(text: &str) -> Result<String, String> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     match text.len() {
         1..=63 if text.bytes().all(good) && !text.starts_with('.') => Ok(text.to_owned()),
@@ -88,7 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn answer(Args { command, common }: Args) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&common.kubelet_root, &common.driver_name, common.timeout);
+    let client = Client::new(&common.kubelet_root, &common.driver, common.timeout);
     let (text, code) = match command {
         Command::Status => {
             let report = Report::new(client.status().await?);
@@ -107,7 +107,7 @@ async fn answer(Args { command, common }: Args) -> anyhow::Result<ExitCode> {
             (text, ExitCode::SUCCESS)
         }
         Command::Doctor => {
-            let evidence = doctor::Evidence::gather(&common.kubelet_root, &common.driver_name, &client).await;
+            let evidence = doctor::Evidence::gather(&common.kubelet_root, &common.driver, &client).await;
             let findings = doctor::Findings::new(&evidence);
             let text = match common.output {
                 Format::Json => render::json(&findings)?,

@@ -96,7 +96,7 @@ impl World {
 
     async fn run_at(&self, root: &str, args: &[&str]) -> Answer {
         let mut command = Command::new(env!("CARGO_BIN_EXE_seamount"));
-        command.arg("node").args(args).args(["--kubelet-root", root, "--driver-name", DRIVER]);
+        command.arg("node").args(args).args(["--kubelet-root", root, "--driver", DRIVER]);
         // In this thread: it is the one that is in the mount namespace.
         let output = command.output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -170,7 +170,7 @@ fn a_node_tells_of_itself_and_of_each_volume() {
         let json = status.json();
         assert_eq!((&json["schema"], &json["kind"]), (&"seamount.dev/node/v1".into(), &"Status".into()));
         assert_eq!((&json["node"], &json["trustDomain"]), (&"node-1".into(), &"example.org".into()));
-        assert_eq!(json["registration"]["state"], "registered");
+        assert_eq!(json["drivers"][0]["registration"]["state"], "registered");
         assert_eq!((&json["ready"], &json["volumes"]["ready"]), (&Value::Bool(true), &1.into()));
         assert_eq!(
             (&json["mounter"]["answers"], &json["authority"]["state"]),
@@ -251,16 +251,16 @@ fn configuration_authority_and_registration_are_found() {
         world.start_agent();
         world.finds(&["registration"], "restart the kubelet").await;
         world.node.kubelet.register(LONG).await.unwrap();
-        world.finds(&[], "has registered the driver").await;
+        world.finds(&[], "the kubelet has registered csi.spiffe.io").await;
         let good = world.node.yaml();
         world.node.configure("trustDomain: [broken\n").unwrap();
         world.finds(&["configuration"], "kubectl -n seamount-system edit configmap").await;
         world.node.configure(&good).unwrap();
-        world.finds(&[], "has registered the driver").await;
+        world.finds(&[], "the kubelet has registered csi.spiffe.io").await;
         fs::rename(world.node.path("root"), world.node.path("away")).unwrap();
         world.finds(&["authority"], "tls.crt").await;
         fs::rename(world.node.path("away"), world.node.path("root")).unwrap();
-        world.finds(&[], "has registered the driver").await;
+        world.finds(&[], "the kubelet has registered csi.spiffe.io").await;
         // From the start: nothing was ever issued.
         fs::rename(world.node.path("root"), world.node.path("away")).unwrap();
         world.agent.take().unwrap().crash().unwrap();
@@ -323,7 +323,7 @@ fn a_second_mounter_is_found() {
         world.node.make_run("run2").unwrap();
         // It waits, for it has no agent.
         let second = world.node.mounter("run2").start().unwrap();
-        world.finds(&[], "2 mounters of csi.spiffe.io").await;
+        world.finds(&[], "2 mounters on this node").await;
         drop(second);
         world.finds(&[], "seamount-mounter (pid").await;
         assert!(!world.run(&["doctor"]).await.out.contains("2 mounters"));

@@ -26,7 +26,7 @@ pub(crate) const HEALTH_DIRECTORY: &str = "/run/seamount-agent";
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Agent<'a> {
-    driver_name: &'a str,
+    drivers: Vec<Driver<'a>>,
     kubelet_root: &'a str,
     mounter_socket: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,6 +38,11 @@ struct Agent<'a> {
     token: Option<Token<'a>>,
     http: Http,
     log: Log<'a>,
+}
+
+#[derive(Serialize)]
+struct Driver<'a> {
+    name: &'a str,
 }
 
 #[derive(Serialize)]
@@ -103,7 +108,7 @@ pub(crate) fn agent_yaml(options: &Options) -> Result<String, crate::Error> {
     // The agent refuses what a source has no use for.
     let is_authority = matches!(options.source, Source::Authority { .. });
     let config = Agent {
-        driver_name: &options.driver_name,
+        drivers: options.drivers.iter().map(|name| Driver { name }).collect(),
         kubelet_root: &options.kubelet_root,
         mounter_socket: MOUNTER_SOCKET,
         trust_domain: is_authority.then_some(options.trust_domain.as_str()),

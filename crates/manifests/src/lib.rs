@@ -116,7 +116,9 @@ pub fn objects(options: &Options) -> Result<Vec<Object>, Error> {
     }
     list.push(shared::config_map(options)?);
     list.push(shared::network_policy(options)?);
-    list.push(shared::csi_driver(options)?);
+    for driver in &options.drivers {
+        list.push(shared::csi_driver(options, driver)?);
+    }
     list.push(node::daemon_set(options)?);
     Ok(list)
 }

@@ -99,14 +99,19 @@ fn affinity() -> Affinity {
     }
 }
 
+/// The same for both containers.
+fn driver_flags(options: &Options) -> impl Iterator<Item = String> {
+    options.drivers.iter().map(|name| format!("--driver={name}"))
+}
+
 fn mounter(options: &Options) -> Container {
-    let mut args = vec![
-        format!("--kubelet-root={}", options.kubelet_root),
-        format!("--driver={}", options.driver_name),
+    let mut args = vec![format!("--kubelet-root={}", options.kubelet_root)];
+    args.extend(driver_flags(options));
+    args.extend([
         format!("--socket={MOUNTER_SOCKET}"),
         format!("--agent-uid={}", options.agent_uid),
         format!("--agent-gid={}", options.agent_gid),
-    ];
+    ]);
     let mut mounts = vec![
         VolumeMount {
             // Kubernetes allows this to privileged containers alone. It carries the volumes that need a
@@ -171,8 +176,8 @@ fn agent(options: &Options) -> Container {
         // command line, so that volumes can be removed whatever the file says.
         format!("--mounter-socket={MOUNTER_SOCKET}"),
         format!("--kubelet-root={}", options.kubelet_root),
-        format!("--driver-name={}", options.driver_name),
     ];
+    args.extend(driver_flags(options));
     if !options.fixed_uid {
         args.push(format!("--uid={}", options.agent_uid));
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use seamount_api::agent::{MAX_ISSUERS, MAX_SVID_TTL, MIN_SVID_TTL, SVIDS_PER_CA};
+use seamount_api::agent::{MAX_DRIVERS, MAX_ISSUERS, MAX_SVID_TTL, MIN_SVID_TTL, SVIDS_PER_CA};
 use seamount_api::format_duration;
 use seamount_authority::IdTemplate;
 use seamount_identity::TrustDomain;
@@ -69,8 +69,8 @@ pub struct Options {
     pub kubernetes_version: KubernetesVersion,
     /// The namespace; it is created with the Pod Security level `privileged`, which the mounter needs.
     pub namespace: String,
-    /// The CSI driver's name, which pods write into `volumes[].csi.driver`.
-    pub driver_name: String,
+    /// The CSI drivers' names, one of which a pod writes into `volumes[].csi.driver`.
+    pub drivers: Vec<String>,
     /// The SPIFFE trust domain, such as `example.org`; of no use with the source `directory`, as are the
     /// template, the issuers, the API server and both lifetimes below.
     pub trust_domain: String,
@@ -121,7 +121,7 @@ impl Default for Options {
             environment: Environment::Kubernetes,
             kubernetes_version: KubernetesVersion::default(),
             namespace: "seamount-system".into(),
-            driver_name: "csi.spiffe.io".into(),
+            drivers: vec!["csi.spiffe.io".into()],
             trust_domain: String::new(),
             id_template: "spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}".into(),
             image: "seamount:dev".into(),
@@ -177,17 +177,26 @@ impl Options {
     }
 
     fn check_node(&self, found: &mut Problems) {
-        let Self { namespace, driver_name, kubelet_root, .. } = self;
+        let Self { namespace, drivers, kubelet_root, .. } = self;
         found.expect(
             "namespace",
             is_label(namespace),
             format!("{namespace:?} is no DNS label (a-z, 0-9, -; at most 63 characters)"),
         );
         found.expect(
-            "driver-name",
-            driver_name.len() <= 63 && driver_name.split('.').all(is_label),
-            format!("{driver_name:?} is no CSI driver name (lower-case DNS labels joined by dots, at most 63 characters)"),
+            "driver",
+            (1..=MAX_DRIVERS).contains(&drivers.len()),
+            format!("{} names; give 1 to {MAX_DRIVERS}", drivers.len()),
         );
+        for (number, driver) in drivers.iter().enumerate() {
+            found.expect(
+                "driver",
+                driver.len() <= 63 && driver.split('.').all(is_label),
+                format!("{driver:?} is no CSI driver name (lower-case DNS labels joined by dots, at most 63 characters)"),
+            );
+            let first = drivers.iter().position(|other| other == driver) == Some(number);
+            found.expect("driver", first, format!("{driver:?} is given twice"));
+        }
         found.expect("image", is_word(&self.image), format!("{:?} is no image name", self.image));
         found.expect(
             "kubelet-root",
@@ -195,9 +204,10 @@ impl Options {
             format!("{kubelet_root:?} is no absolute path without '.', '..' or a slash at its end"),
         );
         // The kubelet dials this one and `plugins/<driver>/csi.sock`, which is never longer.
-        let longest = format!("{kubelet_root}/plugins_registry/{driver_name}-reg.sock").len();
+        let longest = drivers.iter().map(String::len).max().unwrap_or_default();
+        let longest = format!("{kubelet_root}/plugins_registry/-reg.sock").len() + longest;
         found.expect(
-            "driver-name",
+            "driver",
             longest <= SOCKET_PATH,
             format!("{longest} bytes of socket path under {kubelet_root} are more than the kernel's {SOCKET_PATH}; choose a shorter name"),
         );

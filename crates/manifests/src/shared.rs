@@ -141,17 +141,13 @@ pub(crate) fn network_policy(options: &Options) -> Result<Object, Error> {
     Object::from_typed("the NetworkPolicy", &object)
 }
 
-/// What Kubernetes has to know about the driver.
-pub(crate) fn csi_driver(options: &Options) -> Result<Object, Error> {
+/// What Kubernetes has to know about a driver.
+pub(crate) fn csi_driver(options: &Options, name: &str) -> Result<Object, Error> {
     let mut labels = labels();
     // OpenShift refuses inline volumes of a driver without this label in namespaces below `privileged`.
     labels.insert("security.openshift.io/csi-ephemeral-volume-profile".to_owned(), "restricted".to_owned());
     let object = CSIDriver {
-        metadata: ObjectMeta {
-            name: Some(options.driver_name.clone()),
-            labels: Some(labels),
-            ..ObjectMeta::default()
-        },
+        metadata: ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..ObjectMeta::default() },
         spec: CSIDriverSpec {
             attach_required: Some(false),
             // The claims of the token must equal what this puts into the volume context.

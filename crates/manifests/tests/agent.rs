@@ -32,7 +32,7 @@ fn started(options: &Options) -> Config {
 fn the_agent_takes_its_configuration_for_an_authority() {
     let options = Options {
         trust_domain: "example.org".into(),
-        driver_name: "id.example.org".into(),
+        drivers: vec!["id.example.org".into(), "b.example.org".into()],
         kubelet_root: "/data/kubelet".into(),
         svid_ttl: Duration::from_secs(10),
         ca_ttl: Duration::from_secs(40),
@@ -41,7 +41,11 @@ fn the_agent_takes_its_configuration_for_an_authority() {
         ..Options::default()
     };
     let config = started(&options);
-    assert_eq!((config.driver_name.as_str(), config.node_name.as_str()), ("id.example.org", "node-1"));
+    let drivers: Vec<&str> = config.drivers.iter().map(|driver| driver.as_str()).collect();
+    assert_eq!(
+        (drivers.as_slice(), config.node_name.as_str()),
+        (&["id.example.org", "b.example.org"][..], "node-1")
+    );
     assert_eq!(config.kubelet_root, Path::new("/data/kubelet"));
     assert_eq!(config.mounter_socket, Path::new("/run/seamount/mounter.sock"));
     assert_eq!(config.http.unwrap().to_string(), "[::]:9808");
@@ -124,7 +128,7 @@ fn whatever_passes_the_options_the_agent_takes() {
                 id_template: template,
                 api_server: url,
                 kubelet_root: root,
-                driver_name: driver,
+                drivers: vec![driver],
                 token_audience: audience,
                 issuers,
                 svid_ttl: Duration::from_secs(svid),

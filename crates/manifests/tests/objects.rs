@@ -379,7 +379,7 @@ fn no_flag_of_the_agent_keeps_the_file_from_changing_what_it_can_change() {
         let flags: Vec<&str> =
             agent["args"].as_array().unwrap().iter().filter_map(|a| a.as_str()?.split('=').next()).collect();
         // The mounter is told the same in its own flags, or the pod mounts it.
-        let of_the_pod = ["--config", "--mounter-socket", "--kubelet-root", "--driver-name", "--uid"];
+        let of_the_pod = ["--config", "--mounter-socket", "--kubelet-root", "--driver", "--uid"];
         assert_eq!(flags, of_the_pod);
     }
 }
@@ -408,7 +408,7 @@ fn a_directory_is_mounted_by_its_parent_and_named_beneath_it() {
 #[test]
 fn names_and_ids_reach_both_containers() {
     let options = Options {
-        driver_name: "id.example.org".into(),
+        drivers: vec!["id.example.org".into(), "b.example.org".into()],
         kubelet_root: "/data/kubelet".into(),
         agent_uid: 70001,
         agent_gid: 70002,
@@ -418,18 +418,30 @@ fn names_and_ids_reach_both_containers() {
     };
     let pod = pod(&options);
     let (mounter, agent) = (container(&pod, "mounter"), container(&pod, "agent"));
-    for argument in
-        ["--kubelet-root=/data/kubelet", "--driver=id.example.org", "--agent-uid=70001", "--agent-gid=70002"]
-    {
+    for argument in [
+        "--kubelet-root=/data/kubelet",
+        "--driver=id.example.org",
+        "--driver=b.example.org",
+        "--agent-uid=70001",
+        "--agent-gid=70002",
+    ] {
         assert!(mounter["args"].as_array().unwrap().contains(&json!(argument)), "{argument}");
     }
-    for argument in ["--kubelet-root=/data/kubelet", "--driver-name=id.example.org"] {
+    for argument in ["--kubelet-root=/data/kubelet", "--driver=id.example.org", "--driver=b.example.org"] {
         assert!(agent["args"].as_array().unwrap().contains(&json!(argument)), "{argument}");
     }
     assert!(agent["args"].as_array().unwrap().contains(&json!("--uid=70001")));
     assert_eq!(agent["securityContext"]["runAsGroup"], 70002);
     assert_eq!(agent_yaml(&options)["kubeletRoot"], "/data/kubelet");
-    assert_eq!(agent_yaml(&options)["driverName"], "id.example.org");
+    let named = json!([{"name": "id.example.org"}, {"name": "b.example.org"}]);
+    assert_eq!(agent_yaml(&options)["drivers"], named);
+    let drivers: Vec<_> = objects(&options)
+        .unwrap()
+        .iter()
+        .filter(|o| o.kind() == "CSIDriver")
+        .map(|o| o.name().to_owned())
+        .collect();
+    assert_eq!(drivers, ["id.example.org", "b.example.org"]);
     assert_eq!(mounter["volumeMounts"][0]["mountPath"], "/data/kubelet");
     for container in [mounter, agent] {
         assert_eq!(container["image"], "registry.example.org/seamount:1");

@@ -22,7 +22,7 @@ enum Wanted {
 
 fn wanted(request: &Request) -> Wanted {
     match request {
-        Request::CsiListener | Request::RegistrationListener => Wanted::Listener,
+        Request::CsiListener(_) | Request::RegistrationListener(_) => Wanted::Listener,
         Request::PublishIdentity(_) => Wanted::ListenerOrForeign,
         Request::Inspect(_) | Request::List { .. } => Wanted::ListenerByCookie,
         Request::State | Request::PublishTmpfs { .. } => Wanted::Directory,
@@ -31,7 +31,7 @@ fn wanted(request: &Request) -> Wanted {
         | Request::PublishDirectory(_)
         | Request::Unpublish(_)
         | Request::StoreListener { .. }
-        | Request::Offer => Wanted::Nothing,
+        | Request::Offer(_) => Wanted::Nothing,
     }
 }
 

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
-use seamount_mounter_protocol::names::Volume;
-use seamount_mounter_protocol::{Fault, Reply, Request, flag, keep};
+use seamount_mounter_protocol::names::{DriverName, Volume};
+use seamount_mounter_protocol::{Fault, Reply, Request, Subject, flag};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -106,8 +106,8 @@ impl MounterError {
 pub fn operation(request: &Request) -> &'static str {
     match request {
         Request::Hello => "Hello",
-        Request::CsiListener => "CsiListener",
-        Request::RegistrationListener => "RegistrationListener",
+        Request::CsiListener(_) => "CsiListener",
+        Request::RegistrationListener(_) => "RegistrationListener",
         Request::State => "State",
         Request::PublishIdentity(_) => "PublishIdentity",
         Request::PublishTmpfs { .. } => "PublishTmpfs",
@@ -117,7 +117,7 @@ pub fn operation(request: &Request) -> &'static str {
         Request::Inspect(_) => "Inspect",
         Request::List { .. } => "List",
         Request::StoreListener { .. } => "StoreListener",
-        Request::Offer => "Offer",
+        Request::Offer(_) => "Offer",
     }
 }
 
@@ -141,7 +141,7 @@ pub struct Listener {
     pub existing: bool,
 }
 
-/// What the kubelet finds by name, as the mounter has found it or made it anew.
+/// What the kubelet finds of a driver by name, as the mounter has found it or made it anew.
 #[derive(Debug)]
 pub struct InPlace {
     /// The listener of the CSI socket.
@@ -329,22 +329,23 @@ impl Client {
         Err(MounterError::Down { socket: self.socket.to_string(), why })
     }
 
-    /// The CSI listener.
-    pub async fn csi_listener(&self) -> Result<Listener, MounterError> {
-        listener(self.call(Request::CsiListener).await?, "CsiListener")
+    /// The driver's CSI listener.
+    pub async fn csi_listener(&self, driver: &DriverName) -> Result<Listener, MounterError> {
+        listener(self.call(Request::CsiListener(driver.clone())).await?, "CsiListener")
     }
 
-    /// The kubelet registration listener.
-    pub async fn registration_listener(&self) -> Result<Listener, MounterError> {
-        listener(self.call(Request::RegistrationListener).await?, "RegistrationListener")
+    /// The driver's kubelet registration listener.
+    pub async fn registration_listener(&self, driver: &DriverName) -> Result<Listener, MounterError> {
+        listener(self.call(Request::RegistrationListener(driver.clone())).await?, "RegistrationListener")
     }
 
-    /// Whether the names of the kubelet's two sockets still lead to the mounter's listeners; where they do
+    /// Whether the names of the driver's two sockets still lead to the mounter's listeners; where they do
     /// not, it binds them anew.
-    pub async fn in_place(&self, limit: Duration) -> Result<InPlace, MounterError> {
-        let csi = self.call_within(Request::CsiListener, None, limit).await?;
+    pub async fn in_place(&self, driver: &DriverName, limit: Duration) -> Result<InPlace, MounterError> {
+        let csi = self.call_within(Request::CsiListener(driver.clone()), None, limit).await?;
         let [device, inode, _] = csi.reply.numbers;
-        let registration = self.call_within(Request::RegistrationListener, None, limit).await?;
+        let registration = Request::RegistrationListener(driver.clone());
+        let registration = self.call_within(registration, None, limit).await?;
         Ok(InPlace {
             csi: listener(csi, "CsiListener")?,
             registration: listener(registration, "RegistrationListener")?,
@@ -352,9 +353,9 @@ impl Client {
         })
     }
 
-    /// Has the registration socket appear to the kubelet once more.
-    pub async fn offer(&self, limit: Duration) -> Result<(), MounterError> {
-        self.call_within(Request::Offer, None, limit).await.map(drop)
+    /// Has the driver's registration socket appear to the kubelet once more.
+    pub async fn offer(&self, driver: &DriverName, limit: Duration) -> Result<(), MounterError> {
+        self.call_within(Request::Offer(driver.clone()), None, limit).await.map(drop)
     }
 
     /// The directory that holds the records.
@@ -382,7 +383,7 @@ impl Client {
         let limit = self.patience;
         let deadline = Instant::now() + limit;
         let publish = Request::PublishIdentity(volume.clone());
-        let store = Request::StoreListener { volume: Some(volume.clone()), slot: keep::VOLUME, cookie };
+        let store = Request::StoreListener { subject: Subject::Volume(volume.clone()), cookie };
         let mut link = self.link.clone();
         let mut after = 0;
         loop {
@@ -430,7 +431,7 @@ impl Client {
         }
     }
 
-    /// All volumes of our driver on this node: as one mounter found them in one scan. Where the connection
+    /// All volumes of our drivers on this node: as one mounter found them in one scan. Where the connection
     /// breaks in between it begins anew, for the pages of another mounter, or of no scan, would be missing
     /// without a word.
     pub async fn list(&self) -> Result<Vec<Found>, MounterError> {
@@ -473,16 +474,9 @@ impl Client {
 
     /// Gives a listener to the mounter to keep. False where it keeps one for that place already, or where the
     /// name that the place has leads to another one.
-    pub async fn store(
-        &self,
-        volume: Option<Volume>,
-        slot: u32,
-        fd: Arc<OwnedFd>,
-        cookie: u64,
-    ) -> Result<bool, MounterError> {
-        debug_assert!(slot == keep::VOLUME || volume.is_none());
-        match self.call_within(Request::StoreListener { volume, slot, cookie }, Some(fd), self.patience).await
-        {
+    pub async fn store(&self, subject: Subject, fd: Arc<OwnedFd>, cookie: u64) -> Result<bool, MounterError> {
+        let store = Request::StoreListener { subject, cookie };
+        match self.call_within(store, Some(fd), self.patience).await {
             Ok(_) => Ok(true),
             Err(e) if e.is(Fault::Busy) || e.is(Fault::NotOurs) => Ok(false),
             Err(e) => Err(e),
@@ -536,9 +530,9 @@ fn listener(answer: Answer, operation: &'static str) -> Result<Listener, Mounter
 
 fn found(answer: Answer, operation: &'static str) -> Result<Found, MounterError> {
     let Answer { reply, fd } = answer;
-    let volume = reply
-        .volume
-        .ok_or_else(|| MounterError::Untrusted { operation, why: "no volume in it".to_owned() })?;
+    let Subject::Volume(volume) = reply.subject else {
+        return Err(MounterError::Untrusted { operation, why: "no volume in it".to_owned() });
+    };
     let [bytes, inodes, mounts] = reply.numbers;
     let listener = fd.map(|fd| Listener { fd, cookie: reply.cookie, existing: true });
     let dead_subpaths = match reply.flags & flag::SUBPATH {

@@ -5,6 +5,7 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
     SocketType, accept_with, bind, listen, sendmsg, socket_with, sockopt,
 };
+use seamount_mounter_protocol::names::DriverName;
 use seamount_mounter_protocol::{FRAME, VERSION};
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -15,8 +16,13 @@ use std::path::Path;
 const POD: &str = "3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6";
 const LONG: Duration = Duration::from_secs(60);
 
+fn driver() -> DriverName {
+    "csi.spiffe.io".parse().unwrap()
+}
+
 fn volume(name: &str) -> Volume {
-    Volume { pod: POD.parse().unwrap(), name: name.parse().unwrap(), id: "csi-1".parse().unwrap() }
+    let (driver, pod) = (driver(), POD.parse().unwrap());
+    Volume { driver, pod, name: name.parse().unwrap(), id: "csi-1".parse().unwrap() }
 }
 
 struct Fake {
@@ -277,7 +283,7 @@ async fn answers_find_their_questions_in_any_order() {
         let one = next(&socket).await;
         let two = next(&socket).await;
         for (id, request) in [two, one] {
-            let bytes = if request.volume() == Some(&volume("a")) { 1 } else { 2 };
+            let bytes = if request.subject().volume() == Some(&volume("a")) { 1 } else { 2 };
             let reply = Reply { numbers: [bytes, 0, 0], ..Reply::to(id, &request) };
             socket.send(&reply.encode(), None).await.unwrap();
         }
@@ -353,10 +359,7 @@ async fn a_mounter_that_lost_a_listener_gets_it_before_it_publishes() {
         for last in [false, true] {
             let socket = fake.connection().await;
             let (id, request) = next(&socket).await;
-            assert_eq!(
-                request,
-                Request::StoreListener { volume: Some(volume.clone()), slot: keep::VOLUME, cookie }
-            );
+            assert_eq!(request, Request::StoreListener { subject: Subject::Volume(volume.clone()), cookie });
             // A listener that is kept already is as good.
             let busy = Reply { fault: Some(Fault::Busy), ..Reply::to(id, &request) };
             let stored = if last { busy } else { Reply::to(id, &request) };
@@ -481,7 +484,7 @@ async fn a_list_that_a_restart_interrupts_begins_anew() {
         let Request::List { cursor } = request else { panic!("{request:?}") };
         let mut reply = Reply::to(id, &request);
         match names.get(cursor as usize) {
-            Some(name) => reply.volume = Some(volume(name)),
+            Some(name) => reply.subject = Subject::Volume(volume(name)),
             None => reply.fault = Some(Fault::NotFound),
         }
         socket.send(&reply.encode(), None).await.unwrap();
@@ -508,9 +511,10 @@ async fn a_listener_that_was_sent_is_not_held_for_an_answer() {
     let fake = Fake::new();
     let client = fake.client().with_patience(Duration::from_millis(50));
     let (listener, cookie, path) = fake.listening("l");
-    let work = tokio::spawn(async move {
-        client.store(Some(volume("a")), keep::VOLUME, Arc::new(listener), cookie).await
-    });
+    let work =
+        tokio::spawn(
+            async move { client.store(Subject::Volume(volume("a")), Arc::new(listener), cookie).await },
+        );
     let socket = fake.connection().await;
     let received = socket.receive().await.unwrap();
     assert!(received.fd.is_some());

@@ -13,29 +13,61 @@
 //! | 20 | 4 | flags ([`Reply::flags`]) or kind |
 //! | 24 | 8 | socket cookie (`SO_COOKIE`) |
 //! | 32 | 24 | three numbers, by operation |
-//! | 56 | 2 + 229 | `<pod UID>/<volume name>/<volume id>`, or nothing |
-//! | 287 | 2 + 735 | text: a fault's message, the mounter's build, or a version directory's name |
+//! | 56 | 2 + 293 | the subject: nothing, or as [`Subject`] says |
+//! | 351 | 2 + 671 | text: a fault's message, the mounter's build, or a version directory's name |
 //!
 //! A text is its length and its UTF-8 bytes.
 //!
-//! A reply repeats operation, id, pod, name and volume id of its request, because a mounter that was stopped
-//! answers late, and listeners bound by relative name all look alike; [`Reply::answers`] compares them.
+//! A reply repeats operation, id and subject of its request, because a mounter that was stopped answers late,
+//! and listeners bound by relative name all look alike; [`Reply::answers`] compares them.
 
 pub mod names;
 
 use std::fmt;
 
-use crate::names::Volume;
+use crate::names::{DriverName, Volume};
 
 /// Bytes of every frame.
 pub const FRAME: usize = 1024;
 /// Raised with every change of meaning; both sides refuse another one.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The longest text in a frame, in bytes.
 pub const MAX_TEXT: usize = FRAME - TEXT - 2;
 
 const MAGIC: [u8; 4] = *b"SMT\x01";
-const TEXT: usize = 287;
+const TEXT: usize = 351;
+
+/// What a frame is about. Each but the node has one listener that can be kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Subject {
+    /// The node; as text nothing.
+    #[default]
+    Node,
+    /// A driver's CSI socket; as text `csi:<driver>`.
+    Csi(DriverName),
+    /// A driver's kubelet registration socket; as text `registration:<driver>`.
+    Registration(DriverName),
+    /// A volume; as text `<driver>/<pod UID>/<volume name>/<volume id>`.
+    Volume(Volume),
+}
+
+impl Subject {
+    /// The volume, if it is one.
+    pub fn volume(&self) -> Option<&Volume> {
+        if let Self::Volume(volume) = self { Some(volume) } else { None }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node => Ok(()),
+            Self::Csi(driver) => write!(f, "csi:{driver}"),
+            Self::Registration(driver) => write!(f, "registration:{driver}"),
+            Self::Volume(volume) => write!(f, "{}/{volume}/{}", volume.driver, volume.id),
+        }
+    }
+}
 
 /// What the agent may ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,12 +75,13 @@ pub enum Request {
     /// First request on every connection. Reply: [`flag::IDMAP`], [`flag::NOSWAP`], `numbers[0]` = descriptor
     /// limit, `numbers[1]` = microseconds since the mounter started, text = build.
     Hello,
-    /// The CSI listener, made or (with [`flag::EXISTING`]) the one that is kept. It is made anew where its
-    /// name leads to it no more. Reply: descriptor, cookie; `numbers` = device and inode of the state tmpfs,
-    /// zeros where none is mounted. `Busy` where the name leads to another process.
-    CsiListener,
-    /// The kubelet registration listener; as [`Request::CsiListener`].
-    RegistrationListener,
+    /// The driver's CSI listener, made or (with [`flag::EXISTING`]) the one that is kept. It is made anew
+    /// where its name leads to it no more. Reply: descriptor, cookie; `numbers` = device and inode of the
+    /// state tmpfs, zeros where none is mounted. `Busy` where the name leads to another process, `NotOurs`
+    /// for a driver that the mounter was not told of.
+    CsiListener(DriverName),
+    /// The driver's kubelet registration listener; as for [`Request::CsiListener`].
+    RegistrationListener(DriverName),
     /// A directory descriptor of the state tmpfs, writable by the agent's uid. Reply: descriptor.
     State,
     /// A plain directory with a listening socket in it. Idempotent. Reply: descriptor of the listener,
@@ -83,37 +116,25 @@ pub enum Request {
     /// What is at the volume's target path. Reply as for [`Request::List`]; `NotFound` where nothing is. With
     /// [`flag::SUBPATH`] the text has the containers.
     Inspect(Volume),
-    /// The volume number `cursor` of the scan that cursor 0 makes. Reply: the volume echoed is the one found;
-    /// flags from [`flag`], cookie and descriptor of a kept listener, `numbers` = bytes, inodes, mounts
-    /// stacked (`Inspect`: 0 or 1). `NotFound` ends the list. An orphan without `vol_data.json` has the
-    /// volume id `orphan`.
+    /// The volume number `cursor` of the scan that cursor 0 makes, which has the volumes of all drivers.
+    /// Reply: the subject is the volume that was found; flags from [`flag`], cookie and descriptor of a kept
+    /// listener, `numbers` = bytes, inodes, mounts stacked (`Inspect`: 0 or 1). `NotFound` ends the list. An
+    /// orphan without `vol_data.json` has the volume id and the driver `orphan`.
     List {
         /// 0, 1, 2 …
         cursor: u64,
     },
-    /// Keeps the descriptor that comes along (a listening Unix socket) for this volume, replacing none:
-    /// `Busy` where one is kept already.
+    /// Keeps the descriptor that comes along (a listening Unix socket), replacing none: `Busy` where one is
+    /// kept already.
     StoreListener {
-        /// Which volume; none for the two node-wide listeners.
-        volume: Option<Volume>,
-        /// Which of them: [`keep::VOLUME`], [`keep::CSI`], [`keep::REGISTRATION`].
-        slot: u32,
+        /// Whose it is; not the node's.
+        subject: Subject,
         /// The socket's cookie.
         cookie: u64,
     },
-    /// Takes the registration socket's name away for an instant, so that a kubelet that missed it sees it
-    /// appear. `NotFound` where the name does not lead to the kept listener.
-    Offer,
-}
-
-/// Slots for kept descriptors.
-pub mod keep {
-    /// The volume's Workload API listener.
-    pub const VOLUME: u32 = 0;
-    /// The CSI listener.
-    pub const CSI: u32 = 1;
-    /// The registration listener.
-    pub const REGISTRATION: u32 = 2;
+    /// Takes the name of the driver's registration socket away for an instant, so that a kubelet that missed
+    /// it sees it appear. `NotFound` where the name does not lead to the kept listener.
+    Offer(DriverName),
 }
 
 /// Bits of [`Reply::flags`].
@@ -153,7 +174,8 @@ pub enum Fault {
     Version = 2,
     /// Another agent is connected, or a listener is kept already.
     Busy = 3,
-    /// The path is not of our driver's volume: `vol_data.json` is missing or names another driver or volume.
+    /// The path is not of that driver's volume: `vol_data.json` is missing or names another driver or volume.
+    /// Or the driver is none of the mounter's.
     NotOurs = 4,
     /// Nothing is there.
     NotFound = 5,
@@ -177,8 +199,8 @@ pub struct Reply {
     pub op: u16,
     /// Id of the request.
     pub id: u64,
-    /// The volume of the request, or the one that `List` found.
-    pub volume: Option<Volume>,
+    /// What the request is about, or the volume that `List` found.
+    pub subject: Subject,
     /// Cookie of the listener that comes along, or 0.
     pub cookie: u64,
     /// Bits of [`flag`].
@@ -218,21 +240,22 @@ impl FrameError {
 }
 
 impl Request {
-    fn parts(&self) -> (u16, Option<&Volume>) {
+    fn parts(&self) -> (u16, Subject) {
+        let volume = |volume: &Volume| Subject::Volume(volume.clone());
         match self {
-            Self::Hello => (1, None),
-            Self::CsiListener => (2, None),
-            Self::RegistrationListener => (3, None),
-            Self::State => (4, None),
-            Self::PublishIdentity(volume) => (5, Some(volume)),
-            Self::PublishTmpfs { volume, .. } => (6, Some(volume)),
-            Self::SetOwnership { volume, .. } => (7, Some(volume)),
-            Self::PublishDirectory(volume) => (8, Some(volume)),
-            Self::Unpublish(volume) => (9, Some(volume)),
-            Self::Inspect(volume) => (10, Some(volume)),
-            Self::List { .. } => (11, None),
-            Self::StoreListener { volume, .. } => (12, volume.as_ref()),
-            Self::Offer => (13, None),
+            Self::Hello => (1, Subject::Node),
+            Self::CsiListener(driver) => (2, Subject::Csi(driver.clone())),
+            Self::RegistrationListener(driver) => (3, Subject::Registration(driver.clone())),
+            Self::State => (4, Subject::Node),
+            Self::PublishIdentity(of) => (5, volume(of)),
+            Self::PublishTmpfs { volume: of, .. } => (6, volume(of)),
+            Self::SetOwnership { volume: of, .. } => (7, volume(of)),
+            Self::PublishDirectory(of) => (8, volume(of)),
+            Self::Unpublish(of) => (9, volume(of)),
+            Self::Inspect(of) => (10, volume(of)),
+            Self::List { .. } => (11, Subject::Node),
+            Self::StoreListener { subject, .. } => (12, subject.clone()),
+            Self::Offer(driver) => (13, Subject::Registration(driver.clone())),
         }
     }
 
@@ -241,8 +264,8 @@ impl Request {
         self.parts().0
     }
 
-    /// The volume that it is about.
-    pub fn volume(&self) -> Option<&Volume> {
+    /// What it is about.
+    pub fn subject(&self) -> Subject {
         self.parts().1
     }
 
@@ -254,10 +277,7 @@ impl Request {
             Self::PublishTmpfs { gid, size, .. } => raw.numbers = [u64::from(*gid), *size, 0],
             Self::SetOwnership { version, .. } => raw.text.clone_from(version),
             Self::List { cursor } => raw.numbers = [*cursor, 0, 0],
-            Self::StoreListener { slot, cookie, .. } => {
-                raw.flags = *slot;
-                raw.cookie = *cookie;
-            }
+            Self::StoreListener { cookie, .. } => raw.cookie = *cookie,
             _ => {}
         }
         raw.encode()
@@ -274,26 +294,23 @@ impl Request {
         if canonical { Ok((id, request)) } else { Err((id, FrameError::field("an unused field"))) }
     }
 
-    fn from_raw(Reply { op, volume, flags, cookie, numbers, text, .. }: Reply) -> Result<Self, FrameError> {
-        let [first, second, _] = numbers;
-        let right_slot = flags <= keep::REGISTRATION && (flags == keep::VOLUME) == volume.is_some();
-        let given = volume.clone().ok_or_else(|| FrameError::field("volume"));
-        Ok(match op {
-            1 => Self::Hello,
-            2 => Self::CsiListener,
-            3 => Self::RegistrationListener,
-            4 => Self::State,
-            5 => Self::PublishIdentity(given?),
-            6 => Self::PublishTmpfs { volume: given?, gid: first as u32, size: second },
-            7 => Self::SetOwnership { volume: given?, version: text },
-            8 => Self::PublishDirectory(given?),
-            9 => Self::Unpublish(given?),
-            10 => Self::Inspect(given?),
-            11 => Self::List { cursor: first },
-            12 if right_slot => Self::StoreListener { volume, slot: flags, cookie },
-            12 => return Err(FrameError::field("slot")),
-            13 => Self::Offer,
-            _ => return Err(FrameError::field("operation")),
+    fn from_raw(raw: Reply) -> Result<Self, FrameError> {
+        let [first, second, _] = raw.numbers;
+        Ok(match (raw.op, raw.subject) {
+            (1, Subject::Node) => Self::Hello,
+            (2, Subject::Csi(driver)) => Self::CsiListener(driver),
+            (3, Subject::Registration(driver)) => Self::RegistrationListener(driver),
+            (4, Subject::Node) => Self::State,
+            (5, Subject::Volume(volume)) => Self::PublishIdentity(volume),
+            (6, Subject::Volume(volume)) => Self::PublishTmpfs { volume, gid: first as u32, size: second },
+            (7, Subject::Volume(volume)) => Self::SetOwnership { volume, version: raw.text },
+            (8, Subject::Volume(volume)) => Self::PublishDirectory(volume),
+            (9, Subject::Volume(volume)) => Self::Unpublish(volume),
+            (10, Subject::Volume(volume)) => Self::Inspect(volume),
+            (11, Subject::Node) => Self::List { cursor: first },
+            (12, subject) if subject != Subject::Node => Self::StoreListener { subject, cookie: raw.cookie },
+            (13, Subject::Registration(driver)) => Self::Offer(driver),
+            _ => return Err(FrameError::field("operation or subject")),
         })
     }
 }
@@ -301,7 +318,8 @@ impl Request {
 impl Reply {
     /// An empty success for this request.
     pub fn to(id: u64, request: &Request) -> Self {
-        Self { op: request.op(), id, volume: request.volume().cloned(), ..Self::default() }
+        let (op, subject) = request.parts();
+        Self { op, id, subject, ..Self::default() }
     }
 
     /// A failure for a request that could not even be read.
@@ -311,9 +329,9 @@ impl Reply {
 
     /// Whether this is the answer to that request and to no other. `List` names the volume that it found.
     pub fn answers(&self, id: u64, request: &Request) -> bool {
-        self.id == id
-            && self.op == request.op()
-            && (matches!(request, Request::List { .. }) || self.volume.as_ref() == request.volume())
+        let (op, subject) = request.parts();
+        let same = matches!(request, Request::List { .. }) || self.subject == subject;
+        self.id == id && self.op == op && same
     }
 
     /// The frame for this reply; a text longer than [`MAX_TEXT`] is cut.
@@ -325,9 +343,8 @@ impl Reply {
         out.extend(self.flags.to_le_bytes());
         out.extend(self.cookie.to_le_bytes());
         out.extend(self.numbers.iter().flat_map(|n| n.to_le_bytes()));
-        let volume = self.volume.as_ref().map_or(String::new(), |v| format!("{v}/{}", v.id));
-        // The types bound a volume at 229 bytes.
-        for (text, end) in [(volume.as_str(), TEXT), (self.text.as_str(), FRAME)] {
+        // The types bound a subject at 293 bytes.
+        for (text, end) in [(self.subject.to_string().as_str(), TEXT), (self.text.as_str(), FRAME)] {
             let text = text.get(..text.floor_char_boundary(end - out.len() - 2)).unwrap_or_default();
             out.extend((text.len() as u16).to_le_bytes());
             out.extend(text.bytes());
@@ -354,7 +371,8 @@ impl Reply {
             flags: u32::from_le_bytes(take(rest)?),
             cookie: u64::from_le_bytes(take(rest)?),
             numbers: [take(rest)?, take(rest)?, take(rest)?].map(u64::from_le_bytes),
-            volume: volume(text(&take::<{ TEXT - 56 }>(rest)?)?)?,
+            subject: subject(text(&take::<{ TEXT - 56 }>(rest)?)?)
+                .map_err(|why| FrameError::Malformed(why.to_owned()))?,
             text: text(rest)?.to_owned(),
         };
         // One length and one encoding only: what is not used is zero.
@@ -364,10 +382,20 @@ impl Reply {
 
 impl Fault {
     fn from_number(n: u32) -> Result<Option<Self>, FrameError> {
-        use Fault::*;
-        let all = [Malformed, Version, Busy, NotOurs, NotFound, Exhausted, Storage, Unsupported, System];
-        let known = all.into_iter().chain([Superseded]).find(|fault| *fault as u32 == n);
-        if n == 0 { Ok(None) } else { known.map(Some).ok_or_else(|| FrameError::field("fault")) }
+        Ok(Some(match n {
+            0 => return Ok(None),
+            1 => Self::Malformed,
+            2 => Self::Version,
+            3 => Self::Busy,
+            4 => Self::NotOurs,
+            5 => Self::NotFound,
+            6 => Self::Exhausted,
+            7 => Self::Storage,
+            8 => Self::Unsupported,
+            9 => Self::System,
+            10 => Self::Superseded,
+            _ => return Err(FrameError::field("fault")),
+        }))
     }
 }
 
@@ -377,12 +405,17 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], FrameError> {
     Ok(*head)
 }
 
-fn volume(text: &str) -> Result<Option<Volume>, FrameError> {
-    let mut parts = text.splitn(3, '/');
-    let [pod, name, id] = [parts.next(), parts.next(), parts.next()].map(Option::unwrap_or_default);
-    let bad = |e: &str| FrameError::Malformed(e.to_owned());
-    let read = || Ok(Volume { pod: pod.parse()?, name: name.parse()?, id: id.parse()? });
-    if text.is_empty() { Ok(None) } else { read().map(Some).map_err(bad) }
+fn subject(text: &str) -> Result<Subject, &'static str> {
+    match text.split_once(':') {
+        _ if text.is_empty() => return Ok(Subject::Node),
+        Some(("csi", driver)) => return Ok(Subject::Csi(driver.parse()?)),
+        Some(("registration", driver)) => return Ok(Subject::Registration(driver.parse()?)),
+        _ => {}
+    }
+    let mut parts = text.splitn(4, '/');
+    let mut next = || parts.next().unwrap_or_default();
+    let (driver, pod, name) = (next().parse()?, next().parse()?, next().parse()?);
+    Ok(Subject::Volume(Volume { driver, pod, name, id: next().parse()? }))
 }
 
 fn text(mut bytes: &[u8]) -> Result<&str, FrameError> {

@@ -41,6 +41,22 @@ macro_rules! name {
 }
 
 name!(
+    /// A CSI driver's name (CSI 1.13, GetPluginInfo): also its directory in the kubelet's `plugins`.
+    DriverName, "driver name", 63,
+    |s| s.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
+        && !s.starts_with(['-', '.'])
+        && !s.ends_with(['-', '.']),
+    "is not of letters, digits, and inner hyphens and dots"
+);
+
+name!(
+    /// The name of a socket in a volume: one path component, and never hidden.
+    SocketName, "socket name", 63,
+    |s| s.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) && !s.starts_with('.'),
+    "is not of letters, digits, hyphens, dots and underscores, or begins with a dot"
+);
+
+name!(
     /// A pod's UID: the 36 lower-case characters of a UUID, which is the name of the pod's directory. (Static
     /// pods have 32 hex digits there; they cannot have service-account tokens, so they have no identity.)
     PodUid, "pod UID", 36,
@@ -68,9 +84,12 @@ name!(
     "has a character outside printable ASCII"
 );
 
-/// One CSI volume of one pod: all that the mounter is ever told about where something is.
+/// One CSI volume of one pod: all that the mounter is ever told about where something is. As text it is
+/// `<pod UID>/<volume name>`, which no two volumes of a node share, whatever their drivers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Volume {
+    /// The driver that `vol_data.json` beside the volume must name.
+    pub driver: DriverName,
     /// The pod's UID.
     pub pod: PodUid,
     /// The volume's name in the pod.
@@ -98,6 +117,12 @@ mod tests {
 
     #[test]
     fn refuses_whatever_could_leave_the_directory() {
+        for good in ["csi.spiffe.io", "a", "A-1.b..c", &"a".repeat(63)] {
+            assert!(good.parse::<DriverName>().is_ok(), "{good:?}");
+        }
+        for bad in ["", ".", "..", "a/b", ".a", "a.", "-a", "a-", "a_b", "a\0", "é", &"a".repeat(64)] {
+            assert!(bad.parse::<DriverName>().is_err(), "{bad:?}");
+        }
         for bad in ["", ".", "..", "a/b", "A", "a\0", "-a", "a-", "a.b", &"a".repeat(64)] {
             assert!(bad.parse::<VolumeName>().is_err(), "{bad:?}");
         }

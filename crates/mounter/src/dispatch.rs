@@ -1,9 +1,9 @@
 //! From a frame to what carries it out, and to the reply.
 
-use seamount_mounter_protocol::{Fault, FrameError, Reply, Request, flag, keep};
+use seamount_mounter_protocol::{Fault, FrameError, Reply, Request, Subject, flag};
 
-use crate::failure::{Failure, Outcome, fail};
-use crate::foreign::Foreign;
+use crate::closer::Foreign;
+use crate::error::{Result, bail};
 use crate::log::event;
 use crate::node::Node;
 use crate::wire::Attached;
@@ -19,23 +19,25 @@ impl Node {
             Err((id, e)) => return (Reply::refusal(id, Fault::Malformed, e.to_string()), None),
         };
         let mut reply = Reply::to(id, &request);
-        let Failure { fault, text } = match self.carry_out(&request, fd, &mut reply) {
+        let error = match self.carry_out(&request, fd, &mut reply) {
             Ok(attached) => return (reply, attached),
-            Err(failure) => failure,
+            Err(error) => error,
         };
-        let text = match request.volume() {
-            Some(volume) => format!("volume {volume}: {text}"),
-            None => text,
+        reply = Reply::to(id, &request);
+        reply.fault = Some(error.fault);
+        reply.text = match &reply.subject {
+            Subject::Node => error.text,
+            subject => format!("{subject}: {}", error.text),
         };
-        if fault != Fault::NotFound {
-            event("warn", "refused", &[("op", &request.op()), ("reason", &text)]);
+        if error.fault != Fault::NotFound {
+            event("warn", "refused", &[("op", &request.op()), ("reason", &reply.text)]);
         }
-        (Reply { fault: Some(fault), text, ..Reply::to(id, &request) }, None)
+        (reply, None)
     }
 
-    fn carry_out(&mut self, request: &Request, fd: Option<Foreign>, reply: &mut Reply) -> Outcome<Attached> {
+    fn carry_out(&mut self, request: &Request, fd: Option<Foreign>, reply: &mut Reply) -> Result<Attached> {
         if fd.is_some() != matches!(request, Request::StoreListener { .. }) {
-            return fail!(Malformed, "a descriptor comes with StoreListener, and only there");
+            bail!(Malformed, "a descriptor comes with StoreListener, and only there");
         }
         match request {
             Request::Hello => {
@@ -45,8 +47,7 @@ impl Node {
                 reply.text = concat!("seamount-mounter ", env!("CARGO_PKG_VERSION")).into();
                 Ok(None)
             }
-            Request::CsiListener => self.node_listener(keep::CSI, reply),
-            Request::RegistrationListener => self.node_listener(keep::REGISTRATION, reply),
+            Request::CsiListener(_) | Request::RegistrationListener(_) => self.driver_listener(reply),
             Request::State => self.state(),
             Request::PublishIdentity(volume) => self.publish_identity(volume, reply),
             Request::PublishTmpfs { volume, gid, size } => self.publish_tmpfs(volume, *gid, *size, reply),
@@ -55,8 +56,8 @@ impl Node {
             Request::Unpublish(volume) => self.unpublish(volume),
             Request::Inspect(volume) => self.inspect(volume, reply),
             Request::List { cursor } => self.list(*cursor, reply),
-            Request::StoreListener { volume, slot, cookie } => self.keep(volume, *slot, *cookie, fd),
-            Request::Offer => self.offer(),
+            Request::StoreListener { subject, cookie } => self.keep(subject, *cookie, fd),
+            Request::Offer(_) => self.offer(&reply.subject.to_string()),
         }
     }
 }

@@ -1,91 +1,83 @@
-//! The kubelet's two listeners, and listeners that the agent brings back.
+//! The kubelet's two listeners of each driver, and listeners that the agent brings back.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::net::SocketType;
-use seamount_mounter_protocol::names::Volume;
-use seamount_mounter_protocol::{Reply, keep};
+use seamount_mounter_protocol::{Reply, Subject};
 
-use crate::failure::{Outcome, fail};
-use crate::foreign::Foreign;
+use crate::closer::Foreign;
+use crate::error::{Result, bail};
 use crate::node::{Node, REGISTRY};
-use crate::path::{self, Place, Target};
+use crate::path::{self, Place};
 use crate::socket;
 use crate::wire::Attached;
 
 impl Node {
-    pub fn node_listener(&mut self, number: u32, reply: &mut Reply) -> Outcome<Attached> {
-        let (dir, name) = self.node_socket(number)?;
-        if number == keep::CSI {
-            reply.numbers = self.state_id(&dir);
-        }
-        self.listener(number.to_string(), (&dir, &name), reply, &|node| {
-            let ours = node.seat.kept.get(&number.to_string());
+    pub fn driver_listener(&mut self, reply: &mut Reply) -> Result<Attached> {
+        let slot = reply.subject.to_string();
+        let (dir, name) = self.driver_socket(&slot)?;
+        reply.numbers = self.state_id();
+        self.listener(slot.clone(), (&dir, &name), reply, &|node| {
+            let ours = node.lock.kept.get(&slot);
             if socket::is_alive(&dir, &name, ours.map(AsFd::as_fd))? {
-                return fail!(Busy, "another process serves {name}: use another --driver");
+                bail!(Busy, "another process serves {name}: use another --driver");
             }
             socket::bind(&dir, &name, SocketType::STREAM, 0o600)
         })
     }
 
-    /// Directory and name of one of the node's two sockets.
-    pub fn node_socket(&self, number: u32) -> Outcome<(OwnedFd, String)> {
-        match number {
-            keep::CSI => Ok((self.plugin()?, "csi.sock".to_owned())),
-            _ => self.registration(),
+    /// Directory and name of a driver's socket, by its slot.
+    fn driver_socket(&self, slot: &str) -> Result<(OwnedFd, String)> {
+        let (kind, driver) = slot.split_once(':').unwrap_or_default();
+        self.check_driver(driver)?;
+        if kind == "csi" {
+            return Ok((path::plugin(&self.root, driver)?, "csi.sock".to_owned()));
         }
-    }
-
-    /// Directory and name of the registration socket.
-    fn registration(&self) -> Outcome<(OwnedFd, String)> {
         let registry = path::make_directory(&self.root, REGISTRY, 0o750)?;
-        Ok((registry, format!("{}-reg.sock", self.config.driver)))
+        Ok((registry, format!("{driver}-reg.sock")))
     }
 
-    pub fn offer(&self) -> Outcome<Attached> {
-        let (dir, name) = self.registration()?;
-        let kept = self.seat.kept.get(&keep::REGISTRATION.to_string());
+    pub fn offer(&self, slot: &str) -> Result<Attached> {
+        let (dir, name) = self.driver_socket(slot)?;
+        let kept = self.lock.kept.get(slot);
         if !kept.is_some_and(|kept| socket::leads_to(&dir, &name, kept)) {
-            return fail!(NotFound, "{name} does not lead to the listener that is kept");
+            bail!(NotFound, "{name} does not lead to the listener that is kept");
         }
         socket::show_again(&dir, &name)?;
         Ok(None)
     }
 
-    pub fn keep(
-        &mut self,
-        v: &Option<Volume>,
-        slot: u32,
-        cookie: u64,
-        fd: Option<Foreign>,
-    ) -> Outcome<Attached> {
+    pub fn keep(&mut self, subject: &Subject, cookie: u64, fd: Option<Foreign>) -> Result<Attached> {
         let Some(fd) = fd else { return Ok(None) };
-        if let Some(volume) = v {
-            self.ours(volume)?;
-        }
-        let slot = v.as_ref().map_or(slot.to_string(), Volume::to_string);
+        let slot = match subject {
+            Subject::Volume(volume) => self.ours(volume).map(|_| volume.to_string())?,
+            of_driver => of_driver.to_string(),
+        };
         socket::check(&fd, cookie)?;
         if !self.is_of(&slot, &fd) {
-            return fail!(NotOurs, "the listener is not the one that has the socket's name");
+            bail!(NotOurs, "the listener is not the one that has the socket's name");
         }
-        if self.seat.kept.contains_key(&slot) {
-            return fail!(Busy, "a listener is kept already");
+        if self.lock.kept.contains_key(&slot) {
+            bail!(Busy, "a listener is kept already");
         }
         self.room(&slot)?;
-        self.seat.kept.insert(slot, Rc::new(fd));
+        self.lock.kept.insert(slot, Rc::new(fd));
         Ok(None)
     }
 
     /// Whether the listener is the one whose socket is where this slot's has to be. An agent that was stolen
     /// may have given us one that a pod listens on as well.
     pub fn is_of(&self, slot: &str, fd: &Foreign) -> bool {
+        let at = self.socket_of(slot);
+        at.is_some_and(|(dir, name)| socket::leads_to(&dir, &name, fd))
+    }
+
+    fn socket_of(&self, slot: &str) -> Option<(OwnedFd, String)> {
         let Some(place) = Place::of_slot(&self.pods, slot) else {
-            let at = self.node_socket(slot.parse().unwrap_or_default());
-            return at.is_ok_and(|(dir, name)| socket::leads_to(&dir, &name, fd));
+            return self.driver_socket(slot).ok();
         };
-        let target = place.ok().flatten().and_then(|place| place.target().ok().flatten());
-        let directory = target.filter(Target::is_directory);
-        directory.is_some_and(|at| socket::leads_to(&at.fd, self.config.socket_name(), fd))
+        let target = place.ok()??.target().ok()??;
+        target.is_directory().then(|| (target.fd, self.config.socket_name().to_owned()))
     }
 }

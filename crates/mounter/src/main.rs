@@ -4,8 +4,8 @@
 mod closer;
 mod config;
 mod dispatch;
-mod failure;
-mod foreign;
+mod error;
+mod handover;
 mod listeners;
 mod log;
 mod node;
@@ -14,16 +14,14 @@ mod privileges;
 mod server;
 mod socket;
 mod state;
-mod succession;
 mod volume;
 mod wire;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use closer::Closer;
 use config::Config;
-use failure::{Doing, Outcome, fail};
+use error::{Context, Result, bail};
 use log::event;
 use node::{Node, RESERVED};
 use seamount_sys::mounter as sys;
@@ -40,18 +38,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config) -> Outcome<()> {
+fn run(config: Config) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        return fail!(Unsupported, "the mounter needs root, or --rootless in a user namespace");
+        bail!(Unsupported, "the mounter needs root, or --rootless in a user namespace");
     }
     // The first process of a container ignores what it does not handle (pid_namespaces(7)).
-    flag::register_conditional_shutdown(SIGTERM, 0, Arc::new(true.into())).doing("handle SIGTERM")?;
+    flag::register_conditional_shutdown(SIGTERM, 0, Arc::new(true.into())).context("handle SIGTERM")?;
     // Modes are given in full everywhere.
     rustix::process::umask(rustix::fs::Mode::empty());
     if let Err(e) = sys::leave_network()
         && !config.rootless
     {
-        return Err(e).doing("leave the network namespace (is it privileged?)");
+        return Err(e).context("leave the network namespace (is it privileged?)");
     }
     let probe = |noswap| tmpfs::make(0, 0, "", 1, noswap);
     let swap = sys::swap_namespace(config.agent_uid, config.agent_gid).ok().filter(|swap| {
@@ -60,10 +58,7 @@ fn run(config: Config) -> Outcome<()> {
     });
     let noswap = probe(true).is_ok();
     let descriptors = privileges::raise_descriptor_limit();
-    let closer = privileges::drop_the_rest(|| {
-        foreign::start()?;
-        Closer::start(descriptors.saturating_sub(RESERVED))
-    })?;
+    let closer = privileges::drop_the_rest(|| closer::start(descriptors.saturating_sub(RESERVED)))?;
     let mut node = Node::open(config, swap, noswap, descriptors, closer)?;
     event("info", "ready", &[("volumes", &node.limit), ("idmap", &node.swap.is_some()), ("noswap", &noswap)]);
     server::serve(&mut node)?;

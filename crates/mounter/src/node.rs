@@ -10,14 +10,13 @@ use rustix::net::sockopt;
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, Reply, flag};
 
-use crate::closer::Closer;
+use crate::closer::{Closer, Foreign};
 use crate::config::Config;
-use crate::failure::{Doing, Outcome, fail};
-use crate::foreign::Foreign;
+use crate::error::{Context, Result, bail};
+use crate::handover::MounterLock;
 use crate::log::{done, warn};
 use crate::path::{self, DIRECTORY, Place};
 use crate::socket;
-use crate::succession::Seat;
 use crate::wire::Attached;
 
 /// Descriptors that are never given to listeners: the mounter's own and those of one request.
@@ -25,13 +24,10 @@ pub const RESERVED: u64 = 64;
 /// Where the kubelet looks for registration sockets.
 pub const REGISTRY: &str = "plugins_registry";
 
-/// One volume of a scan, with the flags, numbers and text of its reply.
-pub type Found = (Volume, u32, [u64; 3], String);
-
 /// Directory and name of a socket.
 pub type At<'a> = (&'a OwnedFd, &'a str);
 /// How it is bound.
-pub type Make<'a> = &'a dyn Fn(&Node) -> Outcome<OwnedFd>;
+pub type Make<'a> = &'a dyn Fn(&Node) -> Result<OwnedFd>;
 
 /// Sends a kept listener along.
 pub fn attach(fd: &Rc<Foreign>, reply: &mut Reply) -> Attached {
@@ -49,13 +45,13 @@ pub struct Node {
     pub descriptors: u64,
     /// How many listeners are kept at most.
     pub limit: u64,
-    /// The scan that `List` pages through.
-    pub listed: Vec<Found>,
+    /// The scan that `List` pages through: a reply's part for each volume.
+    pub listed: Vec<Reply>,
     pub root: OwnedFd,
     pub pods: OwnedFd,
     /// Parent and name of the `directory` source: the directory itself may be recreated at any time.
     pub source: Option<(OwnedFd, String)>,
-    pub seat: Seat,
+    pub lock: MounterLock,
     pub closer: Closer,
     pub started: Instant,
 }
@@ -68,44 +64,44 @@ impl Node {
         noswap: bool,
         descriptors: u64,
         closer: Closer,
-    ) -> Outcome<Self> {
+    ) -> Result<Self> {
         let root = config.kubelet_root.display();
         let flags = DIRECTORY | OFlags::CLOEXEC;
         let at = fs::openat(fs::CWD, &config.kubelet_root, flags, Mode::empty());
-        let at = at.doing(format_args!("open {root}, the kubelet's --root-dir"))?;
-        let pods =
-            open_pods(&at).doing(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
+        let at = at.context(format_args!("open {root}, the kubelet's --root-dir"))?;
+        let pods = open_pods(&at);
+        let pods = pods.context(format_args!("open pods in {root}: is it the kubelet's --root-dir?"))?;
         path::make_directory(&at, REGISTRY, 0o750)?;
         let source = config.source_directory.as_deref().map(path::open_parent).transpose()?;
-        let seat = Seat::take(&at, &config)?;
+        let lock = MounterLock::take(&at, &config)?;
         let mut node = Self {
             root: at,
             pods,
             listed: Vec::new(),
             started: Instant::now(),
-            seat,
+            lock,
             config,
             swap,
             noswap,
-            limit: descriptors.saturating_sub(RESERVED + closer.reserved()),
+            limit: descriptors.saturating_sub(RESERVED + closer.room()),
             descriptors,
             closer,
             source,
         };
         // What comes from the one before may come from its agent.
-        let mut kept = std::mem::take(&mut node.seat.kept);
+        let mut kept = std::mem::take(&mut node.lock.kept);
         kept.retain(|slot, fd| node.is_of(slot, fd));
-        node.seat.kept = kept;
+        node.lock.kept = kept;
         Ok(node)
     }
 
     /// Puts back what was removed by hand. Fails where another mounter was let in by that; the rest is told.
-    pub fn tend(&mut self) -> Outcome<()> {
+    pub fn tend(&mut self) -> Result<()> {
         // Its descriptor would go on to hold a directory that was removed.
         if let Ok(pods) = open_pods(&self.root) {
             self.pods = pods;
         }
-        match self.seat.tend(&self.root, &self.config) {
+        match self.lock.tend(&self.root, &self.config) {
             Err(e) if e.fault != Fault::Busy => {
                 warn("cannot put back what was removed", &e.text);
                 Ok(())
@@ -114,39 +110,49 @@ impl Node {
         }
     }
 
-    /// The volume's directory, if the volume is ours.
-    pub fn ours(&self, volume: &Volume) -> Outcome<Place> {
-        match Place::open(&self.pods, &volume.pod, &volume.name)? {
-            Some(place) if place.is_ours(&self.config.driver, volume)? => Ok(place),
-            Some(_) => fail!(NotOurs, "vol_data.json is missing: the kubelet writes it first"),
-            None => fail!(NotFound, "the kubelet has made no directory for it"),
+    /// Refuses a driver that the mounter was not told of.
+    pub fn check_driver(&self, driver: &str) -> Result<()> {
+        if self.config.drivers.iter().any(|ours| ours.as_str() == driver) {
+            return Ok(());
+        }
+        bail!(NotOurs, "the mounter was started without --driver {driver}")
+    }
+
+    /// The volume's directory; `None` where the kubelet has none.
+    pub fn place(&self, volume: &Volume) -> Result<Option<Place>> {
+        self.check_driver(volume.driver.as_str())?;
+        Place::open(&self.pods, &volume.pod, &volume.name)
+    }
+
+    /// The same, if the volume is ours.
+    pub fn ours(&self, volume: &Volume) -> Result<Place> {
+        match self.place(volume)? {
+            Some(place) if place.is(volume)? => Ok(place),
+            Some(_) => bail!(NotOurs, "vol_data.json is missing: the kubelet writes it first"),
+            None => bail!(NotFound, "the kubelet has made no directory for it"),
         }
     }
 
     /// Refuses, before anything is done, if there is no room for one more listener.
-    pub fn room(&self, slot: &str) -> Outcome<()> {
-        if self.seat.kept.contains_key(slot) || (self.seat.kept.len() as u64) < self.limit {
+    pub fn room(&self, slot: &str) -> Result<()> {
+        if self.lock.kept.contains_key(slot) || (self.lock.kept.len() as u64) < self.limit {
             return Ok(());
         }
-        fail!(Exhausted, "{} listeners are kept: raise the limit of open files", self.limit)
+        bail!(Exhausted, "{} listeners are kept: raise the limit of open files", self.limit)
     }
 
     /// The kept listener, if it has that name still; else a new one, which is then kept.
-    pub fn listener(&mut self, slot: String, at: At, reply: &mut Reply, make: Make) -> Outcome<Attached> {
-        if let Some(kept) = self.seat.kept.get(&slot).filter(|fd| socket::leads_to(at.0, at.1, fd)) {
+    pub fn listener(&mut self, slot: String, at: At, reply: &mut Reply, make: Make) -> Result<Attached> {
+        if let Some(kept) = self.lock.kept.get(&slot).filter(|fd| socket::leads_to(at.0, at.1, fd)) {
             reply.flags |= flag::EXISTING;
             return Ok(attach(kept, reply));
         }
         self.room(&slot)?;
         let fd = Rc::new(Foreign::from(make(self)?));
-        done("listening", reply.volume.as_ref());
+        done("listening", reply.subject.volume());
         let attached = attach(&fd, reply);
-        self.seat.kept.insert(slot, fd);
+        self.lock.kept.insert(slot, fd);
         Ok(attached)
-    }
-
-    pub fn plugin(&self) -> Outcome<OwnedFd> {
-        path::plugin(&self.root, &self.config.driver)
     }
 }
 

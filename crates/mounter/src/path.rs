@@ -12,7 +12,7 @@ use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 use rustix::path::Arg;
 use seamount_mounter_protocol::names::{PodUid, Volume, VolumeName};
 
-use crate::failure::{Doing, Outcome, fail};
+use crate::error::{Context, Result, bail};
 
 /// The kubelet's directory of CSI volumes in a pod's directory.
 pub const CSI: &str = "volumes/kubernetes.io~csi";
@@ -25,6 +25,8 @@ static IS_SPC: LazyLock<bool> =
 /// (1.36.3, `csi_mounter.go` GetAttributes: `Managed: !readOnly`), and what it made itself no container may
 /// write to, which connect(2) does. The socket inherits the directory's label.
 const SHARED: &str = "system_u:object_r:container_file_t:s0";
+/// The mounter's own directory of plugins': there is one mounter per node, whatever drivers it has.
+pub const OWN: &str = "seamount.dev";
 const VOL_DATA: &str = "vol_data.json";
 const VOL_DATA_MAX: usize = 4096;
 
@@ -55,46 +57,52 @@ pub fn found<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
 }
 
 /// Makes a directory; false where it is there already.
-pub fn make(at: &OwnedFd, name: &str, mode: u32) -> Outcome<bool> {
+pub fn make(at: &OwnedFd, name: &str, mode: u32) -> Result<bool> {
     match fs::mkdirat(at, name, Mode::from_raw_mode(mode)) {
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
-        Err(e) => Err(e).doing(format_args!("make the directory {name}")),
+        Err(e) => Err(e).context(format_args!("make the directory {name}")),
     }
 }
 
 /// Makes a directory if it is missing, and opens it.
-pub fn make_directory(at: &OwnedFd, name: &str, mode: u32) -> Outcome<OwnedFd> {
+pub fn make_directory(at: &OwnedFd, name: &str, mode: u32) -> Result<OwnedFd> {
     make(at, name, mode)?;
-    open(at, name, DIRECTORY, ResolveFlags::empty()).doing(format_args!("open the kubelet's {name}"))
+    open(at, name, DIRECTORY, ResolveFlags::empty()).context(format_args!("open the kubelet's {name}"))
 }
 
-/// The kubelet's directory of this driver. By path each time: a descriptor would go on to hold one that was
-/// removed.
-pub fn plugin(root: &OwnedFd, driver: &str) -> Outcome<OwnedFd> {
-    make_directory(&make_directory(root, "plugins", 0o750)?, driver, 0o750)
+/// A directory of plugins': a driver's, or [`OWN`]. By path each time: a descriptor would go on to hold one
+/// that was removed.
+pub fn plugin(root: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    make_directory(&make_directory(root, "plugins", 0o750)?, name, 0o750)
 }
 
 /// The directory that something is in, held, and its name there.
-pub fn open_parent(path: &Path) -> Outcome<(OwnedFd, String)> {
+pub fn open_parent(path: &Path) -> Result<(OwnedFd, String)> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
-        return fail!(Malformed, "{} has no directory or no name", path.display());
+        bail!(Malformed, "{} has no directory or no name", path.display());
     };
     let held = fs::openat(fs::CWD, parent, DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    Ok((held.doing(format_args!("open {} for {name}", parent.display()))?, name.to_owned()))
+    Ok((held.context(format_args!("open {} for {name}", parent.display()))?, name.to_owned()))
 }
 
 /// The names in a directory, at most `max` of them.
 pub fn names(dir: impl AsFd, max: usize) -> Result<Vec<CString>, Errno> {
-    let readable = open(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::NO_XDEV)?;
-    let all = Dir::new(readable)?.take(max + 2).map(|entry| entry.map(|e| e.file_name().to_owned()));
-    all.filter(|name| !name.as_ref().is_ok_and(|n| matches!(n.to_bytes(), b"." | b".."))).collect()
+    let readable = open(dir, ".", OFlags::DIRECTORY, ResolveFlags::NO_XDEV)?;
+    let mut names = Vec::new();
+    for entry in Dir::new(readable)?.take(max + 2) {
+        let name = entry?.file_name().to_owned();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// Attaches a detached mount.
-pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> Outcome<()> {
+pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(mount, "", target, "", flags).doing("mount on the directory")
+    move_mount(mount, "", target, "", flags).context("mount on the directory")
 }
 
 /// `<pods>/<uid>/volumes/kubernetes.io~csi/<name>`, held.
@@ -102,32 +110,32 @@ pub struct Place(pub OwnedFd);
 
 impl Place {
     /// `None` where the kubelet has no such directory.
-    pub fn open(pods: &OwnedFd, pod: &PodUid, name: &VolumeName) -> Outcome<Option<Self>> {
+    pub fn open(pods: &OwnedFd, pod: &PodUid, name: &VolumeName) -> Result<Option<Self>> {
         let fd = open(pods, format!("{pod}/{CSI}/{name}"), DIRECTORY, ResolveFlags::NO_XDEV);
-        Ok(found(fd).doing("open the volume's directory")?.map(Self))
+        Ok(found(fd).context("open the volume's directory")?.map(Self))
     }
 
     /// The directory of the volume whose listener a slot is for; none of the node's own listeners.
-    pub fn of_slot(pods: &OwnedFd, slot: &str) -> Option<Outcome<Option<Self>>> {
+    pub fn of_slot(pods: &OwnedFd, slot: &str) -> Option<Result<Option<Self>>> {
         let (pod, name) = slot.split_once('/')?;
         Some(Self::open(pods, &pod.parse().ok()?, &name.parse().ok()?))
     }
 
     /// Driver and volume id by the kubelet's own record; none where there is none.
-    pub fn owner(&self) -> Outcome<Option<(String, String)>> {
+    pub fn owner(&self) -> Result<Option<(String, String)>> {
         let unclear =
-            |why| fail!(NotOurs, "vol_data.json {why}: the kubelet did not write it; restart the pod");
+            |why| bail!(NotOurs, "vol_data.json {why}: the kubelet did not write it; restart the pod");
         // NONBLOCK: a FIFO in its place must not stop us.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let opened = found(open(&self.0, VOL_DATA, flags, ResolveFlags::NO_XDEV));
-        let Some(file) = opened.doing("open vol_data.json")? else { return Ok(None) };
-        let stat = fs::fstat(&file).doing("look at vol_data.json")?;
+        let Some(file) = opened.context("open vol_data.json")? else { return Ok(None) };
+        let stat = fs::fstat(&file).context("look at vol_data.json")?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_uid != 0 {
             return unclear("is not a plain file of root");
         }
         // One read: what a file of this size has comes at once.
         let mut bytes = [0; VOL_DATA_MAX + 1];
-        let len = rustix::io::read(&file, &mut bytes).doing("read vol_data.json")?;
+        let len = rustix::io::read(&file, &mut bytes).context("read vol_data.json")?;
         let Some(text) = bytes.get(..len).filter(|text| text.len() <= VOL_DATA_MAX) else {
             return unclear("is longer than 4096 bytes");
         };
@@ -139,41 +147,42 @@ impl Place {
         }
     }
 
-    /// Whether the volume is ours; false where nothing says so. Refuses where something says that it is not.
-    pub fn is_ours(&self, driver: &str, volume: &Volume) -> Outcome<bool> {
+    /// Whether this is that volume, of that driver; false where nothing says so. Refuses where something says
+    /// that it is not.
+    pub fn is(&self, volume: &Volume) -> Result<bool> {
         match self.owner()? {
             None => Ok(false),
-            Some((of, id)) if of == driver && id == volume.id.as_str() => Ok(true),
-            Some((of, id)) => fail!(NotOurs, "it is volume {id} of driver {of}, by its vol_data.json"),
+            Some((of, id)) if of == volume.driver.as_str() && id == volume.id.as_str() => Ok(true),
+            Some((of, id)) => bail!(NotOurs, "it is volume {id} of driver {of}, by its vol_data.json"),
         }
     }
 
     /// What is at the target path.
-    pub fn target(&self) -> Outcome<Option<Target>> {
+    pub fn target(&self) -> Result<Option<Target>> {
         let fd = open(&self.0, TARGET, OFlags::PATH, ResolveFlags::empty());
-        let Some(fd) = found(fd).doing("open the target path")? else { return Ok(None) };
+        let Some(fd) = found(fd).context("open the target path")? else { return Ok(None) };
         Target::of(fd).map(Some)
     }
 
     /// The target directory, and whether it was made now.
-    pub fn make_target(&self) -> Outcome<(Target, bool)> {
+    pub fn make_target(&self) -> Result<(Target, bool)> {
         label_new_files(SHARED);
         let created = make(&self.0, TARGET, 0o755);
         label_new_files("\n");
         let created = created?;
         let target = self.target().and_then(|target| match target.filter(Target::is_directory) {
             Some(target) => Ok((target, created)),
-            None => fail!(NotOurs, "the target path is no directory: remove it"),
+            None => bail!(NotOurs, "the target path is no directory: remove it"),
         });
         self.undo(created && target.is_err());
         target
     }
 
     /// Mounts on the target directory, which must be new or empty.
-    pub fn mount(&self, mount: &OwnedFd) -> Outcome<()> {
+    pub fn mount(&self, mount: &OwnedFd) -> Result<()> {
         let (target, created) = self.make_target()?;
-        let done = names(&target.fd, 1).doing("read the target directory").and_then(|n| match n.first() {
-            Some(n) => fail!(NotOurs, "{n:?} is in the target directory: remove it or delete the pod"),
+        let done = names(&target.fd, 1).context("read the target directory").and_then(|n| match n.first() {
+            Some(n) => bail!(NotOurs, "{n:?} is in the target directory: remove it or delete the pod"),
             None => attach(mount, &target.fd),
         });
         self.undo(created && done.is_err());
@@ -182,7 +191,7 @@ impl Place {
 
     /// Unmounts the topmost mount at the target path. Detached, so that a busy one cannot keep a pod from
     /// going.
-    pub fn unmount(&self) -> Outcome<()> {
+    pub fn unmount(&self) -> Result<()> {
         // The path must be relative to the held directory: umount(2) takes no descriptor.
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         let done = rustix::process::fchdir(&self.0).and_then(|()| unmount(TARGET, flags));
@@ -190,7 +199,7 @@ impl Place {
         match done {
             // Somebody else was faster.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-            Err(e) => Err(e).doing("unmount the target directory"),
+            Err(e) => Err(e).context("unmount the target directory"),
         }
     }
 
@@ -209,9 +218,9 @@ pub struct Target {
 }
 
 impl Target {
-    pub fn of(fd: OwnedFd) -> Outcome<Self> {
+    pub fn of(fd: OwnedFd) -> Result<Self> {
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-        let stat = fs::statx(&fd, "", AtFlags::EMPTY_PATH, wanted).doing("look at the target path")?;
+        let stat = fs::statx(&fd, "", AtFlags::EMPTY_PATH, wanted).context("look at the target path")?;
         Ok(Self { fd, stat })
     }
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{self, CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use seccompiler::{BackendError, SeccompAction, SeccompCmpArgLen, SeccompCmpOp};
 use seccompiler::{BpfProgram, SeccompCondition, SeccompFilter, SeccompRule};
 
-use crate::failure::{Doing, Outcome};
+use crate::error::{Context, Result};
 
 /// Mounts; ownership where mounts cannot be idmapped; looking into the agent's directories of such a tmpfs.
 const USED: CapabilitySet =
@@ -33,32 +33,34 @@ const CALLS: &[libc::c_long] = calls! {
 
 /// Raises the limit of open files to what is allowed; returns it.
 pub fn raise_descriptor_limit() -> u64 {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// Keeps three capabilities and the system calls above, for good: in this thread and in those that `threads`
 /// starts, which is called in between, because the filter lets no thread be made.
-pub fn drop_the_rest<T>(threads: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+pub fn drop_the_rest<T>(threads: impl FnOnce() -> Result<T>) -> Result<T> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         // Numbers that the kernel does not know are an error.
         if thread::capability_is_in_bounding_set(capability) == Ok(true) && !USED.contains(capability) {
-            thread::remove_capability_from_bounding_set(capability).doing("limit the capabilities")?;
+            thread::remove_capability_from_bounding_set(capability).context("limit the capabilities")?;
         }
     }
     // Root without the privileges of root, now and after anything that might be executed.
     let bits = CapabilitiesSecureBits::from_bits_retain(0xff) - CapabilitiesSecureBits::KEEP_CAPS;
-    thread::set_capabilities_secure_bits(bits).doing("set the secure bits")?;
+    thread::set_capabilities_secure_bits(bits).context("set the secure bits")?;
     // Nothing inheritable, so nothing ambient either.
     let sets = CapabilitySets { effective: USED, permitted: USED, inheritable: CapabilitySet::empty() };
-    thread::set_capabilities(None, sets).doing("drop capabilities")?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("forbid core dumps")?;
+    thread::set_capabilities(None, sets).context("drop capabilities")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("forbid core dumps")?;
     let started = threads()?;
+    let filter = filter().map_err(io::Error::other).context("make the seccomp filter")?;
     // Sets no_new_privs first.
-    let apply = |filter: BpfProgram| seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other);
-    filter().map_err(io::Error::other).and_then(apply).doing("install the seccomp filter")?;
+    let installed = seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other);
+    installed.context("install the seccomp filter")?;
     Ok(started)
 }
 
@@ -68,6 +70,7 @@ fn filter() -> Result<BpfProgram, BackendError> {
     #[cfg(target_arch = "x86_64")] // elsewhere rustix has only ppoll
     rules.insert(libc::SYS_poll, vec![]);
     rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![unix])?]);
-    let refuse = SeccompAction::Errno(libc::EPERM as u32);
-    SeccompFilter::new(rules, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?.try_into()
+    let (other, listed) = (SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow);
+    let architecture = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules, other, listed, architecture)?.try_into()
 }

@@ -10,11 +10,11 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, SocketFlags};
 use seamount_mounter_protocol::{Fault, Reply};
 
-use crate::failure::{Doing, Outcome, fail};
-use crate::foreign::{self, Foreign};
+use crate::closer::{self, Foreign};
+use crate::error::{Context, Result, bail};
+use crate::handover::LOCK;
 use crate::log::{event, warn};
 use crate::node::Node;
-use crate::succession::LOCK;
 use crate::wire::{PATIENCE, receive, send};
 
 /// How long an agent may go on to ask while a successor waits. One that is silent for so long is stopped, and
@@ -24,7 +24,7 @@ const LEAVE: Duration = Duration::from_secs(2);
 const TEND: Duration = Duration::from_secs(5);
 
 /// Serves one agent at a time, until a successor has taken over.
-pub fn serve(node: &mut Node) -> Outcome<()> {
+pub fn serve(node: &mut Node) -> Result<()> {
     let (uid, own) = (node.config.agent_uid, rustix::process::geteuid().as_raw());
     let mut agent: Option<Foreign> = None;
     let mut tended = Instant::now();
@@ -33,11 +33,11 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
             node.tend()?;
             tended = Instant::now();
         }
-        if foreign::waiting() > foreign::MOST {
+        if closer::waiting() > closer::MOST_FOREIGN {
             // A new process has none of them, and nothing lingers when a process ends.
-            return fail!(Exhausted, "descriptors that others made cannot be closed");
+            bail!(Exhausted, "descriptors that others made cannot be closed");
         }
-        let [agents, successors] = &node.seat.doors;
+        let [agents, successors] = &node.lock.doors;
         let mut ready = {
             let old = agent.as_ref().map_or(agents.as_fd(), AsFd::as_fd);
             [old, agents.as_fd(), successors.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
@@ -46,7 +46,7 @@ pub fn serve(node: &mut Node) -> Outcome<()> {
         if let Err(e) = polled
             && e != Errno::INTR
         {
-            return Err(e).doing("wait for the agent");
+            return Err(e).context("wait for the agent");
         }
         let [old, new, next] = ready.map(|fd| !fd.revents().is_empty());
         if next {
@@ -81,15 +81,15 @@ pub fn hand_over(to: &Foreign, agent: Option<Foreign>, node: &mut Node) -> Resul
         for side in [Timeout::Send, Timeout::Recv] {
             let _ = set_socket_timeout(&agent, side, Some(LEAVE));
         }
-        let _ = send(&agent, &Reply::refusal(0, Fault::Superseded, String::new()).encode(), &None);
+        let _ = send(&agent, &refusal(Fault::Superseded, "").encode(), &None);
         // Bounded: one that never ends to ask must not keep a roll-out from its end.
         let end = Instant::now() + LEAVE;
         while Instant::now() < end && exchange(&agent, node).is_ok() {}
     }
-    for (slot, fd) in &node.seat.kept {
+    for (slot, fd) in &node.lock.kept {
         send(to, slot.as_bytes(), &Some(Rc::clone(fd)))?;
     }
-    send(to, LOCK.as_bytes(), &Some(Rc::clone(&node.seat.lock)))
+    send(to, LOCK.as_bytes(), &Some(Rc::clone(&node.lock.file)))
 }
 
 /// Takes a connection of the agent; refuses everybody else, and a second one.
@@ -97,28 +97,34 @@ fn greet(listener: &OwnedFd, uid: u32, busy: bool) -> Option<Foreign> {
     let connection = Foreign::from(net::accept_with(listener, SocketFlags::CLOEXEC).ok()?);
     let _ = set_socket_timeout(&connection, Timeout::Send, Some(PATIENCE));
     let peer = seamount_sys::peer::peer_uid(&connection);
-    let (fault, refusal) = if peer != uid {
-        (Fault::System, format!("this socket is for uid {uid} (--agent-uid); you are {peer}"))
+    let reply = if peer != uid {
+        refusal(Fault::System, &format!("this socket is for uid {uid} (--agent-uid); you are {peer}"))
     } else if busy {
-        (Fault::Busy, "another agent is connected; try again".to_owned())
+        refusal(Fault::Busy, "another agent is connected; try again")
     } else {
         event("info", "connected", &[("uid", &uid)]);
         return Some(connection);
     };
-    warn("connection refused", &refusal);
-    let _ = send(&connection, &Reply::refusal(0, fault, refusal).encode(), &None);
+    warn("connection refused", &reply.text);
+    let _ = send(&connection, &reply.encode(), &None);
     None
+}
+
+/// Of a peer whose request is not read, or cannot be.
+fn refusal(fault: Fault, text: &str) -> Reply {
+    Reply::refusal(0, fault, text.to_owned())
 }
 
 /// One request and its reply. A message that is no frame is refused and the connection goes on; an error ends
 /// it.
 pub fn exchange(connection: &Foreign, node: &mut Node) -> Result<(), Errno> {
     let (frame, flags, mut fds) = receive(connection)?;
-    let refuse = |fault, text: &str| (Reply::refusal(0, fault, text.to_owned()), None);
     let (reply, attached) = if flags.contains(net::ReturnFlags::CTRUNC) {
-        refuse(Fault::Exhausted, "a descriptor was lost: the mounter is out of them")
+        let lost = "a descriptor was lost: the mounter is out of them";
+        (refusal(Fault::Exhausted, lost), None)
     } else if flags.contains(net::ReturnFlags::TRUNC) || fds.len() > 1 {
-        refuse(Fault::Malformed, "a frame too long, or with more than one descriptor")
+        let long = "a frame too long, or with more than one descriptor";
+        (refusal(Fault::Malformed, long), None)
     } else {
         node.handle(&frame, fds.pop())
     };

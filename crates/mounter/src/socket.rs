@@ -9,14 +9,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{self, AtFlags, FileType, Mode, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use seamount_sys::peer::peer_uid;
 use seamount_sys::rights::refuse_rights;
 
-use crate::failure::{Doing, Outcome, fail};
-use crate::foreign::Foreign;
+use crate::closer::Foreign;
+use crate::error::{Context, Result, bail};
 use crate::wire::PATIENCE;
 
 const BACKLOG: i32 = 1024;
@@ -28,9 +28,20 @@ static BOOT: LazyLock<u64> = LazyLock::new(|| {
 
 /// The time of modification that stands for a listener: 31 bits of the cookie in the seconds, which every
 /// file system keeps; the rest of it and the boot in the nanoseconds.
-fn mark(listener: impl AsFd) -> Result<(i64, i64), Errno> {
+fn mark(listener: impl AsFd) -> Result<Timespec, Errno> {
     let cookie = sockopt::socket_cookie(listener)?;
-    Ok(((cookie & 0x7fff_ffff) as i64, ((cookie >> 31) ^ *BOOT) as i64 & 0xfff_ffff))
+    let tv_sec = (cookie & 0x7fff_ffff) as i64;
+    Ok(Timespec { tv_sec, tv_nsec: ((cookie >> 31) ^ *BOOT) as i64 & 0xfff_ffff })
+}
+
+/// When a file was modified.
+pub fn time(stat: &Stat) -> Timespec {
+    Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as i64 }
+}
+
+/// A file's times, all the same.
+pub fn times(time: Timespec) -> Timestamps {
+    Timestamps { last_access: time, last_modification: time }
 }
 
 /// The time in a name under which a socket is bound before it gets its own; none in other names.
@@ -41,7 +52,7 @@ pub fn made_at(name: &[u8]) -> Option<(i64, i64)> {
 }
 
 /// Binds and listens as `name` in `dir`, replacing what has that name.
-pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<OwnedFd> {
+pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Result<OwnedFd> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let temporary = format!(".{}.{:09}.sock", now.as_secs(), now.subsec_nanos());
     let bound = listen_as(dir, &temporary, kind, mode)
@@ -51,7 +62,7 @@ pub fn bind(dir: &OwnedFd, name: &str, kind: SocketType, mode: u32) -> Outcome<O
     if bound.is_err() {
         let _ = fs::unlinkat(dir, &temporary, AtFlags::empty());
     }
-    bound.doing(format_args!("bind the socket {name}"))
+    bound.context(format_args!("bind the socket {name}"))
 }
 
 /// A socket that listens under its temporary name, whose inode has the mark of it. Changes the working
@@ -67,11 +78,8 @@ fn listen_as(dir: &OwnedFd, temporary: &str, kind: SocketType, mode: u32) -> Res
     // By relative name: a path below the kubelet's root is longer than sun_path.
     rustix::process::fchdir(dir)?;
     net::bind(&socket, &SocketAddrUnix::new(temporary)?)?;
-    let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    let (tv_sec, tv_nsec) = mark(&socket)?;
-    let made = Timespec { tv_sec, tv_nsec };
-    let times = Timestamps { last_access: keep, last_modification: made };
-    fs::utimensat(dir, temporary, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    let made = times(mark(&socket)?);
+    fs::utimensat(dir, temporary, &made, AtFlags::SYMLINK_NOFOLLOW)?;
     net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
@@ -79,9 +87,9 @@ fn listen_as(dir: &OwnedFd, temporary: &str, kind: SocketType, mode: u32) -> Res
 /// Whether `name` in `dir` is the socket of this listener.
 pub fn leads_to(dir: &OwnedFd, name: &str, listener: impl AsFd) -> bool {
     let Ok(stat) = fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { return false };
+    let at = time(&stat);
     // Some file systems (ext4 with small inodes) keep whole seconds only.
-    let at = (stat.st_mtime, stat.st_mtime_nsec as i64);
-    let same = mark(listener).is_ok_and(|(sec, nsec)| at == (sec, nsec) || at == (sec, 0));
+    let same = mark(listener).is_ok_and(|made| at == made || at == Timespec { tv_nsec: 0, ..made });
     FileType::from_raw_mode(stat.st_mode) == FileType::Socket && same
 }
 
@@ -96,7 +104,7 @@ pub fn connect(dir: &OwnedFd, name: &str, kind: SocketType, more: SocketFlags) -
 }
 
 /// Whether another process has a socket open as `name` in `dir`; another listener than `ours`.
-pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<BorrowedFd>) -> Outcome<bool> {
+pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<BorrowedFd>) -> Result<bool> {
     // Without waiting: whose it is, and whether that process ever accepts, is not known.
     match connect(dir, name, SocketType::STREAM, SocketFlags::NONBLOCK) {
         // The name that it was bound by; the inode of ours has another time where it was touched.
@@ -107,32 +115,32 @@ pub fn is_alive(dir: &OwnedFd, name: &str, ours: Option<BorrowedFd>) -> Outcome<
         // AGAIN: the queue is full. PROTOTYPE: a socket of another kind, which a process has open.
         Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
-        Err(e) => Err(e).doing(format_args!("ask who serves {name}")),
+        Err(e) => Err(e).context(format_args!("ask who serves {name}")),
     }
 }
 
 /// Takes the name away and brings it back, for what watches the directory. The kubelet does not look at names
 /// that begin with a dot.
-pub fn show_again(dir: &OwnedFd, name: &str) -> Outcome<()> {
+pub fn show_again(dir: &OwnedFd, name: &str) -> Result<()> {
     let aside = format!(".{name}");
     let away = fs::renameat(dir, name, dir, &aside);
     let back = away.and_then(|()| fs::renameat(dir, &aside, dir, name));
-    back.doing(format_args!("show {name} again"))
+    back.context(format_args!("show {name} again"))
 }
 
 /// Refuses anything but a listening Unix stream socket with this cookie that a mounter made: the peer of a
 /// listener (SO_PEERCRED) is the process that called listen(2).
-pub fn check(fd: impl AsFd, cookie: u64) -> Outcome<()> {
+pub fn check(fd: impl AsFd, cookie: u64) -> Result<()> {
     let fd = fd.as_fd();
     let listens = sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
         && sockopt::socket_type(fd) == Ok(SocketType::STREAM)
         && sockopt::socket_acceptconn(fd) == Ok(true);
     if !listens || sockopt::socket_cookie(fd) != Ok(cookie) {
-        return fail!(Malformed, "the descriptor is not the listening Unix stream socket with that cookie");
+        bail!(Malformed, "the descriptor is not the listening Unix stream socket with that cookie");
     }
     match peer_uid(fd) {
         uid if uid == rustix::process::geteuid().as_raw() => Ok(()),
-        uid => fail!(NotOurs, "the listener was made by uid {uid}, not by a mounter"),
+        uid => bail!(NotOurs, "the listener was made by uid {uid}, not by a mounter"),
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{self, RecvAncillaryMessage, SendAncillaryMessage};
 use seamount_mounter_protocol::FRAME;
 
-use crate::foreign::Foreign;
+use crate::closer::Foreign;
 
 /// An agent that does not read its answers for this long is cut off; it blocks everybody.
 pub const PATIENCE: Duration = Duration::from_secs(5);

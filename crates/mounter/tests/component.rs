@@ -11,12 +11,16 @@
 mod bench;
 #[path = "component/disks.rs"]
 mod disks;
+#[path = "component/drivers.rs"]
+mod drivers;
 #[path = "component/escape.rs"]
 mod escape;
 #[path = "component/foreign.rs"]
 mod foreign;
 #[path = "component/frames.rs"]
 mod frames;
+#[path = "component/handover.rs"]
+mod handover;
 #[path = "component/life.rs"]
 mod life;
 #[path = "component/mounts.rs"]
@@ -25,7 +29,5 @@ mod mounts;
 mod removal;
 #[path = "component/shortage.rs"]
 mod shortage;
-#[path = "component/succession.rs"]
-mod succession;
 #[path = "component/volumes.rs"]
 mod volumes;

@@ -82,7 +82,7 @@ impl Starts {
         let keys = write("keys.json", keys)?;
         let socket = work.join(SOCKET);
         let config = serde_json::json!({
-            "driverName": DRIVER,
+            "drivers": [{"name": DRIVER}],
             "kubeletRoot": ground.kubelet,
             "nodeName": NODE,
             "mounterSocket": socket,

@@ -106,7 +106,7 @@ impl Node {
 
     /// Where the records are.
     pub fn state(&self) -> PathBuf {
-        self.kubelet.root().join("plugins").join(DRIVER).join("state")
+        self.kubelet.root().join("plugins/seamount.dev/state")
     }
 
     /// The record of a volume.

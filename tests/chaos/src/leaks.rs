@@ -81,10 +81,8 @@ fn found(node: &Node, Base(base): Base, volumes: usize) -> Vec<(Fault, usize, St
         found.push((Fault::LeakedDirectory, pods.len().abs_diff(volumes), format!("{} pods", pods.len())));
     }
     for (part, wanted) in [
-        (
-            format!("plugins/{DRIVER}"),
-            ["csi.sock", "lock", "state", "take-over.sock"].map(String::from).to_vec(),
-        ),
+        ("plugins/seamount.dev".to_owned(), ["lock", "state", "take-over.sock"].map(String::from).to_vec()),
+        (format!("plugins/{DRIVER}"), vec!["csi.sock".to_owned()]),
         ("plugins_registry".to_owned(), vec![format!("{DRIVER}-reg.sock")]),
     ] {
         let there = directory(&part);

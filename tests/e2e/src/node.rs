@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::cluster::{get, script};
 use crate::survivor::endpoint;
-use crate::{DRIVER, SYSTEM, until};
+use crate::{SYSTEM, until};
 
 /// Runs a command inside node `n1`, `n2`, … and returns what it printed.
 pub fn run(node: &str, command: &[&str]) -> Result<String> {
@@ -33,7 +33,7 @@ pub fn pod_directory(pod_uid: &str) -> String {
 
 /// The directory where the mounter keeps the state of a node's volumes.
 pub fn state_directory() -> String {
-    format!("/var/lib/kubelet/plugins/{DRIVER}/state")
+    "/var/lib/kubelet/plugins/seamount.dev/state".to_owned()
 }
 
 /// The pod of the installation's DaemonSet on a node.

@@ -34,11 +34,11 @@ pub fn run(data: &[u8]) {
 
 /// What the configuration of an agent with an authority asks for.
 pub fn rules() -> Rules {
-    Rules {
-        kubelet_root: ROOT.to_owned(),
-        audience: Some("seamount.dev".to_owned()),
-        allow_volume_context: false,
-    }
+    Rules { audience: Some("seamount.dev".to_owned()), ..basic() }
+}
+
+fn basic() -> Rules {
+    Rules::basic("csi.spiffe.io".parse().unwrap(), ROOT)
 }
 
 /// As the kubelet asks for an inline volume.
@@ -124,7 +124,7 @@ fn publish(request: NodePublishVolumeRequest) {
             volume_id: request.volume_id.clone(),
             target_path: request.target_path.clone(),
         };
-        assert_eq!(request::unpublish(&undo, &Rules::of_root(ROOT)).as_ref(), Ok(volume));
+        assert_eq!(request::unpublish(&undo, &basic()).as_ref(), Ok(volume));
     }
 }
 
@@ -137,11 +137,7 @@ fn unpublish(request: &NodeUnpublishVolumeRequest) {
         Ok(volume) => {
             assert_eq!(request.target_path, path(volume.pod.as_str(), volume.name.as_str()));
             assert_eq!(request.volume_id, volume.id.as_str());
-            assert_eq!(
-                request::unpublish(request, &Rules::of_root(ROOT)),
-                Ok(volume),
-                "configuration matters"
-            );
+            assert_eq!(request::unpublish(request, &basic()), Ok(volume), "configuration matters");
         }
         Err(refusal) => refused(refusal, &[]),
     }

@@ -1,8 +1,8 @@
 //! Values made of a fuzzer's bytes.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use seamount_mounter_protocol::names::Volume;
-use seamount_mounter_protocol::{Request, keep};
+use seamount_mounter_protocol::names::{DriverName, Volume};
+use seamount_mounter_protocol::{Request, Subject};
 
 /// The first byte says what the rest is.
 pub fn kind(data: &[u8], kinds: u8) -> (u8, &[u8]) {
@@ -28,6 +28,13 @@ fn of(u: &mut Unstructured<'_>, alphabet: &[u8], most: usize) -> Result<String> 
     (0..length).map(|_| u.choose(alphabet).map(|b| char::from(*b))).collect()
 }
 
+/// Any driver's name that the type allows; mostly the usual one.
+pub fn driver(u: &mut Unstructured<'_>) -> Result<DriverName> {
+    let usual = u.ratio(3, 4)?;
+    let name = if usual { "csi.spiffe.io".to_owned() } else { of(u, b"abzABZ09.-", 63)? };
+    Ok(name.parse().unwrap_or_else(|_| "d".parse().unwrap()))
+}
+
 /// Any volume that the types allow.
 pub fn volume(u: &mut Unstructured<'_>) -> Result<Volume> {
     let hex: String = <[u8; 16]>::arbitrary(u)?.iter().map(|b| format!("{b:02x}")).collect();
@@ -36,15 +43,16 @@ pub fn volume(u: &mut Unstructured<'_>) -> Result<Volume> {
     let name = if name.starts_with('-') || name.ends_with('-') { "v".to_owned() } else { name };
     let printable: Vec<u8> = (b'!'..=b'~').collect();
     let id = of(u, &printable, 128)?;
-    Ok(Volume { pod: pod.parse().unwrap(), name: name.parse().unwrap(), id: id.parse().unwrap() })
+    let driver = driver(u)?;
+    Ok(Volume { driver, pod: pod.parse().unwrap(), name: name.parse().unwrap(), id: id.parse().unwrap() })
 }
 
 /// Any request about this volume.
 pub fn request(u: &mut Unstructured<'_>, volume: Volume) -> Result<Request> {
     Ok(match u.int_in_range(0..=12u8)? {
         0 => Request::Hello,
-        1 => Request::CsiListener,
-        2 => Request::RegistrationListener,
+        1 => Request::CsiListener(driver(u)?),
+        2 => Request::RegistrationListener(driver(u)?),
         3 => Request::State,
         4 => Request::PublishIdentity(volume),
         5 => {
@@ -60,10 +68,13 @@ pub fn request(u: &mut Unstructured<'_>, volume: Volume) -> Result<Request> {
         9 => Request::Inspect(volume),
         10 => Request::List { cursor: if u.ratio(3, 4)? { u.int_in_range(0..=9)? } else { u.arbitrary()? } },
         11 => {
-            let slot = u.int_in_range(keep::VOLUME..=keep::REGISTRATION)?;
-            let volume = (slot == keep::VOLUME).then_some(volume);
-            Request::StoreListener { volume, slot, cookie: u.arbitrary()? }
+            let subject = match u.int_in_range(0..=2u8)? {
+                0 => Subject::Volume(volume),
+                1 => Subject::Csi(driver(u)?),
+                _ => Subject::Registration(driver(u)?),
+            };
+            Request::StoreListener { subject, cookie: u.arbitrary()? }
         }
-        _ => Request::Offer,
+        _ => Request::Offer(driver(u)?),
     })
 }

@@ -30,20 +30,19 @@ mod mounter {
     pub mod closer;
     pub mod config;
     pub mod dispatch;
-    pub mod failure;
-    pub mod foreign;
+    pub mod error;
+    pub mod handover;
     pub mod listeners;
     pub mod node;
     pub mod path;
     pub mod server;
     pub mod socket;
     pub mod state;
-    pub mod succession;
     pub mod volume;
     pub mod wire;
 }
 // Its modules know each other by these names.
-use mounter::{closer, config, failure, foreign, node, path, server, socket, succession, volume, wire};
+use mounter::{closer, config, error, handover, node, path, server, socket, volume, wire};
 
 /// In the place of the mounter's log: makes the text and keeps quiet.
 mod log {

@@ -1,8 +1,7 @@
 //! Frames between agent and mounter: one encoding for each meaning, and nothing unsafe in a name.
 
 use arbitrary::{Result, Unstructured};
-use seamount_mounter_protocol::names::Volume;
-use seamount_mounter_protocol::{FRAME, Fault, FrameError, MAX_TEXT, Reply, Request, VERSION};
+use seamount_mounter_protocol::{FRAME, Fault, FrameError, MAX_TEXT, Reply, Request, Subject, VERSION};
 
 use crate::input::{self, Patches};
 
@@ -53,23 +52,32 @@ fn frame(bytes: &[u8]) {
     if let Ok(reply) = &reply {
         assert_eq!(reply.encode(), bytes);
         assert_eq!((&bytes[..4], number(4), number(6)), (&b"SMT\x01"[..], VERSION, reply.op));
-        reply.volume.as_ref().map(component);
+        component(&reply.subject);
     }
     if let Ok((id, request)) = &request {
         assert_eq!(request.encode(*id), bytes);
         let raw = reply.as_ref().expect("a request is a frame");
         assert_eq!((raw.op, raw.id, raw.fault), (request.op(), *id, None));
-        assert_eq!(raw.volume.as_ref(), request.volume());
+        assert_eq!(raw.subject, request.subject());
         assert!(Reply::to(*id, request).answers(*id, request));
     }
 }
 
 /// A name that got through is one path component, or no part of a path.
-fn component(volume: &Volume) {
-    for name in [volume.pod.as_str(), volume.name.as_str()] {
-        assert!(!name.is_empty() && name.len() <= 63 && !name.contains(['/', '\0', '.']), "{name:?}");
-    }
-    assert!(volume.id.as_str().bytes().all(|b| b.is_ascii_graphic()));
+fn component(subject: &Subject) {
+    let driver = match subject {
+        Subject::Node => return,
+        Subject::Csi(driver) | Subject::Registration(driver) => driver,
+        Subject::Volume(volume) => {
+            for name in [volume.pod.as_str(), volume.name.as_str()] {
+                assert!(!name.is_empty() && name.len() <= 63 && !name.contains(['/', '\0', '.']), "{name:?}");
+            }
+            assert!(volume.id.as_str().bytes().all(|b| b.is_ascii_graphic()));
+            &volume.driver
+        }
+    };
+    let name = driver.as_str();
+    assert!((1..=63).contains(&name.len()) && !name.contains(['/', '\0', ':']) && !name.starts_with('.'));
 }
 
 fn changed(u: &mut Unstructured<'_>) -> Result<()> {
@@ -109,7 +117,7 @@ fn answers(u: &mut Unstructured<'_>) -> Result<()> {
     assert!(read.answers(id, &asked));
     let same = id == other_id
         && asked.op() == late.op()
-        && (asked.volume() == late.volume() || matches!(late, Request::List { .. }));
+        && (asked.subject() == late.subject() || matches!(late, Request::List { .. }));
     assert_eq!(read.answers(other_id, &late), same);
     Ok(())
 }

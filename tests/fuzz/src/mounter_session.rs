@@ -24,12 +24,11 @@ use rustix::net::{
 use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{FRAME, Fault, Reply, Request, flag};
 
-use crate::closer::Closer;
+use crate::closer::{Closer, Foreign};
 use crate::config::Config;
-use crate::foreign::Foreign;
+use crate::handover::{self, Kept};
 use crate::input::{self, Patches};
 use crate::node::{Node, RESERVED};
-use crate::succession::{self, Kept};
 use crate::{server, socket, world};
 
 const DRIVER: &str = "csi.spiffe.io";
@@ -111,8 +110,9 @@ fn place(base: &Path, pod: &str, name: &str) -> PathBuf {
     base.join("kubelet/pods").join(pod).join("volumes/kubernetes.io~csi").join(name)
 }
 
-fn plugin(host: &Host) -> PathBuf {
-    host.base.join("kubelet/plugins").join(DRIVER)
+/// The mounter's own directory.
+fn own(host: &Host) -> PathBuf {
+    host.base.join("kubelet/plugins/seamount.dev")
 }
 
 impl Host {
@@ -173,11 +173,11 @@ impl<'a> Session<'a> {
         }
         let (with_agent, goes) = (u.ratio(7, 8)?, u.ratio(1, 8)?);
         let mut node = self.node.take().unwrap();
-        let plugin = plugin(self.host);
+        let own_directory = own(self.host);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let held = rustix::fs::open(&plugin, flags, Mode::empty()).unwrap();
+        let held = rustix::fs::open(&own_directory, flags, Mode::empty()).unwrap();
         let kept = |node: &Node| -> BTreeMap<String, u64> {
-            node.seat.kept.iter().map(|(slot, fd)| (slot.clone(), socket_cookie(fd).unwrap())).collect()
+            node.lock.kept.iter().map(|(slot, fd)| (slot.clone(), socket_cookie(fd).unwrap())).collect()
         };
         // What the agent has asked when it hears of it; then it leaves.
         for (number, (request, fd)) in last.iter().enumerate() {
@@ -186,7 +186,7 @@ impl<'a> Session<'a> {
         shutdown(&self.agent, Shutdown::Write).unwrap();
         let agent = with_agent.then(|| Foreign::from(self.mounter.as_fd().try_clone_to_owned().unwrap()));
 
-        let door = &node.seat.doors[1];
+        let door = &node.lock.doors[1];
         let taken = if goes {
             let kind = SocketType::SEQPACKET;
             drop(socket::connect(&held, "take-over.sock", kind, SocketFlags::empty()).unwrap());
@@ -202,7 +202,7 @@ impl<'a> Session<'a> {
                 // With a working directory of its own, as a process has: both bind and connect by relative
                 // names.
                 seamount_sys::play::unshare_mounts().unwrap();
-                let (lock, kept) = succession::inherit(&held).expect("the old one hands over");
+                let (lock, kept) = handover::inherit(&held).expect("the old one hands over");
                 let own = |fd| std::rc::Rc::try_unwrap(fd).unwrap();
                 (lock, kept.into_iter().map(|(slot, fd)| (slot, own(fd))).collect::<Vec<_>>())
             });
@@ -225,14 +225,14 @@ impl<'a> Session<'a> {
             let was = kept(&node);
             let own = |fd| std::rc::Rc::new(fd);
             let kept_now: Kept = inherited.into_iter().map(|(slot, fd)| (slot, own(fd))).collect();
-            node.seat.kept = kept_now;
+            node.lock.kept = kept_now;
             assert_eq!(kept(&node), was, "a listener was lost or exchanged on the way");
-            node.seat.lock = own(lock);
+            node.lock.file = own(lock);
             // What a new process does not have.
             node.listed.clear();
         }
         // Never free in between, and not free now.
-        let file = fs::File::open(plugin.join("lock")).unwrap();
+        let file = fs::File::open(own_directory.join("lock")).unwrap();
         assert!(flock(&file, FlockOperation::NonBlockingLockExclusive).is_err(), "the lock is free");
         self.node = Some(node);
         self.connect();
@@ -249,6 +249,7 @@ impl<'a> Session<'a> {
     fn slot(&self, u: &mut Unstructured<'_>) -> Result<(PathBuf, Volume)> {
         let (pod, name) = (u.choose(&PODS)?, u.choose(&NAMES)?);
         let volume = Volume {
+            driver: DRIVER.parse().unwrap(),
             pod: pod.parse().unwrap(),
             name: name.parse().unwrap(),
             id: format!("csi-{name}").parse().unwrap(),
@@ -382,6 +383,7 @@ impl<'a> Session<'a> {
                 volume.id = "csi-other".parse().unwrap();
             }
             3 => volume.id = "csi-none".parse().unwrap(),
+            4 => volume.driver = "csi.example.com".parse().unwrap(),
             _ => {}
         }
         let mut request = input::request(u, volume)?;
@@ -454,6 +456,7 @@ impl<'a> Session<'a> {
             world::remove(&place.join("vol_data.json"));
             fs::write(place.join("vol_data.json"), vol_data(DRIVER, &format!("csi-{name}"))).unwrap();
             let volume = Volume {
+                driver: DRIVER.parse().unwrap(),
                 pod: pod.parse().unwrap(),
                 name: name.parse().unwrap(),
                 id: format!("csi-{name}").parse().unwrap(),
@@ -472,13 +475,14 @@ impl<'a> Session<'a> {
         // Nothing of the volumes is kept (only their slots have a slash in the name), and nothing is listed.
         self.next += 1;
         let (reply, _) = self.exchange(&Request::List { cursor: 0 }.encode(self.next), &[]);
-        assert_eq!(reply.fault, Some(Fault::NotFound), "{:?}", reply.volume);
+        assert_eq!(reply.fault, Some(Fault::NotFound), "{:?}", reply.subject);
         let node = self.node.take().unwrap();
-        assert!(!node.seat.kept.keys().any(|slot| slot.contains('/')), "{:?}", node.seat.kept.keys());
+        assert!(!node.lock.kept.keys().any(|slot| slot.contains('/')), "{:?}", node.lock.kept.keys());
         drop(node);
-        let plugin = plugin(self.host);
-        world::unmount_all(&plugin.join("state"));
-        world::remove(&plugin);
+        let own = own(self.host);
+        world::unmount_all(&own.join("state"));
+        world::remove(&own);
+        world::remove(&self.host.base.join("kubelet/plugins").join(DRIVER));
         world::remove(&self.host.base.join("kubelet/plugins_registry").join(format!("{DRIVER}-reg.sock")));
         world::remove(&self.host.base.join("host/source"));
     }
@@ -497,7 +501,7 @@ fn answered(request: &Request, reply: &Reply, fd: Option<&OwnedFd>) {
         (Request::PublishTmpfs { .. } | Request::State, Some(fd)) => assert!(is_directory(fd)),
         (Request::PublishTmpfs { .. } | Request::State, None) => panic!("no directory"),
         (Request::PublishIdentity(_), None) => assert!(reply.flags & flag::FOREIGN != 0),
-        (Request::CsiListener | Request::RegistrationListener, None) => panic!("no listener"),
+        (Request::CsiListener(_) | Request::RegistrationListener(_), None) => panic!("no listener"),
         (_, Some(fd)) => {
             assert_eq!(sockopt::socket_acceptconn(fd), Ok(true));
             assert_eq!(socket_cookie(fd), Ok(reply.cookie));

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use arbitrary::{Result, Unstructured};
 use aws_lc_rs::digest::{SHA256, digest};
 use seamount_agent::record::{
-    Body, IdentityBody, MAX_REASON, NodeRecord, Record, RecordError, Registration, StoredSvid, VERSION,
+    Body, DriverRecord, IdentityBody, MAX_REASON, NodeRecord, Record, RecordError, Registration, StoredSvid,
+    VERSION,
 };
 use seamount_pod_token::Token;
 use zeroize::Zeroizing;
@@ -53,7 +54,9 @@ fn any(bytes: &[u8]) {
     }
     if let Ok(record) = &node {
         // A reason that is too long is cut when it is written.
-        if !matches!(&record.registration, Registration::Failed(why) if why.len() > MAX_REASON) {
+        let long =
+            |d: &DriverRecord| matches!(&d.registration, Registration::Failed(why) if why.len() > MAX_REASON);
+        if !record.drivers.iter().any(long) {
             assert_eq!(*record.encode(), bytes);
         }
         damage(bytes, |b| NodeRecord::decode(b).is_err());
@@ -104,16 +107,19 @@ fn whole(u: &mut Unstructured<'_>) -> Result<()> {
     let bytes = record.encode();
     assert_eq!(Record::decode(&bytes).as_ref(), Ok(&record));
     any(&bytes);
-    let node = NodeRecord {
-        generation: u.arbitrary()?,
-        csi_cookie: u.arbitrary()?,
-        registration_cookie: u.arbitrary()?,
-        registration: match u.int_in_range(0..=2)? {
-            0 => Registration::Unknown,
-            1 => Registration::Registered,
-            _ => Registration::Failed(u.arbitrary()?),
-        },
+    let driver = |u: &mut Unstructured<'_>| -> Result<DriverRecord> {
+        Ok(DriverRecord {
+            driver: input::driver(u)?,
+            csi_cookie: u.arbitrary()?,
+            registration_cookie: u.arbitrary()?,
+            registration: match u.int_in_range(0..=2)? {
+                0 => Registration::Unknown,
+                1 => Registration::Registered,
+                _ => Registration::Failed(u.arbitrary()?),
+            },
+        })
     };
-    any(&node.encode());
+    let drivers = (0..u.int_in_range(0..=3)?).map(|_| driver(u)).collect::<Result<_>>()?;
+    any(&NodeRecord { generation: u.arbitrary()?, drivers }.encode());
     Ok(())
 }

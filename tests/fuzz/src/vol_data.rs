@@ -9,7 +9,7 @@ use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, Reply};
 use serde_json::{Value, json};
 
-use crate::failure::Outcome;
+use crate::error;
 use crate::path::Place;
 use crate::{input, world};
 
@@ -52,15 +52,16 @@ pub fn run(data: &[u8]) {
 }
 
 fn place() -> Place {
-    let volume = volume("csi-v");
+    let volume = volume(DRIVER, "csi-v");
     Place::open(&scratch().pods, &volume.pod, &volume.name).unwrap().unwrap()
 }
 
-fn volume(id: &str) -> Volume {
-    Volume { pod: POD.parse().unwrap(), name: "v".parse().unwrap(), id: id.parse().unwrap() }
+fn volume(driver: &str, id: &str) -> Volume {
+    let (driver, pod) = (driver.parse().unwrap(), POD.parse().unwrap());
+    Volume { driver, pod, name: "v".parse().unwrap(), id: id.parse().unwrap() }
 }
 
-fn owner() -> Outcome<Option<(String, String)>> {
+fn owner() -> error::Result<Option<(String, String)>> {
     place().owner()
 }
 
@@ -72,12 +73,12 @@ fn content(file: &Path, bytes: &[u8]) {
         Ok(Some((driver, id))) => {
             assert_eq!(expected, Some((driver.as_str(), id.as_str())));
             for (name, handle) in [(DRIVER, "csi-v"), ("csi.other", "csi-v"), (DRIVER, "csi-w")] {
-                let ours = place().is_ours(name, &volume(handle));
+                let ours = place().is(&volume(name, handle));
                 assert_eq!(ours.is_ok_and(|ours| ours), driver == name && id == handle);
             }
             // A stranger's words in a message go through the protocol.
-            if let Err(failure) = place().is_ours("none", &volume("csi-v")) {
-                let reply = Reply::refusal(1, failure.fault, failure.text);
+            if let Err(error) = place().is(&volume("none", "csi-v")) {
+                let reply = Reply::refusal(1, error.fault, error.text);
                 let read = Reply::decode(&reply.encode()).unwrap();
                 assert!(read.fault == Some(Fault::NotOurs) && reply.text.starts_with(&read.text));
             }
@@ -88,7 +89,7 @@ fn content(file: &Path, bytes: &[u8]) {
             }
         }
         Ok(None) => panic!("the file is there"),
-        Err(failure) => assert!(failure.fault == Fault::NotOurs && expected.is_none(), "{}", failure.text),
+        Err(error) => assert!(error.fault == Fault::NotOurs && expected.is_none(), "{}", error.text),
     }
 }
 
@@ -110,9 +111,9 @@ fn strange(file: &Path, rest: &[u8]) {
             std::os::unix::fs::chown(file, Some(uid), None).unwrap();
         }
     }
-    let failure = owner().expect_err("not the kubelet's");
+    let error = owner().expect_err("not the kubelet's");
     // A socket cannot be opened at all.
-    assert!(failure.fault == Fault::NotOurs || kind == 3, "{}", failure.text);
+    assert!(error.fault == Fault::NotOurs || kind == 3, "{}", error.text);
     world::remove(file);
     assert_eq!(fs::metadata(&elsewhere).unwrap().ino(), before);
 }

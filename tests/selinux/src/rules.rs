@@ -320,7 +320,7 @@ async fn file_volumes(stage: &mut Stage, report: &mut Report) -> anyhow::Result<
         &[],
         read.map(drop_text),
     )?;
-    let state = stage.kubelet.root().join("plugins/csi.spiffe.io/state");
+    let state = stage.kubelet.root().join("plugins/seamount.dev/state");
     let state = context::type_and_level(&state).map(|label| format!("{label} (seen, not judged)"));
     report.rule("the label of the records' tmpfs", &[], state)?;
 

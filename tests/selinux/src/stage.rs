@@ -19,7 +19,7 @@ use crate::context;
 pub const AGENT: u32 = 64203;
 /// The level that the manifests ask for, for both containers.
 pub const LEVEL: &str = "s0";
-const DRIVER: &str = "csi.spiffe.io";
+pub const DRIVER: &str = "csi.spiffe.io";
 const AUDIENCE: &str = "seamount.dev";
 const ISSUER: &str = "https://kubernetes.default.svc";
 const NODE: &str = "node-1";

@@ -20,7 +20,8 @@ use seamount_mounter_protocol::{FRAME, Reply, Request};
 /// Publishes a tmpfs and writes one more version of `key` into it, as the kubelet's own writer does: a
 /// directory, then links that change in one rename.
 pub fn publish(socket: &str, pod: &str, name: &str, id: &str) -> anyhow::Result<()> {
-    let volume = Volume { pod: parse(pod)?, name: parse(name)?, id: parse(id)? };
+    let volume =
+        Volume { driver: parse(crate::stage::DRIVER)?, pod: parse(pod)?, name: parse(name)?, id: parse(id)? };
     let mounter = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .context("socket")?;
     connect(&mounter, &SocketAddrUnix::new(socket)?).context("connect to the mounter")?;

@@ -37,8 +37,8 @@ pub struct Args {
     pub mounter_socket: Option<String>,
     /// The kubelet's root directory (its --root-dir).
     pub kubelet_root: Option<String>,
-    /// Name of the CSI driver.
-    pub driver_name: Option<String>,
+    /// Names of the CSI drivers.
+    pub drivers: Vec<String>,
     /// Where metrics are served.
     pub http_address: Option<String>,
     /// The socket that `seamount-agent health` asks; empty: none.
@@ -58,7 +58,7 @@ impl Args {
             node_name: self.node_name.clone(),
             mounter_socket: self.mounter_socket.clone(),
             kubelet_root: self.kubelet_root.clone(),
-            driver_name: self.driver_name.clone(),
+            drivers: self.drivers.clone(),
             http_address: self.http_address.clone(),
             log_format: self.log_format.clone(),
             log_level: self.log_level.clone(),
@@ -85,10 +85,13 @@ impl Args {
                     }
                     continue;
                 }
+                Long("driver") => {
+                    read.drivers.push(parser.value()?.string()?);
+                    continue;
+                }
                 Long("node-name") => ("node-name", &mut read.node_name),
                 Long("mounter-socket") => ("mounter-socket", &mut read.mounter_socket),
                 Long("kubelet-root") => ("kubelet-root", &mut read.kubelet_root),
-                Long("driver-name") => ("driver-name", &mut read.driver_name),
                 Long("http-address") => ("http-address", &mut read.http_address),
                 Long("health-socket") => ("health-socket", &mut read.health_socket),
                 Long("log-format") => ("log-format", &mut read.log_format),

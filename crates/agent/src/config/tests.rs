@@ -4,7 +4,7 @@ use super::*;
 
 const MINIMAL: &str = "trustDomain: example.org\nnodeName: node-1\n";
 
-const FULL: &str = "nodeName: node-2\ntrustDomain: example.org\nkubeletRoot: /data\ndriverName: a.example\n\
+const FULL: &str = "nodeName: node-2\ntrustDomain: example.org\nkubeletRoot: /data\ndrivers: [{name: a.example}]\n\
     mounterSocket: /x\nhttp: {address: \"[::1]:1\"}\nlog: {format: text, level: debug}\n";
 
 #[test]
@@ -13,7 +13,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         node_name: Some("flag".into()),
         mounter_socket: Some("/m".into()),
         kubelet_root: Some("/k".into()),
-        driver_name: Some("d".into()),
+        drivers: vec!["d".into(), "e".into()],
         http_address: Some("[::1]:7".into()),
         log_format: Some("json".into()),
         log_level: Some("trace".into()),
@@ -21,7 +21,9 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     };
     let config = parse(FULL, Path::new("x"), &args, Some("environment")).unwrap();
     assert_eq!(config.node_name, "flag");
-    assert_eq!(config.endpoint(), Path::new("/k/plugins/d/csi.sock"));
+    let names: Vec<_> = config.drivers.iter().map(|driver| driver.as_str()).collect();
+    assert_eq!(names, ["d", "e"]);
+    assert_eq!(config.kubelet_root, Path::new("/k"));
     assert_eq!(config.mounter_socket, Path::new("/m"));
     assert_eq!(config.http, Some("[::1]:7".parse().unwrap()));
     assert_eq!(config.log, Log { format: LogFormat::Json, level: LogLevel::Trace });
@@ -61,8 +63,10 @@ fn args_are_those_of_the_brief() {
         "/m",
         "--kubelet-root",
         "/k",
-        "--driver-name",
+        "--driver",
         "d",
+        "--driver",
+        "e",
         "--http-address",
         "[::1]:7",
         "--health-socket",
@@ -80,7 +84,7 @@ fn args_are_those_of_the_brief() {
     assert_eq!(args.node_name.as_deref(), Some("n"));
     assert_eq!(args.mounter_socket.as_deref(), Some("/m"));
     assert_eq!(args.kubelet_root.as_deref(), Some("/k"));
-    assert_eq!(args.driver_name.as_deref(), Some("d"));
+    assert_eq!(args.drivers, ["d", "e"]);
     assert_eq!(args.http_address.as_deref(), Some("[::1]:7"));
     assert_eq!(args.health_socket.as_deref(), Some("/h"));
     assert_eq!(args.uid, Some(64203));

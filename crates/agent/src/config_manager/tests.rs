@@ -11,25 +11,23 @@ fn parse(yaml: &str) -> Result<Config, ConfigError> {
 
 #[test]
 fn basics_are_found_in_a_configuration_that_is_not_valid() {
-    let broken = "driverName: other.example.org\nkubeletUid: 7\nnodeName: n\nhttp: {address: \"0.0.0.0:1\"}\nnoSuchField: 1\n";
+    let broken = "drivers: [{name: other.example.org}, {name: Not_One}, {name: b.example.org}]\nkubeletUid: 7\nnodeName: n\nhttp: {address: \"0.0.0.0:1\"}\nnoSuchField: 1\n";
     assert!(parse(broken).is_err());
     let bootstrap = BootstrapConfig::new(&Args::default(), None, None, broken);
-    assert_eq!(bootstrap.driver_name, "other.example.org");
+    assert_eq!(bootstrap.drivers, ["other.example.org", "b.example.org"].map(|d| d.parse().unwrap()));
     assert_eq!((bootstrap.kubelet_uid, bootstrap.node_name.as_str()), (7, "n"));
     assert_eq!(bootstrap.kubelet_root, config::KUBELET_ROOT);
     assert_eq!(bootstrap.http, Some("0.0.0.0:1".parse().unwrap()));
-    assert_eq!(bootstrap.endpoint(), "/var/lib/kubelet/plugins/other.example.org/csi.sock");
+    let endpoint = bootstrap.endpoint(&bootstrap.drivers[0]);
+    assert_eq!(endpoint, "/var/lib/kubelet/plugins/other.example.org/csi.sock");
     let flags = Args {
-        driver_name: Some("flag.example.org".to_owned()),
+        drivers: vec!["flag.example.org".to_owned()],
         http_address: Some("[::]:2".to_owned()),
         ..args()
     };
     let bootstrap = BootstrapConfig::new(&flags, Some("env"), None, "]not yaml[");
     assert_eq!(bootstrap.http, Some("[::]:2".parse().unwrap()));
-    assert_eq!(
-        (bootstrap.driver_name.as_str(), bootstrap.node_name.as_str()),
-        ("flag.example.org", "node-1")
-    );
+    assert_eq!((bootstrap.drivers[0].as_str(), bootstrap.node_name.as_str()), ("flag.example.org", "node-1"));
 }
 
 #[tokio::test]
@@ -74,7 +72,7 @@ async fn a_reason_is_one_line_of_bounded_length() {
     let template = "trustDomain: example.org\nidentity: {idTemplate: \"spiffe://example.org/all\"}\n";
     for (yaml, says) in [
         (template.to_owned(), "would share an identity: add {namespace}"),
-        ("driverName: [a\nb: {".to_owned(), "not valid YAML"),
+        ("drivers: [a\nb: {".to_owned(), "not valid YAML"),
         (format!("x: {}\ny: [", "a".repeat(100_000)), "not valid YAML"),
     ] {
         manager.take(parse(&yaml));

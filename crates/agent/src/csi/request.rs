@@ -26,7 +26,7 @@ use fields::{quote, target_path, text, volume_id};
 pub fn unpublish(request: &NodeUnpublishVolumeRequest, rules: &Rules) -> Result<Volume, Refusal> {
     let id = volume_id(&request.volume_id)?;
     let (pod, name) = target_path("target_path", &request.target_path, &rules.kubelet_root)?;
-    Ok(Volume { pod, name, id })
+    Ok(Volume { driver: rules.driver.clone(), pod, name, id })
 }
 
 /// The volume whose usage is asked for. A path that cannot be one of our volumes is `NotFound`, as CSI wants
@@ -65,7 +65,7 @@ fn find(field: &'static str, path: &str, id: VolumeId, rules: &Rules) -> Result<
     }
     let volume = id.to_string();
     match target_path(field, path, &rules.kubelet_root) {
-        Ok((pod, name)) => Ok(Volume { pod, name, id }),
+        Ok((pod, name)) => Ok(Volume { driver: rules.driver.clone(), pod, name, id }),
         Err(why @ (Refusal::TooLong { .. } | Refusal::Nul { .. })) => Err(why),
         Err(_) => {
             Err(Refusal::NotFound { field: field.to_owned(), path: quote(path), volume: quote(&volume) })

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use seamount_mounter_client::MounterError;
 use seamount_mounter_protocol::Fault;
+use seamount_mounter_protocol::names::DriverName;
 use seamount_pod_token::DatedToken;
 use seamount_proto::csi::identity_server::Identity;
 use seamount_proto::csi::node_server::Node;
@@ -36,19 +37,21 @@ use crate::volumes::{VolumeError, VolumeStats, Volumes};
 /// Both services; cheap to clone.
 #[derive(Clone)]
 pub struct Service {
+    driver: DriverName,
     manager: Arc<ConfigManager>,
     volumes: Arc<Volumes>,
     registered: watch::Sender<Registration>,
 }
 
 impl Service {
-    /// Over these volumes.
+    /// Over those of these volumes that are this driver's.
     pub fn new(
+        driver: DriverName,
         manager: Arc<ConfigManager>,
         volumes: Arc<Volumes>,
         registered: watch::Sender<Registration>,
     ) -> Self {
-        Self { manager, volumes, registered }
+        Self { driver, manager, volumes, registered }
     }
 
     /// The kubelet calls for volumes of registered drivers only. An agent that was killed when it was just
@@ -57,7 +60,7 @@ impl Service {
         self.registered.send_if_modified(|registered| {
             let news = *registered == Registration::Unknown;
             if news {
-                tracing::info!("registered with the kubelet, for it calls for a volume");
+                tracing::info!(driver = %self.driver, "registered with the kubelet, for it calls for a volume");
                 *registered = Registration::Registered;
             }
             news
@@ -66,7 +69,7 @@ impl Service {
 
     /// The rules of what must never be in a deletion's way.
     fn basic_rules(&self) -> Rules {
-        Rules::of_root(&self.manager.bootstrap().kubelet_root)
+        Rules::basic(self.driver.clone(), &self.manager.bootstrap().kubelet_root)
     }
 
     async fn publish(self, request: NodePublishVolumeRequest) -> Result<(), Status> {
@@ -75,7 +78,8 @@ impl Service {
                 "the agent has no valid configuration: see its log and `seamount node status`; the kubelet tries again",
             ));
         };
-        let request = request::publish(request, &settings.rules).inspect_err(|e| self.refused(e))?;
+        let rules = self.basic_rules().with(&settings.config);
+        let request = request::publish(request, &rules).inspect_err(|e| self.refused(e))?;
         let Some(verifier) = &settings.verifier else {
             let done = self.volumes.publish_directory(&request).await;
             return Ok(done.inspect_err(|e| self.limited(e))?);
@@ -206,7 +210,7 @@ impl Identity for Service {
         _: Request<GetPluginInfoRequest>,
     ) -> Result<Response<GetPluginInfoResponse>, Status> {
         Ok(Response::new(GetPluginInfoResponse {
-            name: self.manager.bootstrap().driver_name.clone(),
+            name: self.driver.to_string(),
             vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
             manifest: Default::default(),
         }))
@@ -309,7 +313,9 @@ impl Node for Service {
         let unknown = |what: String| Status::not_found(format!("volume_id: {what} is not on this node"));
         let volume = match request::health(request.get_ref(), &self.basic_rules())? {
             HealthTarget::Volume(volume) => volume,
-            HealthTarget::Id(id) => self.volumes.by_id(&id).ok_or_else(|| unknown(id.to_string()))?,
+            HealthTarget::Id(id) => {
+                self.volumes.by_id(&self.driver, &id).ok_or_else(|| unknown(id.to_string()))?
+            }
         };
         let look = self.volumes.look(&volume).await.ok_or_else(|| unknown(volume.id.to_string()))?;
         let health_statuses = look

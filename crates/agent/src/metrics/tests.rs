@@ -19,6 +19,8 @@ fn has(metrics: &Metrics, line: &str) {
 #[test]
 fn all_are_there_from_the_start() {
     let metrics = Metrics::default();
+    // At an agent's start there are drivers.
+    metrics.registration.registration("csi.spiffe.io", None);
     let text = text(&metrics);
     for name in [
         "seamount_publish_duration_seconds",
@@ -52,7 +54,7 @@ fn each_area_counts_for_all_to_see() {
     metrics.mounter.connected(true);
     metrics.mounter.connected(false);
     metrics.mounter.connected(true);
-    metrics.registration.registration(Some(true));
+    metrics.registration.registration("csi.spiffe.io", Some(true));
     metrics.process.set_descriptors(u64::MAX);
     has(&metrics, r#"seamount_svid_rotations_total{result="success"} 1"#);
     has(&metrics, r#"seamount_authority_requests_total{result="error"} 1"#);
@@ -63,9 +65,9 @@ fn each_area_counts_for_all_to_see() {
     has(&metrics, r#"seamount_workload_api_refused_total{reason="no security header"} 1"#);
     has(&metrics, "seamount_mounter_connected 1");
     has(&metrics, "seamount_mounter_connections_total 2");
-    has(&metrics, "seamount_kubelet_registered 1");
-    metrics.registration.registration(Some(false));
-    has(&metrics, "seamount_kubelet_registered -1");
+    has(&metrics, r#"seamount_kubelet_registered{driver="csi.spiffe.io"} 1"#);
+    metrics.registration.registration("csi.spiffe.io", Some(false));
+    has(&metrics, r#"seamount_kubelet_registered{driver="csi.spiffe.io"} -1"#);
     has(&metrics, "seamount_descriptor_limit 9223372036854775807");
 }
 
@@ -74,6 +76,7 @@ fn each_area_counts_for_all_to_see() {
 fn the_manual_lists_every_metric_and_no_other() {
     let metrics = Metrics::default();
     metrics.csi.refused("publish", "form");
+    metrics.registration.registration("csi.spiffe.io", None);
     metrics.volumes.leftovers(0, 0, 0);
     Observer::refused(&*metrics.workload_api, "too many");
     metrics.volumes.volume("a/v", SourceLabel::directory, VolumeState::unavailable, None);

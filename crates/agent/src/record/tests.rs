@@ -32,6 +32,7 @@ fn record() -> impl Strategy<Value = Record> {
         "[!-~]{1,128}",
     )
         .prop_map(|(pod, name, id)| Volume {
+            driver: "csi.spiffe.io".parse().unwrap(),
             pod: pod.parse::<PodUid>().unwrap(),
             name: name.parse::<VolumeName>().unwrap(),
             id: id.parse::<VolumeId>().unwrap(),
@@ -49,6 +50,7 @@ pub(crate) fn example(pod: &str, name: &str) -> Record {
     Record {
         generation: 1,
         volume: Volume {
+            driver: "csi.spiffe.io".parse().unwrap(),
             pod: pod.parse().unwrap(),
             name: name.parse().unwrap(),
             id: "csi-0123456789abcdef".parse().unwrap(),
@@ -71,8 +73,19 @@ pub(crate) fn example(pod: &str, name: &str) -> Record {
 
 const POD: &str = "3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6";
 
-fn node_record(registration: Registration) -> NodeRecord {
-    NodeRecord { generation: 3, csi_cookie: 4, registration_cookie: 5, registration }
+/// Of two drivers.
+pub(crate) fn node_record(registration: Registration) -> NodeRecord {
+    let driver = |name: &str, registration| DriverRecord {
+        driver: name.parse().unwrap(),
+        csi_cookie: 4,
+        registration_cookie: 5,
+        registration,
+    };
+    let drivers = vec![
+        driver("csi.spiffe.io", registration),
+        driver("identity.seamount.dev", Registration::Registered),
+    ];
+    NodeRecord { generation: 3, drivers }
 }
 
 #[test]
@@ -108,7 +121,7 @@ fn kinds_are_not_mixed_up() {
 fn a_long_reason_is_cut() {
     let node = node_record(Registration::Failed("é".repeat(MAX_REASON)));
     let read = NodeRecord::decode(&node.encode()).unwrap();
-    assert_eq!(read.registration, Registration::Failed("é".repeat(MAX_REASON / 2)));
+    assert_eq!(read.drivers[0].registration, Registration::Failed("é".repeat(MAX_REASON / 2)));
 }
 
 /// Changes a byte of the frame and makes the checksum fit again, as another release would have written it.

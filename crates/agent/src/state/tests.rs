@@ -3,7 +3,7 @@ use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use super::*;
-use crate::record::tests::example;
+use crate::record::tests::{example, node_record};
 use crate::record::{Body, Registration};
 
 const A: &str = "3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6";
@@ -59,12 +59,7 @@ fn a_record_is_replaced_as_a_whole() {
 fn the_nodes_record_is_beside_the_volumes() {
     let (_dir, state) = open();
     assert_eq!(state.get_node().unwrap(), None);
-    let node = NodeRecord {
-        generation: 1,
-        csi_cookie: 2,
-        registration_cookie: 3,
-        registration: Registration::Registered,
-    };
+    let node = node_record(Registration::Registered);
     state.put_node(&node).unwrap();
     assert_eq!(state.get_node().unwrap(), Some(node));
     assert!(state.list().unwrap().is_empty());
@@ -169,14 +164,7 @@ fn one_bad_name_never_fails_all() {
     assert!(state.get_node().is_err());
     // Each takes its place.
     state.put(&example(A, "v")).unwrap();
-    state
-        .put_node(&NodeRecord {
-            generation: 1,
-            csi_cookie: 2,
-            registration_cookie: 3,
-            registration: Registration::Unknown,
-        })
-        .unwrap();
+    state.put_node(&node_record(Registration::Unknown)).unwrap();
     state.remove(&example(A, "w").volume).unwrap();
     assert!(get(&state, A, "w").unwrap().is_none());
     assert!(get(&state, A, "v").unwrap().is_some() && state.get_node().unwrap().is_some());

@@ -265,7 +265,7 @@ impl Volumes {
     }
 
     pub(super) fn get(&self, volume: &Volume) -> Option<AnyEntry> {
-        self.entries().get(&key(volume)).filter(|e| e.volume().id == volume.id).cloned()
+        self.entries().get(&key(volume)).filter(|e| e.volume() == volume).cloned()
     }
 
     /// The entry, if it is of this kind.

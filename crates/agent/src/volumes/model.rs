@@ -21,7 +21,7 @@ use rustix::net::{
 use seamount_authority::{Authority, AuthorityError, BoxFuture, Embedded, Workload};
 use seamount_identity::{BundleSet, KeyType, TrustDomain};
 use seamount_mounter_client::Socket;
-use seamount_mounter_protocol::{Reply, Request, flag};
+use seamount_mounter_protocol::{Reply, Request, Subject, flag};
 use seamount_pod_token::{DatedToken, Token};
 use seamount_sync::model::{any, explore, pause, task};
 use seamount_telemetry::metrics::Area as _;
@@ -133,7 +133,7 @@ fn answer(
         Request::Inspect(_) if kept.is_some() => reply.flags = flag::IDENTITY | flag::SOCKET,
         Request::Inspect(_) => reply.fault = Some(Fault::NotFound),
         Request::List { cursor: 0 } if kept.is_some() => {
-            (reply.volume, reply.flags) = (Some(volume()), flag::IDENTITY | flag::SOCKET);
+            (reply.subject, reply.flags) = (Subject::Volume(volume()), flag::IDENTITY | flag::SOCKET);
             along = Some(kept.as_ref().unwrap().try_clone().unwrap());
         }
         Request::List { .. } => reply.fault = Some(Fault::NotFound),

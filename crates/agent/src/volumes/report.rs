@@ -118,6 +118,7 @@ fn known(entry: &AnyEntry, disk: &mut Disk, now: SystemTime) -> node::Volume {
         pod_uid: volume.pod.to_string(),
         name: volume.name.to_string(),
         volume_id: volume.id.to_string(),
+        driver: volume.driver.to_string(),
         source: match view.status.content {
             Content::External => "directory",
             _ => "authority",
@@ -183,6 +184,7 @@ fn unknown(found: &Found, now: SystemTime) -> node::Volume {
         pod_uid: found.volume.pod.to_string(),
         name: found.volume.name.to_string(),
         volume_id: found.volume.id.to_string(),
+        driver: found.volume.driver.to_string(),
         source: if directory { "directory" } else { "unknown" }.to_owned(),
         state: "unserved".to_owned(),
         on_disk: true,

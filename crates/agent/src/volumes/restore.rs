@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use futures_util::StreamExt as _;
 use seamount_mounter_client::{Found, Listener, MounterError};
 use seamount_mounter_protocol::names::Volume;
-use seamount_mounter_protocol::{Fault, flag, keep};
+use seamount_mounter_protocol::{Fault, Subject, flag};
 
 use super::directory::{Directory, tell_foreign};
 use super::entry::{AnyEntry, AnyLocked, Kind, Locked, LockedState, VolumeEntry, each_locked};
@@ -252,12 +252,11 @@ impl Volumes {
             let Some((cookie, kept)) = serving.map(|s| (s.cookie(), s.kept())) else {
                 continue;
             };
-            let result =
-                match self.mounter.store(Some(entry.volume.clone()), keep::VOLUME, kept, cookie).await {
-                    Ok(true) => Ok(()),
-                    Ok(false) => self.compare(&entry, &mut slot, cookie).await,
-                    Err(e) => Err(e.into()),
-                };
+            let result = match self.mounter.store(Subject::Volume(entry.volume.clone()), kept, cookie).await {
+                Ok(true) => Ok(()),
+                Ok(false) => self.compare(&entry, &mut slot, cookie).await,
+                Err(e) => Err(e.into()),
+            };
             match result {
                 Ok(()) => {}
                 Err(VolumeError::Mounter(e)) if !e.is_fault() => return Err(e),

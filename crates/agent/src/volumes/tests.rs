@@ -21,7 +21,7 @@ use seamount_authority::{
 };
 use seamount_identity::{BundleSet, KeyType, TrustDomain};
 use seamount_mounter_client::Socket;
-use seamount_mounter_protocol::{Fault, Reply, Request, flag};
+use seamount_mounter_protocol::{Fault, Reply, Request, Subject, flag};
 use seamount_pod_token::{Claims, DatedToken, Token};
 use seamount_telemetry::metrics::Area as _;
 use seamount_workload_api::{self as workload_api, IdentityState};
@@ -254,7 +254,8 @@ pub(super) fn tenants() -> Arc<Tenants> {
 }
 
 pub(super) fn volume() -> Volume {
-    Volume { pod: POD.parse().unwrap(), name: "id".parse().unwrap(), id: "csi-1".parse().unwrap() }
+    let driver = "csi.spiffe.io".parse().unwrap();
+    Volume { driver, pod: POD.parse().unwrap(), name: "id".parse().unwrap(), id: "csi-1".parse().unwrap() }
 }
 
 pub(super) fn request(account: &str) -> (PublishRequest, Claims) {
@@ -333,7 +334,9 @@ async fn mounter(dir: std::path::PathBuf) {
                     directories.iter().map(|volume| (volume, flag::DIRECTORY)).chain(identities).collect();
                 all.sort_by_key(|(volume, _)| volume.to_string());
                 match all.get(*cursor as usize) {
-                    Some((found, flags)) => (reply.volume, reply.flags) = (Some((*found).clone()), *flags),
+                    Some((found, flags)) => {
+                        (reply.subject, reply.flags) = (Subject::Volume((*found).clone()), *flags)
+                    }
                     None => reply.fault = Some(Fault::NotFound),
                 }
             }

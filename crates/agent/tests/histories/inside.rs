@@ -143,7 +143,7 @@ impl Bench for Inside {
         let entries = |path: PathBuf| {
             std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap())
         };
-        let records = entries(self.kubelet.root().join("plugins").join(DRIVER).join("state"));
+        let records = entries(self.kubelet.root().join("plugins/seamount.dev/state"));
         let mut left: Vec<_> = records.filter(|name| name != "node").collect();
         left.extend(entries(self.kubelet.root().join("pods")));
         left.extend(self.mounter.iter().flat_map(Played::keeps));

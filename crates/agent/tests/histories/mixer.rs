@@ -37,10 +37,10 @@ impl Plan {
         match request {
             Request::Hello
             | Request::State
-            | Request::CsiListener
-            | Request::RegistrationListener
-            | Request::Offer => None,
-            Request::StoreListener { volume: None, .. } => None,
+            | Request::CsiListener(_)
+            | Request::RegistrationListener(_)
+            | Request::Offer(_) => None,
+            Request::StoreListener { subject, .. } if subject.volume().is_none() => None,
             _ => self.mischief.lock().unwrap().pop(),
         }
     }
@@ -56,12 +56,12 @@ impl Mixer {
     /// What is sent in the place of the right answer; `None`: the connection ends.
     pub fn mix(&mut self, planned: Option<Mischief>, right: Answer) -> Option<Vec<Answer>> {
         let others = || self.before.iter().rev();
-        let other = others().find(|(reply, fd)| reply.volume != right.0.volume && fd.is_some());
+        let other = others().find(|(reply, fd)| reply.subject != right.0.subject && fd.is_some());
         // Else one of an earlier life of the same volume.
         let other = other
             .or_else(|| others().find(|(reply, fd)| fd.is_some() && reply.cookie != right.0.cookie))
             .cloned();
-        if right.0.volume.is_some() {
+        if right.0.subject.volume().is_some() {
             self.before.push(right.clone());
             if self.before.len() > REMEMBERED {
                 self.before.remove(0);

@@ -11,8 +11,8 @@ use rustix::net::{
     sockopt,
 };
 use seamount_mounter_client::Socket;
-use seamount_mounter_protocol::names::{PodUid, Volume, VolumeName};
-use seamount_mounter_protocol::{Fault, Reply, Request, flag, keep};
+use seamount_mounter_protocol::names::Volume;
+use seamount_mounter_protocol::{Fault, Reply, Request, Subject, flag};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -20,7 +20,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::history::Mischief;
 use super::mixer::{Mixer, Plan, send};
 
-type Slot = (u32, Option<(PodUid, VolumeName)>);
+/// A volume, or a socket of the driver, as text.
+type Slot = String;
 
 /// What survives the mounter's death: the file system, and who is to come.
 pub struct Disk {
@@ -40,7 +41,9 @@ pub struct Played {
 
 impl Disk {
     pub fn new(root: &Path, driver: &str) -> Arc<Self> {
-        std::fs::create_dir_all(root.join("plugins").join(driver).join("state")).unwrap();
+        for made in [driver, "seamount.dev/state"] {
+            std::fs::create_dir_all(root.join("plugins").join(made)).unwrap();
+        }
         Arc::new(Self {
             root: root.to_owned(),
             driver: driver.to_owned(),
@@ -48,6 +51,10 @@ impl Disk {
             plan: Plan::default(),
             frozen: watch::Sender::new(false),
         })
+    }
+
+    fn state(&self) -> PathBuf {
+        self.root.join("plugins/seamount.dev/state")
     }
 
     pub fn behave(&self) {
@@ -77,8 +84,8 @@ impl Disk {
     }
 }
 
-fn slot(volume: &Volume) -> Slot {
-    (keep::VOLUME, Some((volume.pod.clone(), volume.name.clone())))
+fn slot(subject: &Subject) -> Slot {
+    subject.volume().map_or_else(|| subject.to_string(), Volume::to_string)
 }
 
 fn cookie(fd: &OwnedFd) -> u64 {
@@ -118,7 +125,7 @@ impl Played {
     /// Volumes whose listeners are kept.
     pub fn keeps(&self) -> Vec<String> {
         let kept = self.kept.lock().unwrap();
-        kept.keys().filter(|slot| slot.1.is_some()).map(|slot| format!("{slot:?}")).collect()
+        kept.keys().filter(|slot| slot.contains('/')).cloned().collect()
     }
 }
 
@@ -198,26 +205,26 @@ impl Mounter {
                 reply.text = "played".to_owned();
                 Ok(None)
             }
-            Request::CsiListener => {
-                Ok(Some(self.listener((keep::CSI, None), &plugin, "csi.sock", 0o600, reply)))
+            Request::CsiListener(_) => {
+                Ok(Some(self.listener(slot(&request.subject()), &plugin, "csi.sock", 0o600, reply)))
             }
-            Request::RegistrationListener => {
+            Request::RegistrationListener(_) => {
                 let registry = disk.root.join("plugins_registry");
                 let name = format!("{}-reg.sock", disk.driver);
-                Ok(Some(self.listener((keep::REGISTRATION, None), &registry, &name, 0o600, reply)))
+                Ok(Some(self.listener(slot(&request.subject()), &registry, &name, 0o600, reply)))
             }
-            Request::State => Ok(Some(Arc::new(std::fs::File::open(plugin.join("state")).unwrap().into()))),
+            Request::State => Ok(Some(Arc::new(std::fs::File::open(disk.state()).unwrap().into()))),
             Request::PublishIdentity(volume) => {
                 if !disk.ours(volume)? {
                     return Err(Fault::NotFound);
                 }
                 let target = disk.volume(volume).join("mount");
                 std::fs::create_dir_all(&target).unwrap();
-                Ok(Some(self.listener(slot(volume), &target, "spire-agent.sock", 0o666, reply)))
+                Ok(Some(self.listener(slot(&request.subject()), &target, "spire-agent.sock", 0o666, reply)))
             }
             Request::Unpublish(volume) => {
                 disk.ours(volume)?;
-                let slot = slot(volume);
+                let slot = slot(&request.subject());
                 if let Some(kept) = self.kept.lock().unwrap().remove(&slot) {
                     let _ = shutdown(&*kept, Shutdown::Both);
                 }
@@ -234,23 +241,23 @@ impl Mounter {
                     return Err(Fault::NotFound);
                 }
                 reply.flags = orphan | found(&target);
-                Ok(self.kept(&slot(volume), reply))
+                Ok(self.kept(&slot(&request.subject()), reply))
             }
             Request::List { cursor } => {
                 if *cursor == 0 {
                     self.listed = scan(&disk);
                 }
                 let (volume, flags) = self.listed.get(*cursor as usize).ok_or(Fault::NotFound)?;
-                (reply.volume, reply.flags) = (Some(volume.clone()), *flags);
-                Ok(self.kept(&slot(volume), reply))
+                (reply.subject, reply.flags) = (Subject::Volume(volume.clone()), *flags);
+                Ok(self.kept(&volume.to_string(), reply))
             }
-            Request::StoreListener { volume, slot: number, cookie: of } => {
-                if let Some(volume) = volume
+            Request::StoreListener { subject, cookie: of } => {
+                if let Some(volume) = subject.volume()
                     && !disk.ours(volume)?
                 {
                     return Err(Fault::NotFound);
                 }
-                let slot = volume.as_ref().map_or((*number, None), slot);
+                let slot = slot(subject);
                 let fd = fd.ok_or(Fault::Malformed)?;
                 assert_eq!(cookie(&fd), *of, "another descriptor than the agent says");
                 let mut kept = self.kept.lock().unwrap();
@@ -260,7 +267,7 @@ impl Mounter {
                 kept.insert(slot, Arc::new(fd));
                 Ok(None)
             }
-            Request::Offer => Ok(None),
+            Request::Offer(_) => Ok(None),
             _ => Err(Fault::Unsupported),
         }
     }
@@ -313,8 +320,12 @@ fn scan(disk: &Disk) -> Vec<(Volume, u32)> {
             let id = disk.recorded(&directory);
             let orphan = if id.is_none() { flag::ORPHAN } else { 0 };
             let id = id.unwrap_or_else(|| "orphan".to_owned());
-            let volume =
-                Volume { pod: pod.parse().unwrap(), name: name.parse().unwrap(), id: id.parse().unwrap() };
+            let volume = Volume {
+                driver: disk.driver.parse().unwrap(),
+                pod: pod.parse().unwrap(),
+                name: name.parse().unwrap(),
+                id: id.parse().unwrap(),
+            };
             all.push((volume, orphan | found(&directory.join("mount"))));
         }
     }

@@ -154,7 +154,7 @@ impl Bench for Real {
 
     fn leftovers(&mut self) -> Vec<String> {
         let root: PathBuf = self.kubelet.root().to_owned();
-        let mut left = entries(&root.join("plugins").join(DRIVER).join("state"));
+        let mut left = entries(&root.join("plugins/seamount.dev/state"));
         left.retain(|name| name != "node");
         left.extend(entries(&root.join("pods")));
         let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();

@@ -138,9 +138,7 @@ fn a_volume_deleted_while_everything_was_down_is_forgotten() {
         let record = node
             .kubelet
             .root()
-            .join("plugins")
-            .join(DRIVER)
-            .join("state")
+            .join("plugins/seamount.dev/state")
             .join(format!("{}.{}", before.volume.pod_uid, before.volume.volume_name));
         assert!(record.exists());
         std::fs::remove_dir_all(node.kubelet.root().join("pods").join(&before.volume.pod_uid)).unwrap();
@@ -156,7 +154,7 @@ fn a_volume_without_record_waits_for_the_republish() {
     on_node("a_volume_without_record_waits_for_the_republish", async |node| {
         let before = published(node).await;
         node.agent.take().unwrap().crash().unwrap();
-        let state = node.kubelet.root().join("plugins").join(DRIVER).join("state");
+        let state = node.kubelet.root().join("plugins/seamount.dev/state");
         std::fs::remove_file(state.join(format!("{}.{}", before.volume.pod_uid, before.volume.volume_name)))
             .unwrap();
         node.start_agent();
@@ -183,7 +181,7 @@ fn a_registration_that_nobody_heard_is_known_by_the_next_call() {
         // As if the agent had been killed before it heard of its registration, which the kubelet does not
         // repeat.
         node.agent.take().unwrap().crash().unwrap();
-        std::fs::remove_file(node.kubelet.root().join("plugins").join(DRIVER).join("state/node")).unwrap();
+        std::fs::remove_file(node.kubelet.root().join("plugins/seamount.dev/state/node")).unwrap();
         node.start_agent();
         node.agent().wait_for_log(LONG, "volumes restored").unwrap();
         assert!(

@@ -53,7 +53,7 @@ fn with_a_full_state_directory_publish_fails_clearly_and_the_rest_goes_on() {
         node.publish(&volume).await;
         let view = node.view(&volume);
         let before = leaf(&fetch(&view).await);
-        let state = node.kubelet.root().join("plugins").join(DRIVER).join("state");
+        let state = node.kubelet.root().join("plugins/seamount.dev/state");
         let filler = state.join("filler");
         let mut chunk = 16 << 20;
         // Until not one byte more fits.

@@ -116,7 +116,7 @@ fn a_republish_refreshes_the_token_and_disturbs_nothing() {
         let target = node.kubelet.target_path(&volume);
         let socket = target.join("spire-agent.sock");
         let (directory, bound) = (inode(&target), inode(&socket));
-        let state = node.kubelet.root().join("plugins").join(DRIVER).join("state");
+        let state = node.kubelet.root().join("plugins/seamount.dev/state");
         let record = state.join(format!("{}.{}", volume.pod_uid, volume.volume_name));
         let first_record = std::fs::read(&record).unwrap();
 

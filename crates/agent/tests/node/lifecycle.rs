@@ -32,7 +32,10 @@ fn the_kubelet_registers_the_driver() {
         let (code, text) = node.get("/metrics").await.unwrap();
         assert_eq!(code, 200);
         // A whole line: the line of help begins alike.
-        assert!(text.lines().any(|line| line == "seamount_kubelet_registered 1"), "{text}");
+        assert!(
+            text.lines().any(|line| line == format!("seamount_kubelet_registered{{driver=\"{DRIVER}\"}} 1")),
+            "{text}"
+        );
         // Wrong path, unknown volume.
         let unknown = node.volume("shop", "frontend", "nobody");
         assert_eq!(node.kubelet.stats(&unknown).await.unwrap_err().code(), Code::NotFound);
@@ -60,9 +63,7 @@ fn unpublish_cuts_every_connection_and_leaves_nothing() {
         let record = node
             .kubelet
             .root()
-            .join("plugins")
-            .join(DRIVER)
-            .join("state")
+            .join("plugins/seamount.dev/state")
             .join(format!("{}.{}", volume.pod_uid, volume.volume_name));
         assert!(record.exists());
 

@@ -12,6 +12,7 @@
 mod access;
 mod configuration;
 mod crashes;
+mod drivers;
 mod exhaustion;
 mod faults;
 mod forgeries;

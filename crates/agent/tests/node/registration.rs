@@ -23,7 +23,7 @@ fn make_anew(directory: &Path) {
 
 /// What the metric says; its line of help begins alike.
 fn registered(metrics: &str) -> bool {
-    metrics.lines().any(|line| line == "seamount_kubelet_registered 1")
+    metrics.lines().any(|line| line == format!("seamount_kubelet_registered{{driver=\"{DRIVER}\"}} 1"))
 }
 
 /// Whether the agent says on all its ways that the kubelet does not have the driver.
@@ -161,8 +161,10 @@ fn a_kubelet_that_refuses_at_first_is_offered_it_again() {
             node.kubelet.refuse_registrations("not yet").await.unwrap_or_default() == 1
         })
         .await;
-        node.until("the word for it", async || not_registered(node, "refused the driver: not yet").await)
-            .await;
+        node.until("the word for it", async || {
+            not_registered(node, "refused the driver csi.spiffe.io: not yet").await
+        })
+        .await;
         registered_by_events(node).await;
     });
 }

@@ -28,7 +28,7 @@ fn an_unpublish_while_the_mounter_is_stopped_cuts_access_and_succeeds_later() {
         drop(end);
         // The mounter's copy of the listener lets nobody in either.
         assert!(UnixStream::connect(view.join("spire-agent.sock")).await.is_err());
-        let state = node.kubelet.root().join("plugins").join(DRIVER).join("state");
+        let state = node.kubelet.root().join("plugins/seamount.dev/state");
         let record = state.join(format!("{}.{}", volume.pod_uid, volume.volume_name));
         assert!(!record.exists(), "key and token are still there");
         // What comes late is for nobody: neither the answer to the first attempt, nor those to more of them.

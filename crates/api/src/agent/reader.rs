@@ -73,6 +73,27 @@ impl Section {
         }
     }
 
+    /// A list of mappings; none where it is absent or of another kind.
+    pub fn sections(&mut self, name: &'static str, problems: &mut Problems) -> Option<Vec<Section>> {
+        let path = self.path(name);
+        let items = match self.take(name)? {
+            Value::Array(items) => items,
+            other => {
+                problems.add(&path, format!("is {}", kind(&other)), "write a list of mappings");
+                return None;
+            }
+        };
+        let mut sections = Vec::new();
+        for (number, item) in items.into_iter().enumerate() {
+            let path = format!("{path}[{number}]");
+            match item {
+                Value::Object(fields) => sections.push(Section { path, fields, known: Vec::new() }),
+                other => problems.add(&path, format!("is {}", kind(&other)), "write a mapping"),
+            }
+        }
+        Some(sections)
+    }
+
     /// A list of texts, or one text alone. None where it is absent or of another kind.
     pub fn texts(&mut self, name: &'static str, problems: &mut Problems) -> Option<Vec<String>> {
         let items = match self.take(name)? {

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use seamount_authority::IdTemplate;
 use seamount_identity::{KeyType, TrustDomain};
+use seamount_mounter_protocol::names::DriverName;
 use serde_json::{Map, Value};
 
 use super::reader::{Problems, Section, absolute, word};
 use super::{
     API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, AuthoritySource, BYTES, CA_TTL, Config,
-    DRIVER_NAME, Embedded, HTTP_ADDRESS, ID_TEMPLATE, KEYS_MAX_AGE, KUBELET_ROOT, Keys, MAX_CONNECTIONS,
-    MAX_ISSUERS, MAX_KEYS_MAX_AGE, MAX_NODE_CONNECTIONS, MAX_SVID_TTL, MEMORY, MIN_KEYS_MAX_AGE,
+    DRIVER, Embedded, HTTP_ADDRESS, ID_TEMPLATE, KEYS_MAX_AGE, KUBELET_ROOT, Keys, MAX_CONNECTIONS,
+    MAX_DRIVERS, MAX_ISSUERS, MAX_KEYS_MAX_AGE, MAX_NODE_CONNECTIONS, MAX_SVID_TTL, MEMORY, MIN_KEYS_MAX_AGE,
     MIN_SVID_TTL, MOUNTER_SOCKET, Overrides, Problem, SVID_TTL, SVIDS_PER_CA, Source, TokenConfig,
     WorkloadApi,
 };
@@ -43,8 +44,7 @@ pub(super) fn read(
     let p = &mut problems;
     let mut root = Section::root(mapping);
 
-    let (field, text) = chosen(&mut root, "driverName", ("--driver-name", &args.driver_name), DRIVER_NAME, p);
-    let driver_name = driver(&field, text, p);
+    let drivers = drivers(&mut root, args, p);
     let (field, text) =
         chosen(&mut root, "kubeletRoot", ("--kubelet-root", &args.kubelet_root), KUBELET_ROOT, p);
     let kubelet_root = absolute(&field, &text, p);
@@ -74,7 +74,7 @@ pub(super) fn read(
 
     match (kubelet_root, mounter_socket, source) {
         (Some(kubelet_root), Some(mounter_socket), Some(source)) if problems.0.is_empty() => Ok(Config {
-            driver_name,
+            drivers,
             kubelet_root,
             node_name,
             mounter_socket,
@@ -106,18 +106,59 @@ fn chosen(
     }
 }
 
+/// The flags, else the file's list, else the default. The flags say which drivers there are: the mounter has
+/// the same.
+fn drivers(root: &mut Section, args: &Overrides, p: &mut Problems) -> Vec<DriverName> {
+    let mut named = Vec::new();
+    match (root.has("drivers"), root.sections("drivers", p)) {
+        (false, _) => named.push(("drivers".to_owned(), DRIVER.to_owned())),
+        // It was told.
+        (true, None) => return Vec::new(),
+        (true, Some(list)) => {
+            for mut section in list {
+                let field = section.path("name");
+                match section.string("name", p) {
+                    Some(name) => named.push((field, name)),
+                    None => {
+                        p.add(
+                            &field,
+                            "is missing",
+                            format!("write the driver's name, for instance {DRIVER}"),
+                        );
+                    }
+                }
+                section.end(p);
+            }
+        }
+    }
+    if !args.drivers.is_empty() {
+        named = args.drivers.iter().map(|name| ("--driver".to_owned(), name.clone())).collect();
+    }
+    if !(1..=MAX_DRIVERS).contains(&named.len()) {
+        p.add("drivers", format!("has {} entries", named.len()), format!("write 1 to {MAX_DRIVERS}"));
+    }
+    let mut drivers = Vec::new();
+    for (field, name) in named {
+        match driver(&name) {
+            Some(name) if drivers.contains(&name) => {
+                p.add(&field, format!("{name} is there twice"), "write each driver once");
+            }
+            Some(name) => drivers.push(name),
+            None => p.add(
+                &field,
+                format!("{name:?} is not a CSI driver name"),
+                format!("write at most 63 lower-case letters, digits, inner hyphens and dots, for instance {DRIVER}"),
+            ),
+        }
+    }
+    drivers
+}
+
 /// CSI 1.13, GetPluginInfoResponse.name: at most 63 characters, domain name notation, begins and ends with an
 /// alphanumeric. Lower case because the CSIDriver object's name has to be the same, and it is a DNS
 /// subdomain.
-fn driver(field: &str, text: String, p: &mut Problems) -> String {
-    if !(text.len() <= 63 && text.split('.').all(label)) {
-        p.add(
-            field,
-            format!("{text:?} is not a CSI driver name"),
-            format!("write at most 63 lower-case letters, digits, inner hyphens and dots, for instance {DRIVER_NAME}"),
-        );
-    }
-    text
+pub fn driver(name: &str) -> Option<DriverName> {
+    name.split('.').all(label).then(|| name.parse().ok()).flatten()
 }
 
 fn label(label: &str) -> bool {

@@ -8,7 +8,7 @@ use crate::{LogFormat, LogLevel};
 const MINIMAL: &str = "trustDomain: example.org\nnodeName: node-1\n";
 
 const FULL: &str = r#"
-driverName: id.example.org
+drivers: [{name: id.example.org}, {name: secrets.example.org}]
 kubeletRoot: /data/kubelet/
 nodeName: node-2
 mounterSocket: /run/x.sock
@@ -44,12 +44,15 @@ fn refused(yaml: &str, field: &str, says: &str) {
     assert!(!problems[0].remedy.is_empty());
 }
 
+fn names(config: &Config) -> Vec<&str> {
+    config.drivers.iter().map(|driver| driver.as_str()).collect()
+}
+
 #[test]
 fn defaults() {
     let config = parse(MINIMAL).unwrap();
-    assert_eq!(config.driver_name, "csi.spiffe.io");
+    assert_eq!(names(&config), ["csi.spiffe.io"]);
     assert_eq!(config.kubelet_root, Path::new("/var/lib/kubelet"));
-    assert_eq!(config.endpoint(), Path::new("/var/lib/kubelet/plugins/csi.spiffe.io/csi.sock"));
     assert_eq!(config.mounter_socket, Path::new("/run/seamount/mounter.sock"));
     assert_eq!(config.kubelet_uid, 0);
     assert_eq!(config.http.unwrap().to_string(), "127.0.0.1:9808");
@@ -98,7 +101,7 @@ fn the_manual_shows_the_defaults() {
 #[test]
 fn every_field_is_taken() {
     let config = parse(FULL).unwrap();
-    assert_eq!(config.driver_name, "id.example.org");
+    assert_eq!(names(&config), ["id.example.org", "secrets.example.org"]);
     assert_eq!(config.kubelet_root.to_str(), Some("/data/kubelet"), "no slash at the end");
     assert_eq!((config.node_name.as_str(), config.kubelet_uid), ("node-2", 1000));
     assert_eq!(config.mounter_socket, Path::new("/run/x.sock"));
@@ -134,7 +137,7 @@ fn every_field_is_taken() {
 fn all_problems_at_once() {
     let problems = problems(
         r#"
-driverName: Upper_Case
+drivers: [{name: Upper_Case}, {name: good, kind: x}, {nome: y}, z]
 kubeletRoot: kubelet
 mounterSocket: 7
 kubeletUid: -1
@@ -158,7 +161,11 @@ nodename: x
             "authority.embedded.keyType",
             "authority.embedded.svidTtl",
             "authority.extra",
-            "driverName",
+            "drivers[0].name",
+            "drivers[1].kind",
+            "drivers[2].name",
+            "drivers[2].nome",
+            "drivers[3]",
             "http.address",
             "identity.source",
             "identity.template",
@@ -181,8 +188,8 @@ nodename: x
         ]
     );
     let error = ConfigError::Invalid(problems.clone()).to_string();
-    assert!(error.starts_with("24 problems: (1) "), "{error}");
-    assert!(error.contains(", (16) ") && error.ends_with(", and 8 more"), "{error}");
+    assert!(error.starts_with("28 problems: (1) "), "{error}");
+    assert!(error.contains(", (16) ") && error.ends_with(", and 12 more"), "{error}");
     assert!(problems.iter().all(|p| !p.what.is_empty() && !p.remedy.is_empty()), "{problems:#?}");
 }
 
@@ -208,11 +215,13 @@ fn problems_are_said_in_one_line_within_bounds() {
 
 #[test]
 fn each_field_has_its_rule() {
-    refused("driverName: \"\"", "driverName", "63");
-    refused(&format!("driverName: {}", "a".repeat(64)), "driverName", "63");
-    refused("driverName: a..b", "driverName", "driver name");
-    refused("driverName: ../x", "driverName", "driver name");
-    refused("driverName: [a]", "driverName", "is a list");
+    refused("drivers: [{name: \"\"}]", "drivers[0].name", "63");
+    refused(&format!("drivers: [{{name: {}}}]", "a".repeat(64)), "drivers[0].name", "63");
+    refused("drivers: [{name: a..b}]", "drivers[0].name", "driver name");
+    refused("drivers: [{name: ../x}]", "drivers[0].name", "driver name");
+    refused("drivers: [{name: a}, {name: a}]", "drivers[1].name", "twice");
+    refused("drivers: a", "drivers", "is a text");
+    refused("drivers: []", "drivers", "write 1 to 8");
     refused("kubeletRoot: /", "kubeletRoot", "--root-dir");
     refused("kubeletRoot: /var/../etc", "kubeletRoot", "absolute path");
     refused("kubeletRoot: /var/./lib", "kubeletRoot", "absolute path");
@@ -351,7 +360,7 @@ fn what_needs_a_restart_is_named() {
     assert!(old.needs_restart(&new).is_empty());
     let all = old.needs_restart(&parse(FULL).unwrap());
     for field in
-        ["driverName", "kubeletRoot", "nodeName", "mounterSocket", "kubeletUid", "http.address", "log.format"]
+        ["drivers", "kubeletRoot", "nodeName", "mounterSocket", "kubeletUid", "http.address", "log.format"]
     {
         assert!(all.contains(&field), "{field} is not in {all:?}");
     }
@@ -393,7 +402,7 @@ proptest! {
 
     #[test]
     fn no_value_panics(value in "[a-z0-9:/{}\\[\\]\", .-]{0,40}") {
-        for field in ["driverName", "kubeletRoot", "token", "identity", "authority", "http", "workloadApi"] {
+        for field in ["drivers", "kubeletRoot", "token", "identity", "authority", "http", "workloadApi"] {
             let _ = parse(&format!("{MINIMAL}{field}: {value}"));
         }
     }

@@ -12,6 +12,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 /// The kubelet's three directories that are ours to use.
 pub const PARTS: [&str; 3] = ["pods", "plugins", "plugins_registry"];
+/// The mounter's own directory of `plugins`.
+const OWN: &str = "seamount.dev";
 /// The socket in a volume.
 const SOCKET: &str = "spire-agent.sock";
 /// `vol_data.json` is shorter.
@@ -112,7 +114,7 @@ impl Disk {
         out.csi = Some(door(&plugin.join("csi.sock")));
         out.registration = Some(door(&root.join("plugins_registry").join(format!("{driver}-reg.sock"))));
         let table = Mounts::read();
-        out.state = table.state(&plugin.join("state"));
+        out.state = table.state(&plugins.join(OWN).join("state"));
         if each {
             out.volumes = volumes(&root.join("pods"), driver, &table);
         }

@@ -53,7 +53,7 @@ impl Evidence {
             root: root.to_owned(),
             driver: driver.to_owned(),
             disk: Disk::look(root, driver, each),
-            processes: Processes::look(root, driver),
+            processes: Processes::look(root),
             status,
             volumes,
             now: unix(SystemTime::now()),

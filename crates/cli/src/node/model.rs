@@ -22,8 +22,8 @@ pub struct Report {
     pub kind: &'static str,
     /// Name of the node.
     pub node: String,
-    /// Name of the CSI driver.
-    pub driver: String,
+    /// The CSI drivers of the agent.
+    pub drivers: Vec<Driver>,
     /// The kubelet's root directory, as the agent knows it.
     pub kubelet_root: String,
     /// `authority`, `directory`, `none`.
@@ -38,8 +38,6 @@ pub struct Report {
     pub agent: Agent,
     /// The mounter.
     pub mounter: Mounter,
-    /// The kubelet's word.
-    pub registration: Registration,
     /// What signs.
     pub authority: Authority,
     /// Number of the agent's volumes by state.
@@ -114,10 +112,19 @@ pub struct Mounter {
     pub connections: u64,
 }
 
+/// A CSI driver.
+#[derive(Debug, Serialize)]
+pub struct Driver {
+    /// Its name.
+    pub name: String,
+    /// The kubelet's word.
+    pub registration: Registration,
+}
+
 /// The kubelet's word.
 #[derive(Debug, Serialize)]
 pub struct Registration {
-    /// `registered`, `refused`, `unknown`.
+    /// `registered`, `refused`, `unreachable`, `unknown`.
     pub state: String,
     /// Since when this agent knows.
     pub since: Option<String>,
@@ -186,11 +193,18 @@ pub struct LogLine {
     pub text: String,
 }
 
+impl Driver {
+    fn new(node::Driver { name, registration }: node::Driver) -> Self {
+        let node::Registration { state, since, reason } = registration.unwrap_or_default();
+        Self { name, registration: Registration { state, since: rfc3339(since), reason } }
+    }
+}
+
 impl Report {
     /// From the agent's answer.
     pub fn new(raw: node::GetStatusResponse) -> Self {
         let s = raw.clone();
-        let (mounter, registration) = (s.mounter.unwrap_or_default(), s.registration.unwrap_or_default());
+        let mounter = s.mounter.unwrap_or_default();
         let (authority, state) = (s.authority.unwrap_or_default(), s.state.unwrap_or_default());
         let validity = |v: node::Validity| Validity {
             not_before: rfc3339(v.not_before),
@@ -200,7 +214,7 @@ impl Report {
             schema: SCHEMA,
             kind: "Status",
             node: s.node,
-            driver: s.driver,
+            drivers: s.drivers.into_iter().map(Driver::new).collect(),
             kubelet_root: s.kubelet_root,
             source: s.source,
             trust_domain: Some(s.trust_domain).filter(|t| !t.is_empty()),
@@ -227,11 +241,6 @@ impl Report {
                 idmap: mounter.idmap,
                 noswap: mounter.noswap,
                 connections: mounter.connections,
-            },
-            registration: Registration {
-                state: registration.state,
-                since: rfc3339(registration.since),
-                reason: registration.reason,
             },
             authority: Authority {
                 state: authority.state,
@@ -297,6 +306,8 @@ pub struct Volume {
     pub pod_uid: String,
     /// The volume's name in the pod.
     pub name: String,
+    /// The CSI driver; `orphan` where the kubelet has no record.
+    pub driver: String,
     /// The CSI volume id; `orphan` where the kubelet has no record.
     pub volume_id: String,
     /// The pod's service account; empty: not known.
@@ -374,6 +385,7 @@ impl Volume {
             pod: v.pod,
             pod_uid: v.pod_uid,
             name: v.name,
+            driver: v.driver,
             volume_id: v.volume_id,
             service_account: v.service_account,
             source: v.source,

@@ -25,7 +25,7 @@ impl Program {
     }
 }
 
-/// A process of this node's driver.
+/// A process of this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// Which program.
@@ -41,21 +41,21 @@ pub struct Process {
 /// What /proc shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Processes {
-    /// Those of this node's driver.
+    /// Those of this node.
     pub ours: Vec<Process>,
     /// Whether there may be others: a container sees only its own, and an ordinary user cannot look into all.
     pub partial: bool,
 }
 
 impl Processes {
-    /// Those that serve this driver below this root.
-    pub fn look(root: &Path, driver: &str) -> Self {
+    /// Those that serve below this root, whatever their drivers: there is one mounter per node.
+    pub fn look(root: &Path) -> Self {
         let uptime = fs::read_to_string("/proc/uptime").ok().and_then(|t| t.split('.').next()?.parse().ok());
         let mut ours = Vec::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
             // Threads of this program and others' end while we look.
-            if let Some(process) = look_at(pid, root, driver, uptime) {
+            if let Some(process) = look_at(pid, root, uptime) {
                 ours.push(process);
             }
         }
@@ -71,28 +71,21 @@ impl Processes {
     }
 }
 
-fn look_at(pid: u32, root: &Path, driver: &str, uptime: Option<u64>) -> Option<Process> {
+fn look_at(pid: u32, root: &Path, uptime: Option<u64>) -> Option<Process> {
     let directory = PathBuf::from(format!("/proc/{pid}"));
     let line = fs::read(directory.join("cmdline")).ok()?;
     let args: Vec<String> =
         line.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
     let program = program(&args)?;
     let file = || Some(of_config(&directory, flag(&args, "--config")?.as_str()));
-    let (its_root, its_driver) = match program {
-        Program::Mounter => (flag(&args, "--kubelet-root"), flag(&args, "--driver")),
-        Program::Agent => {
-            let (root, driver) = match file() {
-                // An agent with a file that is broken: it may be ours, and is what the user is looking for.
-                Some(None) => (Some(root.display().to_string()), Some(driver.to_owned())),
-                Some(Some(found)) => found,
-                None => (None, None),
-            };
-            (flag(&args, "--kubelet-root").or(root), flag(&args, "--driver-name").or(driver))
-        }
-    };
+    let its_root = flag(&args, "--kubelet-root").or_else(|| match (program, file()?) {
+        (Program::Mounter, _) => None,
+        // An agent with a file that is broken: it may be ours, and is what the user is looking for.
+        (Program::Agent, None) => Some(root.display().to_string()),
+        (Program::Agent, Some(found)) => found,
+    });
     let its_root = its_root.unwrap_or_else(|| "/var/lib/kubelet".to_owned());
-    let its_driver = its_driver.unwrap_or_else(|| "csi.spiffe.io".to_owned());
-    if its_driver != driver || !same(&directory, Path::new(&its_root), root, program) {
+    if !same(&directory, Path::new(&its_root), root, program) {
         return None;
     }
     let (stopped, start) = stat(&fs::read_to_string(directory.join("stat")).ok()?)?;
@@ -137,12 +130,11 @@ fn flag(args: &[String], name: &str) -> Option<String> {
     None
 }
 
-/// Root and driver as an agent's file has them.
-fn of_config(process: &Path, path: &str) -> Option<(Option<String>, Option<String>)> {
+/// The root as an agent's file has it, if the file can be read.
+fn of_config(process: &Path, path: &str) -> Option<Option<String>> {
     let path = process.join("root").join(path.strip_prefix('/').unwrap_or(path));
     let file: serde_json::Value = serde_saphyr::from_str(&fs::read_to_string(path).ok()?).ok()?;
-    let field = |name: &str| file.get(name).and_then(|v| v.as_str()).map(str::to_owned);
-    Some((field("kubeletRoot"), field("driverName")))
+    Some(file.get("kubeletRoot").and_then(|v| v.as_str()).map(str::to_owned))
 }
 
 /// State and start (field 22, in ticks since boot) of proc_pid_stat(5). The name in parentheses may hold

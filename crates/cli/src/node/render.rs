@@ -65,7 +65,7 @@ pub fn status(report: &Report, wide: bool, now: SystemTime) -> String {
         let _ = writeln!(out, "{name:<12} {text}");
     };
     let name = if report.node.is_empty() { "(unknown)" } else { &report.node };
-    line("node", format!("{name}, driver {}, {}", report.driver, report.kubelet_root));
+    line("node", format!("{name}, {}", report.kubelet_root));
     let agent = &report.agent;
     line("agent", format!("{}, pid {}, {}", agent.version, agent.pid, up(raw.agent_started, now)));
     line("mounter", mounter(raw.mounter.as_ref(), now));
@@ -85,16 +85,20 @@ pub fn status(report: &Report, wide: bool, now: SystemTime) -> String {
             line("", format!("{what} until {}", when(validity.not_after, now)));
         }
     }
-    let registration = raw.registration.clone().unwrap_or_default();
-    line(
-        "kubelet",
-        match registration.state.as_str() {
+    if raw.drivers.is_empty() {
+        line("drivers", "unknown".to_owned());
+    }
+    for (i, driver) in raw.drivers.iter().enumerate() {
+        let registration = driver.registration.clone().unwrap_or_default();
+        let reason = plain(&registration.reason);
+        let text = match registration.state.as_str() {
             "registered" => format!("registered, known since {}", when(registration.since, now)),
-            "refused" => format!("refused the driver: {}", plain(&registration.reason)),
-            "unreachable" => plain(&registration.reason),
-            _ => "has not registered the driver yet".to_owned(),
-        },
-    );
+            "refused" => format!("the kubelet refused it: {reason}"),
+            "unreachable" => reason,
+            _ => "the kubelet has not registered it yet".to_owned(),
+        };
+        line(if i == 0 { "drivers" } else { "" }, format!("{}: {text}", plain(&driver.name)));
+    }
     line("ready", if report.ready { "yes" } else { "no" }.to_owned());
     for condition in &raw.conditions {
         let text = plain(&condition.text);
@@ -181,8 +185,18 @@ fn authority_line(authority: &node::Authority, now: i64) -> String {
 /// One line for each volume.
 pub fn volumes(volumes: &Volumes, wide: bool, now: SystemTime) -> String {
     let now = unix(now);
-    let mut head =
-        vec!["POD", "UID", "VOLUME", "SPIFFE ID", "EXPIRES", "SERIAL", "STREAMS", "SOURCE", "HEALTH"];
+    let mut head = vec![
+        "POD",
+        "UID",
+        "VOLUME",
+        "DRIVER",
+        "SPIFFE ID",
+        "EXPIRES",
+        "SERIAL",
+        "STREAMS",
+        "SOURCE",
+        "HEALTH",
+    ];
     if wide {
         head.extend(["VOLUME ID", "SOCKET", "CONNECTIONS", "ROTATES", "RECORD", "ON DISK", "LAST ERROR"]);
     }
@@ -214,6 +228,7 @@ fn row(v: &node::Volume, wide: bool, now: i64) -> Vec<String> {
         pod,
         v.pod_uid.clone(),
         v.name.clone(),
+        or_dash(&v.driver),
         or_dash(&v.spiffe_id),
         when(v.not_after, now),
         or_dash(&v.serial),

@@ -23,11 +23,16 @@ pub fn status() -> proto::GetStatusResponse {
         since: NOW - 600,
     };
     let count = |state: &str, count| proto::VolumeCount { state: state.into(), count };
+    let registered =
+        Some(proto::Registration { state: "registered".into(), since: NOW - 90_000, reason: String::new() });
     proto::GetStatusResponse {
         agent_version: "0.1.0".into(),
         agent_pid: 1,
         agent_started: NOW - 90_000,
-        driver: "csi.spiffe.io".into(),
+        drivers: vec![
+            proto::Driver { name: "csi.spiffe.io".into(), registration: registered.clone() },
+            proto::Driver { name: "identity.seamount.dev".into(), registration: registered },
+        ],
         node: "node-1".into(),
         kubelet_root: "/var/lib/kubelet".into(),
         trust_domain: "example.org".into(),
@@ -43,11 +48,6 @@ pub fn status() -> proto::GetStatusResponse {
             noswap: false,
             connections: 1,
             socket: "/run/seamount/mounter.sock".into(),
-        }),
-        registration: Some(proto::Registration {
-            state: "registered".into(),
-            since: NOW - 90_000,
-            reason: String::new(),
         }),
         conditions: vec![
             condition("configuration", "ready", ""),
@@ -102,6 +102,7 @@ pub fn volumes() -> Vec<proto::Volume> {
         proto::Volume {
             pod_uid: "00000000-0000-4000-8000-000000000009".into(),
             name: "left".into(),
+            driver: "orphan".into(),
             volume_id: "orphan".into(),
             source: "unknown".into(),
             state: "unserved".into(),
@@ -115,6 +116,7 @@ pub fn volumes() -> Vec<proto::Volume> {
             pod: "db-1".into(),
             pod_uid: "00000000-0000-4000-8000-000000000002".into(),
             name: "id".into(),
+            driver: "identity.seamount.dev".into(),
             volume_id: "csi-2".into(),
             source: "directory".into(),
             state: "directory".into(),
@@ -129,6 +131,7 @@ pub fn volumes() -> Vec<proto::Volume> {
             pod: "web-1".into(),
             pod_uid: "00000000-0000-4000-8000-000000000001".into(),
             name: "id".into(),
+            driver: "csi.spiffe.io".into(),
             volume_id: "csi-1".into(),
             service_account: "web".into(),
             source: "authority".into(),
@@ -155,6 +158,7 @@ pub fn volumes() -> Vec<proto::Volume> {
             pod: "web-2".into(),
             pod_uid: "00000000-0000-4000-8000-000000000003".into(),
             name: "id".into(),
+            driver: "csi.spiffe.io".into(),
             volume_id: "csi-3".into(),
             source: "authority".into(),
             state: "pending".into(),
@@ -202,7 +206,7 @@ fn what_is_not_there_is_said() {
     assert!(text.starts_with("no volumes\n"), "{text}");
     assert!(text.contains("could not be asked") && text.contains("no answer"), "{text}");
     let text = render::status(&Report::new(proto::GetStatusResponse::default()), false, now());
-    for part in ["(unknown)", "no valid configuration", "has not registered", "not there", "0; 0 overdue"] {
+    for part in ["(unknown)", "no valid configuration", "drivers      unknown", "not there", "0; 0 overdue"] {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
@@ -223,7 +227,7 @@ fn a_pods_author_writes_no_second_line() {
 #[test]
 fn names_that_would_be_paths_are_refused() {
     for bad in ["", "..", ".x", "a/b", &"a".repeat(64)] {
-        assert!(super::driver_name(bad).is_err(), "{bad}");
+        assert!(super::driver(bad).is_err(), "{bad}");
     }
-    assert!(super::driver_name("csi.spiffe.io").is_ok());
+    assert!(super::driver("csi.spiffe.io").is_ok());
 }

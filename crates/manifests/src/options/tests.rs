@@ -22,7 +22,7 @@ fn the_defaults_lack_only_the_trust_domain() {
 fn all_problems_are_reported_at_once() {
     let options = Options {
         namespace: "Seamount_System".into(),
-        driver_name: "-x".into(),
+        drivers: vec!["-x".into()],
         trust_domain: "Example.org".into(),
         image: String::new(),
         kubelet_root: "/var/lib/../kubelet".into(),
@@ -36,7 +36,7 @@ fn all_problems_are_reported_at_once() {
         refused(&options),
         [
             "namespace",
-            "driver-name",
+            "driver",
             "image",
             "kubelet-root",
             "agent-uid",
@@ -53,10 +53,12 @@ fn all_problems_are_reported_at_once() {
 
 #[test]
 fn each_bad_value_is_refused_by_its_option() {
-    let cases: [(&str, Options); 20] = [
+    let cases: [(&str, Options); 22] = [
         ("namespace", Options { namespace: String::new(), ..valid() }),
-        ("driver-name", Options { driver_name: "csi..io".into(), ..valid() }),
-        ("driver-name", Options { driver_name: "a/b".into(), ..valid() }),
+        ("driver", Options { drivers: vec!["csi..io".into()], ..valid() }),
+        ("driver", Options { drivers: vec!["a/b".into()], ..valid() }),
+        ("driver", Options { drivers: vec![], ..valid() }),
+        ("driver", Options { drivers: vec!["a".into(), "a".into()], ..valid() }),
         ("id-template", Options { id_template: "/ns/x".into(), ..valid() }),
         (
             "id-template",
@@ -98,7 +100,7 @@ fn a_registration_socket_that_the_kernel_cannot_address_is_refused() {
     // "/plugins_registry/" and "-reg.sock" are 27 bytes.
     let root = format!("/{}", "k".repeat(SOCKET_PATH - 27 - "csi.spiffe.io".len() - 1));
     assert_eq!(refused(&Options { kubelet_root: root.clone(), ..valid() }), [""; 0]);
-    assert_eq!(refused(&Options { kubelet_root: format!("{root}k"), ..valid() }), ["driver-name"]);
+    assert_eq!(refused(&Options { kubelet_root: format!("{root}k"), ..valid() }), ["driver"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Reply, flag};
 use seamount_sys::mounter::set_attributes;
 
-use crate::failure::{Doing, Outcome, fail};
+use crate::error::{Context, Result, bail};
 use crate::log::done;
 use crate::node::Node;
 use crate::path::{self, DIRECTORY, Target};
@@ -16,12 +16,12 @@ use crate::wire::Attached;
 
 impl Node {
     /// The source as it is now: it may have been recreated since the last look.
-    fn source(&self) -> Outcome<OwnedFd> {
+    fn source(&self) -> Result<OwnedFd> {
         let Some((parent, name)) = &self.source else {
-            return fail!(Unsupported, "the mounter was started without --source-directory");
+            bail!(Unsupported, "the mounter was started without --source-directory");
         };
         let fd = path::open(parent, name, DIRECTORY, ResolveFlags::empty());
-        fd.doing(format_args!("open the source directory {name:?} (is its owner running?)"))
+        fd.context(format_args!("open the source directory {name:?} (is its owner running?)"))
     }
 
     /// What kind of mount (or other strange thing) is there, as [`flag`] bits.
@@ -38,7 +38,7 @@ impl Node {
         }
     }
 
-    pub fn publish_directory(&self, volume: &Volume, reply: &mut Reply) -> Outcome<Attached> {
+    pub fn publish_directory(&self, volume: &Volume, reply: &mut Reply) -> Result<Attached> {
         let place = self.ours(volume)?;
         let before = place.target()?.filter(Target::is_mount).map(|t| self.mounted(&t));
         reply.flags |= before.unwrap_or(flag::DIRECTORY);
@@ -52,7 +52,7 @@ impl Node {
         let clone = tmpfs::clone(&source)?;
         // Writable on the host, as upstream; the kubelet mounts it read-only into containers, because the
         // agent refuses a volume without `readOnly`.
-        set_attributes(&clone, PLAIN.bits().into(), None).doing("restrict the clone")?;
+        set_attributes(&clone, PLAIN.bits().into(), None).context("restrict the clone")?;
         // Anew for containers that start later; running ones keep the dead directory until the pod restarts.
         if before.is_some() {
             place.unmount()?;

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{self, AtFlags, FileType, OFlags, ResolveFlags};
-use seamount_mounter_protocol::names::{PodUid, Volume, VolumeId, VolumeName};
-use seamount_mounter_protocol::{Reply, flag};
+use seamount_mounter_protocol::names::{PodUid, Volume, VolumeName};
+use seamount_mounter_protocol::{Reply, Subject, flag};
 
-use crate::failure::{Doing, Outcome, fail};
-use crate::node::{Found, Node, attach};
+use crate::error::{Context, Result, bail};
+use crate::node::{Node, attach};
 use crate::path::{self, CSI, DIRECTORY, Place, Target};
 use crate::volume::tmpfs::{self, INODES};
 use crate::wire::Attached;
@@ -17,42 +17,34 @@ use crate::wire::Attached;
 pub const MAX: usize = 65_536;
 /// The kubelet's bind mounts for `subPath`, in a pod's directory: `<volume>/<container>/<number>` each.
 const SUBPATHS: &str = "volume-subpaths";
-/// Stands for the volume id where no `vol_data.json` gives one.
+/// Stands for volume id and driver where no `vol_data.json` gives them.
 const ORPHAN: &str = "orphan";
 
 impl Node {
-    pub fn inspect(&mut self, volume: &Volume, reply: &mut Reply) -> Outcome<Attached> {
-        let Some(place) = Place::open(&self.pods, &volume.pod, &volume.name)? else {
-            return fail!(NotFound, "the kubelet has no directory for it");
+    pub fn inspect(&mut self, volume: &Volume, reply: &mut Reply) -> Result<Attached> {
+        let Some(place) = self.place(volume)? else {
+            bail!(NotFound, "the kubelet has no directory for it");
         };
-        if !place.is_ours(&self.config.driver, volume)? {
-            reply.flags |= flag::ORPHAN;
-        }
-        let Some(target) = place.target()? else { return fail!(NotFound, "it is not published") };
-        let (flags, numbers, text) = self.describe(&volume.pod, &volume.name, &target)?;
-        reply.flags |= flags;
-        reply.numbers = numbers;
-        reply.text = text;
-        Ok(self.kept(volume, reply))
+        let ours = place.is(volume)?;
+        let Some(target) = place.target()? else { bail!(NotFound, "it is not published") };
+        Ok(self.tell(&self.describe(volume, &target, !ours)?, reply))
     }
 
-    /// Sends the volume's kept listener along, if there is one.
-    pub fn kept(&self, volume: &Volume, reply: &mut Reply) -> Attached {
-        self.seat.kept.get(&volume.to_string()).and_then(|kept| attach(kept, reply))
+    /// Replies with what was found, and with the listener that is kept for it.
+    fn tell(&self, found: &Reply, reply: &mut Reply) -> Attached {
+        *reply = Reply { id: reply.id, op: reply.op, ..found.clone() };
+        let slot = found.subject.volume().map(Volume::to_string).unwrap_or_default();
+        self.lock.kept.get(&slot).and_then(|kept| attach(kept, reply))
     }
 
-    pub fn list(&mut self, cursor: u64, reply: &mut Reply) -> Outcome<Attached> {
+    pub fn list(&mut self, cursor: u64, reply: &mut Reply) -> Result<Attached> {
         if cursor == 0 {
             self.listed = self.scan()?;
         }
-        let Some((volume, flags, numbers, text)) = self.listed.get(cursor as usize) else {
-            return fail!(NotFound, "the end of the list");
-        };
-        reply.volume = Some(volume.clone());
-        reply.flags = *flags;
-        reply.numbers = *numbers;
-        reply.text.clone_from(text);
-        Ok(self.kept(volume, reply))
+        match self.listed.get(cursor as usize) {
+            Some(found) => Ok(self.tell(found, reply)),
+            None => bail!(NotFound, "the end of the list"),
+        }
     }
 
     fn flags(&self, target: &Target) -> u32 {
@@ -66,10 +58,10 @@ impl Node {
     }
 
     /// Goes through the kubelet's pods. A listener whose pod's directory is gone is dropped.
-    fn scan(&mut self) -> Outcome<Vec<Found>> {
+    fn scan(&mut self) -> Result<Vec<Reply>> {
         let mut all = Vec::new();
         let stacks = stacks();
-        for pod in path::names(&self.pods, MAX).doing("read the kubelet's pods")? {
+        for pod in path::names(&self.pods, MAX).context("read the kubelet's pods")? {
             let Some(pod) = pod.to_str().ok().and_then(|p| p.parse::<PodUid>().ok()) else { continue };
             // A pod that goes while we look, or that is no directory of the kubelet's, is not a reason to see
             // none.
@@ -82,39 +74,43 @@ impl Node {
                 }
             }
         }
-        self.seat.kept.retain(|slot, _| !matches!(Place::of_slot(&self.pods, slot), Some(Ok(None))));
+        self.lock.kept.retain(|slot, _| !matches!(Place::of_slot(&self.pods, slot), Some(Ok(None))));
         Ok(all)
     }
 
-    fn look(&self, pod: &PodUid, name: VolumeName, stacks: &HashMap<u64, u64>) -> Option<Found> {
+    fn look(&self, pod: &PodUid, name: VolumeName, stacks: &HashMap<u64, u64>) -> Option<Reply> {
         let place = Place::open(&self.pods, pod, &name).ok()??;
-        let (id, orphan) = match place.owner().ok()? {
-            Some((driver, id)) if driver == self.config.driver => (id.parse::<VolumeId>().ok()?, 0),
-            Some(_) => return None,
-            None => (ORPHAN.parse().ok()?, flag::ORPHAN),
-        };
-        let target = place.target().ok()??;
-        let (flags, [bytes, inodes, mount], text) = self.describe(pod, &name, &target).ok()?;
-        // Without the kubelet's record only our socket's name speaks for us.
-        if orphan != 0 && flags & flag::SOCKET == 0 {
+        let owner = place.owner().ok()?;
+        let orphan = owner.is_none();
+        let (driver, id) = owner.unwrap_or_else(|| (ORPHAN.to_owned(), ORPHAN.to_owned()));
+        let (driver, id) = (driver.parse().ok()?, id.parse().ok()?);
+        if !orphan && !self.config.drivers.contains(&driver) {
             return None;
         }
-        let stacked = stacks.get(&target.stat.stx_mnt_id).map_or(mount, |stacked| mount * stacked);
-        let volume = Volume { pod: pod.clone(), name, id };
-        Some((volume, flags | orphan, [bytes, inodes, stacked], text))
+        let target = place.target().ok()??;
+        let volume = Volume { driver, pod: pod.clone(), name, id };
+        let mut found = self.describe(&volume, &target, orphan).ok()?;
+        let [_, _, mounts] = &mut found.numbers;
+        *mounts *= stacks.get(&target.stat.stx_mnt_id).unwrap_or(&1);
+        // Without the kubelet's record only our socket's name speaks for us.
+        (!orphan || found.flags & flag::SOCKET != 0).then_some(found)
     }
 
-    /// Flags, numbers and text of what is at the target path.
-    fn describe(&self, pod: &PodUid, name: &VolumeName, target: &Target) -> Outcome<(u32, [u64; 3], String)> {
-        let dead = self.dead_subpaths(pod, name);
-        let subpath = if dead.is_empty() { 0 } else { flag::SUBPATH };
-        Ok((self.flags(target) | subpath, numbers(target)?, dead))
+    /// A reply's part about what is at the target path.
+    fn describe(&self, volume: &Volume, target: &Target, orphan: bool) -> Result<Reply> {
+        let dead = self.dead_subpaths(volume);
+        let mut flags = self.flags(target);
+        flags |= if dead.is_empty() { 0 } else { flag::SUBPATH };
+        flags |= if orphan { flag::ORPHAN } else { 0 };
+        let numbers = numbers(target)?;
+        let subject = Subject::Volume(volume.clone());
+        Ok(Reply { subject, flags, numbers, text: dead, ..Reply::default() })
     }
 
     /// The containers that hold something of the volume by `subPath` that has been replaced since, as the
     /// socket is when both processes died. A directory that is mounted shows the new one; a file that is
     /// mounted is that file for ever.
-    fn dead_subpaths(&self, pod: &PodUid, name: &VolumeName) -> String {
+    fn dead_subpaths(&self, Volume { pod, name, .. }: &Volume) -> String {
         let below = format!("{pod}/{SUBPATHS}/{name}");
         let Ok(volume) = path::open(&self.pods, below, DIRECTORY, ResolveFlags::NO_XDEV) else {
             return String::new();
@@ -140,9 +136,9 @@ fn holds_dead(container: &OwnedFd) -> bool {
 }
 
 /// Bytes and inodes in use, and whether it is a mount: of a tmpfs all, else those of the directory itself.
-fn numbers(target: &Target) -> Outcome<[u64; 3]> {
+fn numbers(target: &Target) -> Result<[u64; 3]> {
     if target.is_mount() && tmpfs::is_one(&target.fd, INODES) {
-        let s = fs::fstatvfs(&target.fd).doing("look at the tmpfs")?;
+        let s = fs::fstatvfs(&target.fd).context("look at the tmpfs")?;
         return Ok([(s.f_blocks - s.f_bfree) * s.f_frsize, s.f_files - s.f_ffree, 1]);
     }
     let names = path::names(&target.fd, MAX).unwrap_or_default().len() as u64;

@@ -19,7 +19,7 @@ use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Reply, flag};
 use seamount_sys::mounter::set_attributes;
 
-use crate::failure::{Doing, Outcome, fail};
+use crate::error::{Context, Result, bail};
 use crate::log::done;
 use crate::node::Node;
 use crate::path::{self, Target};
@@ -41,7 +41,7 @@ pub const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 
 /// A detached mount of a new one. `options`: more of tmpfs(5), with commas between.
-pub fn make(uid: u32, gid: u32, options: &str, inodes: u64, noswap: bool) -> Outcome<OwnedFd> {
+pub fn make(uid: u32, gid: u32, options: &str, inodes: u64, noswap: bool) -> Result<OwnedFd> {
     let options = format!("source=seamount,uid={uid},gid={gid},nr_inodes={inodes},{options}");
     let make = || {
         let context = mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -54,7 +54,7 @@ pub fn make(uid: u32, gid: u32, options: &str, inodes: u64, noswap: bool) -> Out
         mount::fsconfig_create(&context)?;
         mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, PLAIN)
     };
-    make().doing(format_args!("make a tmpfs ({options})"))
+    make().context(format_args!("make a tmpfs ({options})"))
 }
 
 /// Whether this is on a tmpfs with that many inodes.
@@ -63,32 +63,32 @@ pub fn is_one(fd: &OwnedFd, inodes: u64) -> bool {
 }
 
 /// A detached clone of the mount that `root` is the root of: from it nobody climbs into the host's tree.
-pub fn clone(root: &OwnedFd) -> Outcome<OwnedFd> {
+pub fn clone(root: &OwnedFd) -> Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    mount::open_tree(root, "", flags).doing("clone the mount")
+    mount::open_tree(root, "", flags).context("clone the mount")
 }
 
 impl Node {
     /// Owner of a new tmpfs: root where what the agent writes becomes root's, else the agent.
     pub fn owner(&self) -> u32 {
-        if self.swap.is_some() { 0 } else { self.config.agent_uid }
+        self.swap.as_ref().map_or(self.config.agent_uid, |_| 0)
     }
 
     /// A directory descriptor for the agent, on a detached clone.
-    pub fn hand_out(&self, root: &Target) -> Outcome<OwnedFd> {
+    pub fn hand_out(&self, root: &Target) -> Result<OwnedFd> {
         let mapped = root.stat.stx_uid != self.config.agent_uid;
         if mapped && self.swap.is_none() {
-            return fail!(Unsupported, "it was made with idmapping: start the mounter without --no-idmap");
+            bail!(Unsupported, "it was made with idmapping: start the mounter without --no-idmap");
         }
         let clone = clone(&root.fd)?;
-        set_attributes(&clone, 0, self.swap.as_ref().filter(|_| mapped)).doing("idmap the clone")?;
-        path::open(&clone, ".", OFlags::DIRECTORY, ResolveFlags::empty()).doing("open the clone")
+        set_attributes(&clone, 0, self.swap.as_ref().filter(|_| mapped)).context("idmap the clone")?;
+        path::open(&clone, ".", OFlags::DIRECTORY, ResolveFlags::empty()).context("open the clone")
     }
 
-    pub fn publish_tmpfs(&self, v: &Volume, gid: u32, size: u64, reply: &mut Reply) -> Outcome<Attached> {
+    pub fn publish_tmpfs(&self, v: &Volume, gid: u32, size: u64, reply: &mut Reply) -> Result<Attached> {
         if size == 0 || size > MAX_SIZE || gid == u32::MAX {
-            return fail!(Malformed, "size {size} is 0 or above {MAX_SIZE}, or group {gid} is invalid");
+            bail!(Malformed, "size {size} is 0 or above {MAX_SIZE}, or group {gid} is invalid");
         }
         let place = self.ours(v)?;
         let new = !place.target()?.is_some_and(|target| target.is_mount());
@@ -110,11 +110,11 @@ impl Node {
 
     /// Gives the files of one version directory, which is somewhere in the tmpfs, to root and the volume's
     /// group, and refuses modes above 0777. Directories stay the agent's, who has to remove old versions.
-    pub fn settle(&mut self, volume: &Volume, version: &str) -> Outcome<Attached> {
+    pub fn settle(&mut self, volume: &Volume, version: &str) -> Result<Attached> {
         let name = CString::new(version).unwrap_or_default();
         let target = match self.ours(volume)?.target()? {
             Some(target) if target.is_mount() && is_one(&target.fd, INODES) => target,
-            _ => return fail!(NotFound, "no tmpfs is published there"),
+            _ => bail!(NotFound, "no tmpfs is published there"),
         };
         give_to_root(&target.fd, &name, target.stat.stx_gid, MAX_DEPTH)?;
         Ok(None)
@@ -122,49 +122,46 @@ impl Node {
 }
 
 /// By descriptor, and never out of the tmpfs; the number of files is bounded by the tmpfs itself.
-fn give_to_root(dir: &OwnedFd, name: &CStr, gid: u32, depth: u32) -> Outcome<()> {
+fn give_to_root(dir: &OwnedFd, name: &CStr, gid: u32, depth: u32) -> Result<()> {
     let fd = path::open(dir, name, OFlags::PATH, ResolveFlags::NO_XDEV);
-    let fd = fd.doing(format_args!("open {name:?} in the tmpfs"))?;
-    let stat = fs::fstat(&fd).doing("look at a file of the tmpfs")?;
+    let fd = fd.context(format_args!("open {name:?} in the tmpfs"))?;
+    let stat = fs::fstat(&fd).context("look at a file of the tmpfs")?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     if kind != FileType::Directory {
         if kind == FileType::RegularFile && stat.st_mode & 0o7000 != 0 {
-            return fail!(
-                Malformed,
-                "{name:?} has a set-user-ID, set-group-ID or sticky bit: write it without"
-            );
+            bail!(Malformed, "{name:?} has a set-user-ID, set-group-ID or sticky bit: write it without");
         }
         // One that is set just now stops chown(2), which has no right to clear it, or is cleared by its new
         // owner. That goes by a descriptor that can be read from, and to the same file.
         let file = (kind == FileType::RegularFile)
             .then(|| path::open(dir, name, OFlags::NONBLOCK, ResolveFlags::NO_XDEV));
         let owned = fs::chownat(&fd, "", Some(Uid::ROOT), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH);
-        let Some(file) = owned.and(file.transpose()).doing(format_args!("give {name:?} to root"))? else {
+        let Some(file) = owned.and(file.transpose()).context(format_args!("give {name:?} to root"))? else {
             return Ok(());
         };
-        let opened = fs::fstat(&file).doing("look at a file of the tmpfs")?;
+        let opened = fs::fstat(&file).context("look at a file of the tmpfs")?;
         if opened.st_ino != stat.st_ino {
-            return fail!(Busy, "{name:?} was replaced meanwhile: settle again");
+            bail!(Busy, "{name:?} was replaced meanwhile: settle again");
         }
         let mode = Mode::from_raw_mode(opened.st_mode & 0o777);
-        return fs::fchmod(&file, mode).doing(format_args!("limit the mode of {name:?}"));
+        return fs::fchmod(&file, mode).context(format_args!("limit the mode of {name:?}"));
     } else if depth == 0 {
-        return fail!(Malformed, "directories nested too deeply");
+        bail!(Malformed, "directories nested too deeply");
     }
-    let names = path::names(&fd, INODES as usize).doing("read a directory of the tmpfs")?;
+    let names = path::names(&fd, INODES as usize).context("read a directory of the tmpfs")?;
     names.iter().try_for_each(|inner| give_to_root(&fd, inner, gid, depth - 1))
 }
 
 /// Refuses another's mount, and a volume that was published with other parameters.
-fn matches(target: &Target, gid: u32, size: u64) -> Outcome<()> {
+fn matches(target: &Target, gid: u32, size: u64) -> Result<()> {
     if !is_one(&target.fd, INODES) {
-        return fail!(NotOurs, "another's mount is on the target directory: delete the pod");
+        bail!(NotOurs, "another's mount is on the target directory: delete the pod");
     }
-    let limit = fs::fstatvfs(&target.fd).doing("look at the tmpfs")?;
+    let limit = fs::fstatvfs(&target.fd).context("look at the tmpfs")?;
     let (has, wanted) = (limit.f_blocks * limit.f_frsize, size.next_multiple_of(limit.f_frsize));
     let has_gid = target.stat.stx_gid;
     if has == wanted && has_gid == gid {
         return Ok(());
     }
-    fail!(Malformed, "it has size {has} and group {has_gid}, not {wanted} and {gid}: delete the pod")
+    bail!(Malformed, "it has size {has} and group {has_gid}, not {wanted} and {gid}: delete the pod")
 }

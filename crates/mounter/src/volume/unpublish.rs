@@ -8,10 +8,10 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use seamount_mounter_protocol::names::Volume;
 
-use crate::failure::{Doing, Outcome, fail};
+use crate::error::{Context, Result, bail};
 use crate::log::done;
 use crate::node::Node;
-use crate::path::{self, Place, TARGET};
+use crate::path::{self, TARGET};
 use crate::socket;
 use crate::volume::scan::MAX;
 use crate::wire::Attached;
@@ -20,11 +20,11 @@ use crate::wire::Attached;
 const MAX_MOUNTS: usize = 128;
 
 impl Node {
-    pub fn unpublish(&mut self, volume: &Volume) -> Outcome<Attached> {
-        let place = Place::open(&self.pods, &volume.pod, &volume.name)?;
-        let ours = place.as_ref().map_or(Ok(false), |p| p.is_ours(&self.config.driver, volume))?;
+    pub fn unpublish(&mut self, volume: &Volume) -> Result<Attached> {
+        let place = self.place(volume)?;
+        let ours = place.as_ref().map_or(Ok(false), |place| place.is(volume))?;
         // Ends a kept listener also for the agent and whatever else has a copy of it.
-        if let Some(fd) = self.seat.kept.remove(&volume.to_string()) {
+        if let Some(fd) = self.lock.kept.remove(&volume.to_string()) {
             let _ = shutdown(&fd, Shutdown::Both);
         }
         let Some(place) = place else { return Ok(None) };
@@ -32,17 +32,18 @@ impl Node {
             let Some(target) = place.target()? else { return Ok(None) };
             let directory = target.is_directory();
             if !ours && (target.is_mount() || !directory) {
-                return fail!(NotOurs, "a mount or file is there, and no vol_data.json: remove it");
+                bail!(NotOurs, "a mount or file is there, and no vol_data.json: remove it");
             }
             if target.is_mount() {
                 place.unmount()?;
                 self.closer.put(target.fd);
                 continue;
             }
+            let mut flags = AtFlags::empty();
             if directory {
                 self.empty(&target.fd, ours)?;
+                flags = AtFlags::REMOVEDIR;
             }
-            let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             match fs::unlinkat(&place.0, TARGET, flags) {
                 // Somebody mounted there in between: once more.
                 Err(Errno::BUSY) => {}
@@ -53,26 +54,28 @@ impl Node {
                 }
                 Err(e) => {
                     let left = path::names(&target.fd, 4).unwrap_or_default();
-                    return Err(e).doing(format_args!("remove the target directory (in it: {left:?})"));
+                    return Err(e).context(format_args!("remove the target directory (in it: {left:?})"));
                 }
             }
         }
-        fail!(System, "still busy after {MAX_MOUNTS} attempts: something keeps mounting on it")
+        bail!(System, "still busy after {MAX_MOUNTS} attempts: something keeps mounting on it")
     }
 
     /// Whether a name is one that we make in a volume.
-    pub fn is_socket_name(&self, name: &CStr) -> bool {
-        self.config.socket_names.iter().any(|ours| ours.as_bytes() == name.to_bytes())
+    pub fn makes(&self, name: &CStr) -> bool {
+        let mut names = self.config.socket_names.iter();
+        socket::made_at(name.to_bytes()).is_some()
+            || names.any(|ours| ours.as_str().as_bytes() == name.to_bytes())
     }
 
     /// Removes what is in the target directory: by name, one level, never a directory, never across a mount.
     /// What cannot be proved ours loses only the names that we make.
-    pub fn empty(&self, dir: &OwnedFd, ours: bool) -> Outcome<()> {
-        for name in path::names(dir, MAX).doing("read the target directory")? {
-            if ours || socket::made_at(name.to_bytes()).is_some() || self.is_socket_name(&name) {
+    pub fn empty(&self, dir: &OwnedFd, ours: bool) -> Result<()> {
+        for name in path::names(dir, MAX).context("read the target directory")? {
+            if ours || self.makes(&name) {
                 match fs::unlinkat(dir, &name, AtFlags::empty()) {
                     Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
-                    Err(e) => return Err(e).doing(format_args!("remove the leftover {name:?}")),
+                    Err(e) => return Err(e).context(format_args!("remove the leftover {name:?}")),
                 }
             }
         }

@@ -17,15 +17,39 @@ use rustix::net::{
     socket_with,
 };
 use seamount_mounter_protocol::names::Volume;
-use seamount_mounter_protocol::{FRAME, Fault, Reply, Request};
+use seamount_mounter_protocol::{FRAME, Fault, Reply, Request, Subject};
 use seamount_testkit::disk::FileSystem;
 use seamount_testkit::{eventually, is_root, namespace, skip};
 use tempfile::TempDir;
 
 pub const POD: &str = "3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6";
 pub const DRIVER: &str = "csi.spiffe.io";
+/// The mounter's own directory.
+pub const OWN: &str = "plugins/seamount.dev";
 pub const AGENT: u32 = 64203;
 pub const DEADLINE: Duration = Duration::from_secs(30);
+
+pub fn csi_listener() -> Request {
+    Request::CsiListener(DRIVER.parse().unwrap())
+}
+
+pub fn registration_listener() -> Request {
+    Request::RegistrationListener(DRIVER.parse().unwrap())
+}
+
+pub fn offer() -> Request {
+    Request::Offer(DRIVER.parse().unwrap())
+}
+
+/// Has the mounter keep the volume's listener.
+pub fn store(volume: &Volume, cookie: u64) -> Request {
+    Request::StoreListener { subject: Subject::Volume(volume.clone()), cookie }
+}
+
+/// Has the mounter keep the driver's CSI listener.
+pub fn store_csi(cookie: u64) -> Request {
+    Request::StoreListener { subject: Subject::Csi(DRIVER.parse().unwrap()), cookie }
+}
 
 /// Runs a test as root in a mount namespace of its own, on a fresh kubelet directory.
 pub fn bench(name: &str, test: impl FnOnce(&mut Bench) + Send) {
@@ -179,6 +203,7 @@ impl Bench {
 
     pub fn volume_of(&self, pod: &str, name: &str, driver: &str) -> Volume {
         let volume = Volume {
+            driver: driver.parse().unwrap(),
             pod: pod.parse().unwrap(),
             name: name.parse().unwrap(),
             id: format!("csi-{name}").parse().unwrap(),

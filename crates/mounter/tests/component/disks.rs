@@ -3,10 +3,10 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 
-use seamount_mounter_protocol::{Request, flag, keep};
+use seamount_mounter_protocol::flag;
 use seamount_testkit::eventually;
 
-use crate::bench::{Bench, DEADLINE, bench, dial, names, on_disks};
+use crate::bench::{Bench, DEADLINE, bench, dial, names, on_disks, store};
 
 #[test]
 fn volumes_come_stay_and_go_on_a_disk() {
@@ -31,9 +31,7 @@ fn volumes_come_stay_and_go_on_a_disk() {
         let pid = bench.start(&[]);
         let agent = bench.agent();
         for (volume, (cookie, fd)) in volumes.iter().zip(&kept) {
-            let store =
-                Request::StoreListener { volume: Some(volume.clone()), slot: keep::VOLUME, cookie: *cookie };
-            agent.ask_with(&store, &[fd]).good();
+            agent.ask_with(&store(volume, *cookie), &[fd]).good();
             let again = agent.identity(volume).good();
             assert!(again.has(flag::EXISTING) && again.reply.cookie == *cookie);
         }
@@ -54,7 +52,7 @@ fn volumes_come_stay_and_go_on_a_disk() {
 }
 
 /// How many removed directories a process has open.
-fn removed(pid: u32) -> usize {
+pub fn removed(pid: u32) -> usize {
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     // One may be closed between the two looks.
     let targets = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());

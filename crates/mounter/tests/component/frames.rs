@@ -5,10 +5,10 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use rustix::net::sockopt::socket_cookie;
 use seamount_mounter_protocol::names::Volume;
-use seamount_mounter_protocol::{FRAME, Fault, Request, keep};
+use seamount_mounter_protocol::{FRAME, Fault, Request};
 use seamount_testkit::eventually;
 
-use crate::bench::{DEADLINE, POD, bench};
+use crate::bench::{self, DEADLINE, DRIVER, POD, bench};
 
 #[test]
 fn messages_that_are_no_frames_are_refused_and_the_connection_goes_on() {
@@ -45,7 +45,7 @@ fn an_agent_of_another_version_is_told_both() {
         frame[4] = 7;
         agent.send(&frame, &[]);
         let answer = agent.receive().unwrap();
-        assert!(answer.reply.text.contains("version 7") && answer.reply.text.contains("not 1"));
+        assert!(answer.reply.text.contains("version 7") && answer.reply.text.contains("not 2"));
         answer.bad(Fault::Version, "one release");
     });
 }
@@ -57,20 +57,24 @@ fn names_that_could_leave_a_directory_do_not_get_in() {
         let agent = bench.agent();
         let volume = bench.volume("v");
         let frame = Request::Unpublish(volume).encode(1);
-        // The volume's text: its length at 56, `<pod UID>/<name>/<id>` from 58.
+        // The volume's text: its length at 56, `<driver>/<pod UID>/<name>/<id>` from 58.
         let with = |text: &str| {
             let mut bad = frame;
             bad[56..58].copy_from_slice(&(text.len() as u16).to_le_bytes());
-            bad[58..287].fill(0);
+            bad[58..351].fill(0);
             bad[58..58 + text.len()].copy_from_slice(text.as_bytes());
             bad
         };
-        assert_eq!(with(&format!("{POD}/v/csi-v")), frame);
+        assert_eq!(with(&format!("{DRIVER}/{POD}/v/csi-v")), frame);
         let long = "x".repeat(64);
         let refuse = |text: &str, field: &str| {
-            agent.send(&with(text), &[]);
+            agent.send(&with(&format!("{DRIVER}/{text}")), &[]);
             agent.receive().unwrap().bad(Fault::Malformed, field);
         };
+        for driver in ["..", ".", "", "\0", "a_b", "-", "csi:..", "registration:/etc", &long] {
+            agent.send(&with(&format!("{driver}/{POD}/v/csi-v")), &[]);
+            agent.receive().unwrap().bad(Fault::Malformed, "driver name");
+        }
         for name in ["..", ".", "", "\0", "V", "-", &long] {
             refuse(&format!("{POD}/{name}/csi-v"), "volume name");
         }
@@ -100,8 +104,7 @@ fn descriptors_come_one_at_a_time_with_store_only_and_of_one_kind() {
         let tcp: OwnedFd = std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
         let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
         let cookie = |fd: &OwnedFd| socket_cookie(fd).unwrap_or(1);
-        let store =
-            |cookie| Request::StoreListener { volume: Some(volume.clone()), slot: keep::VOLUME, cookie };
+        let store = |cookie| bench::store(&volume, cookie);
         agent.ask(&Request::Hello).good();
         let before = descriptors(pid);
         for fd in [&datagram, &stream, &tcp, &file] {
@@ -115,8 +118,7 @@ fn descriptors_come_one_at_a_time_with_store_only_and_of_one_kind() {
             assert!(agent.receive().unwrap().fault().is_some());
         }
         let stranger = Volume { name: "other".parse().unwrap(), ..volume.clone() };
-        let request =
-            Request::StoreListener { volume: Some(stranger), slot: keep::VOLUME, cookie: cookie(&listener) };
+        let request = bench::store(&stranger, cookie(&listener));
         agent.ask_with(&request, &[&listener]).bad(Fault::NotFound, "directory");
         eventually(DEADLINE, "all of that to be closed", || descriptors(pid) == before);
         // Kept where it is the right one.

@@ -5,10 +5,13 @@ use std::os::unix::net::UnixListener;
 
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{MountFlags, mount};
-use seamount_mounter_protocol::{Fault, Request, flag, keep};
+use seamount_mounter_protocol::{Fault, Request, flag};
 use seamount_testkit::eventually;
 
-use crate::bench::{AGENT, DEADLINE, POD, as_agent, as_user, bench, dial, mode, mounts_on};
+use crate::bench::{
+    AGENT, DEADLINE, POD, as_agent, as_user, bench, csi_listener, dial, mode, mounts_on,
+    registration_listener, store, store_csi,
+};
 
 #[test]
 fn it_keeps_three_capabilities_and_no_network() {
@@ -43,7 +46,7 @@ fn hello_and_the_log_say_what_works_and_how_many_volumes_fit() {
     bench("hello_and_the_log_say_what_works_and_how_many_volumes_fit", |bench| {
         let command = bench.limited("ulimit -S -n 100; ulimit -H -n 300", &[]);
         bench.spawn(command, true);
-        assert!(bench.log(1).contains("volumes=208"), "{}", bench.log(1));
+        assert!(bench.log(1).contains("volumes=222"), "{}", bench.log(1));
         let hello = bench.agent().ask(&Request::Hello).good();
         assert_eq!(hello.reply.numbers[0], 300);
         assert!(hello.reply.numbers[1] > 0 && hello.reply.text.starts_with("seamount-mounter "));
@@ -88,7 +91,7 @@ fn node_listeners_are_roots_alone_and_made_once() {
         let agent = bench.agent();
         let csi = bench.path("plugins/csi.spiffe.io/csi.sock");
         let registration = bench.path("plugins_registry/csi.spiffe.io-reg.sock");
-        for (request, path) in [(Request::CsiListener, csi), (Request::RegistrationListener, registration)] {
+        for (request, path) in [(csi_listener(), csi), (registration_listener(), registration)] {
             let first = agent.ask(&request).good();
             assert!(!first.has(flag::EXISTING) && first.reply.cookie != 0);
             assert_eq!(mode(&path), 0o600);
@@ -117,12 +120,13 @@ fn a_driver_name_that_is_taken_is_left_alone() {
         bench.start(&[]);
         let agent = bench.agent();
         let path = bench.path("plugins/csi.spiffe.io/csi.sock");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         let other = UnixListener::bind(&path).unwrap();
-        agent.ask(&Request::CsiListener).bad(Fault::Busy, "another process serves csi.sock");
+        agent.ask(&csi_listener()).bad(Fault::Busy, "another process serves csi.sock");
         dial(&path);
         // What it left behind is replaced.
         drop(other);
-        agent.ask(&Request::CsiListener).good();
+        agent.ask(&csi_listener()).good();
         dial(&path);
     });
 }
@@ -131,7 +135,7 @@ fn a_driver_name_that_is_taken_is_left_alone() {
 fn the_state_outlives_the_mounter_and_is_the_agents() {
     bench("the_state_outlives_the_mounter_and_is_the_agents", |bench| {
         let ids: &[&str] = &["--agent-uid", "64203", "--agent-gid", "64203"];
-        let state = bench.path("plugins/csi.spiffe.io/state");
+        let state = bench.path("plugins/seamount.dev/state");
         for args in [ids, &[ids, &["--no-idmap"]].concat()] {
             bench.start(args);
             as_agent(|| {
@@ -175,7 +179,7 @@ fn the_state_is_out_of_swap_and_executes_nothing() {
         let agent = bench.agent();
         let noswap = agent.ask(&Request::Hello).good().has(flag::NOSWAP);
         agent.ask(&Request::State).good();
-        let state = bench.path("plugins/csi.spiffe.io/state");
+        let state = bench.path("plugins/seamount.dev/state");
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let line = table.lines().find(|l| l.contains(state.to_str().unwrap())).unwrap();
         assert!(line.contains("rw,nosuid,nodev,noexec"), "{line}");
@@ -189,7 +193,7 @@ fn sockets_stay_when_the_mounter_is_stopped() {
         bench.start(&[]);
         let volume = bench.volume("v");
         let agent = bench.agent();
-        agent.ask(&Request::CsiListener).good();
+        agent.ask(&csi_listener()).good();
         agent.identity(&volume).good();
         assert!(bench.terminate().success());
         assert!(bench.path("plugins/csi.spiffe.io/csi.sock").exists());
@@ -205,27 +209,24 @@ fn a_listener_comes_back_through_the_agent() {
         let path = bench.target(&volume).join("spire-agent.sock");
         let (made, csi) = {
             let agent = bench.agent();
-            (agent.identity(&volume).good(), agent.ask(&Request::CsiListener).good())
+            (agent.identity(&volume).good(), agent.ask(&csi_listener()).good())
         };
         bench.kill();
         bench.start(&[]);
         // Nobody noticed: the agent's copy still listens.
         dial(&path);
         let agent = bench.agent();
-        let store = |slot, volume, cookie| Request::StoreListener { volume, slot, cookie };
         let cookie = made.reply.cookie;
         let fd = made.fd.unwrap();
         assert!(agent.ask(&Request::Inspect(volume.clone())).good().fd.is_none());
-        agent.ask_with(&store(keep::VOLUME, Some(volume.clone()), cookie), &[&fd]).good();
-        agent.ask_with(&store(keep::CSI, None, csi.reply.cookie), &[csi.fd.as_ref().unwrap()]).good();
+        agent.ask_with(&store(&volume, cookie), &[&fd]).good();
+        agent.ask_with(&store_csi(csi.reply.cookie), &[csi.fd.as_ref().unwrap()]).good();
         let again = agent.identity(&volume).good();
         assert!(again.has(flag::EXISTING));
         assert_eq!(again.reply.cookie, cookie);
         assert_eq!(agent.ask(&Request::Inspect(volume.clone())).good().reply.cookie, cookie);
-        assert!(agent.ask(&Request::CsiListener).good().has(flag::EXISTING));
-        agent
-            .ask_with(&store(keep::VOLUME, Some(volume.clone()), cookie), &[&fd])
-            .bad(Fault::Busy, "kept already");
+        assert!(agent.ask(&csi_listener()).good().has(flag::EXISTING));
+        agent.ask_with(&store(&volume, cookie), &[&fd]).bad(Fault::Busy, "kept already");
         // And the agent gets it back after its own crash.
         drop((agent, fd));
         let agent = bench.agent();
@@ -250,11 +251,7 @@ fn a_stored_listener_of_another_inode_is_not_believed() {
         drop(newer);
         bench.start(&[]);
         let agent = bench.agent();
-        let store = Request::StoreListener {
-            volume: Some(volume.clone()),
-            slot: keep::VOLUME,
-            cookie: old.reply.cookie,
-        };
+        let store = store(&volume, old.reply.cookie);
         agent.ask_with(&store, &[old.fd.as_ref().unwrap()]).bad(Fault::NotOurs, "socket's name");
         let made = agent.identity(&volume).good();
         assert!(!made.has(flag::EXISTING));

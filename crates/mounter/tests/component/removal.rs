@@ -8,7 +8,10 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use seamount_mounter_protocol::{Fault, Request, flag};
 use seamount_testkit::eventually;
 
-use crate::bench::{Bench, DEADLINE, POD, bench, dial, mode, mounts_on, names};
+use crate::bench::{
+    Bench, DEADLINE, OWN, POD, bench, csi_listener, dial, mode, mounts_on, names, offer,
+    registration_listener,
+};
 
 const PLUGIN: &str = "plugins/csi.spiffe.io";
 const REGISTRATION: &str = "plugins_registry/csi.spiffe.io-reg.sock";
@@ -24,8 +27,7 @@ fn sockets_and_lock_are_put_back() {
     bench("sockets_and_lock_are_put_back", |bench| {
         bench.start(&[]);
         let agent = bench.agent();
-        let [lock, take_over] =
-            ["lock", "take-over.sock"].map(|name| bench.path(&format!("{PLUGIN}/{name}")));
+        let [lock, take_over] = ["lock", "take-over.sock"].map(|name| bench.path(&format!("{OWN}/{name}")));
         let age = fs::metadata(&lock).unwrap().modified().unwrap();
         for path in [&lock, &take_over, &bench.socket()] {
             fs::remove_file(path).unwrap();
@@ -47,7 +49,7 @@ fn sockets_and_lock_are_put_back() {
 fn a_removed_lock_lets_no_second_mounter_in() {
     bench("a_removed_lock_lets_no_second_mounter_in", |bench| {
         bench.start(&[]);
-        fs::remove_file(bench.path(&format!("{PLUGIN}/lock"))).unwrap();
+        fs::remove_file(bench.path(&format!("{OWN}/lock"))).unwrap();
         let command = bench.command(&[]);
         bench.spawn(command, false);
         bench.wait_for(2, "another mounter holds the lock");
@@ -64,7 +66,7 @@ fn of_two_mounters_one_stays() {
     bench("of_two_mounters_one_stays", |bench| {
         bench.start(&[]);
         // Nothing says any more that there is one.
-        make_anew(bench, PLUGIN);
+        make_anew(bench, OWN);
         let other = bench.path("logs/other.sock");
         let mut command = bench.command(&[]);
         command.arg("--socket").arg(&other);
@@ -83,13 +85,13 @@ fn directories_that_were_made_anew_are_followed() {
         let agent = bench.agent();
         agent.ask(&Request::State).good();
         let (csi, registration) =
-            (agent.ask(&Request::CsiListener).good(), agent.ask(&Request::RegistrationListener).good());
-        for directory in [PLUGIN, "plugins_registry", "pods"] {
+            (agent.ask(&csi_listener()).good(), agent.ask(&registration_listener()).good());
+        for directory in [OWN, PLUGIN, "plugins_registry", "pods"] {
             make_anew(bench, directory);
         }
         for (request, before, path) in [
-            (Request::CsiListener, csi, format!("{PLUGIN}/csi.sock")),
-            (Request::RegistrationListener, registration, REGISTRATION.to_owned()),
+            (csi_listener(), csi, format!("{PLUGIN}/csi.sock")),
+            (registration_listener(), registration, REGISTRATION.to_owned()),
         ] {
             let anew = agent.ask(&request).good();
             assert!(!anew.has(flag::EXISTING) && anew.reply.cookie != before.reply.cookie);
@@ -97,12 +99,12 @@ fn directories_that_were_made_anew_are_followed() {
             dial(bench.path(&path));
         }
         // The state is not there any more; a new one is made for the asking.
-        let id = || agent.ask(&Request::CsiListener).good().reply.numbers;
+        let id = || agent.ask(&csi_listener()).good().reply.numbers;
         assert_eq!(id(), [0; 3]);
         let state = agent.ask(&Request::State).good().fd.unwrap();
         let stat = rustix::fs::fstat(&state).unwrap();
         assert_eq!(id(), [stat.st_dev, stat.st_ino, 0]);
-        let path = bench.path(&format!("{PLUGIN}/state"));
+        let path = bench.path(&format!("{OWN}/state"));
         assert_eq!(mounts_on(&path), 1);
         // The same where it was unmounted.
         unmount(&path, UnmountFlags::DETACH).unwrap();
@@ -119,26 +121,26 @@ fn another_process_keeps_the_name_that_it_took() {
         bench.start(&[]);
         let agent = bench.agent();
         let csi = bench.path(&format!("{PLUGIN}/csi.sock"));
-        let kept = agent.ask(&Request::CsiListener).good();
+        let kept = agent.ask(&csi_listener()).good();
         let short = bench.path("s");
         let other = UnixListener::bind(&short).unwrap();
         fs::rename(&short, &csi).unwrap();
         let inode = fs::metadata(&csi).unwrap().ino();
-        agent.ask(&Request::CsiListener).bad(Fault::Busy, "another process serves csi.sock");
+        agent.ask(&csi_listener()).bad(Fault::Busy, "another process serves csi.sock");
         // Also where it accepts nothing, and its queue is full of the one question: the mounter does not wait
         // for it.
         rustix::net::listen(&other, 0).unwrap();
-        agent.ask(&Request::CsiListener).bad(Fault::Busy, "another process serves csi.sock");
+        agent.ask(&csi_listener()).bad(Fault::Busy, "another process serves csi.sock");
         assert_eq!(fs::metadata(&csi).unwrap().ino(), inode);
         drop(other);
-        let anew = agent.ask(&Request::CsiListener).good();
+        let anew = agent.ask(&csi_listener()).good();
         assert!(!anew.has(flag::EXISTING) && anew.reply.cookie != kept.reply.cookie);
         // Our own, with another time on its inode, is none of another process.
         let touched = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
         let times = rustix::fs::Timestamps { last_access: touched, last_modification: touched };
         rustix::fs::utimensat(rustix::fs::CWD, &csi, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
-        agent.ask(&Request::CsiListener).good();
-        assert!(agent.ask(&Request::CsiListener).good().has(flag::EXISTING));
+        agent.ask(&csi_listener()).good();
+        assert!(agent.ask(&csi_listener()).good().has(flag::EXISTING));
     });
 }
 
@@ -147,15 +149,15 @@ fn an_offer_shows_the_same_socket_again() {
     bench("an_offer_shows_the_same_socket_again", |bench| {
         bench.start(&[]);
         let agent = bench.agent();
-        agent.ask(&Request::Offer).bad(Fault::NotFound, "does not lead");
-        let first = agent.ask(&Request::RegistrationListener).good();
+        agent.ask(&offer()).bad(Fault::NotFound, "does not lead");
+        let first = agent.ask(&registration_listener()).good();
         let path = bench.path(REGISTRATION);
         let before = fs::metadata(&path).unwrap();
         // As the kubelet does.
         let events = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::NONBLOCK).unwrap();
         let moved = rustix::fs::inotify::WatchFlags::MOVED_TO;
         rustix::fs::inotify::add_watch(&events, bench.path("plugins_registry"), moved).unwrap();
-        agent.ask(&Request::Offer).good();
+        agent.ask(&offer()).good();
         let mut space = [std::mem::MaybeUninit::uninit(); 1024];
         let mut reader = rustix::fs::inotify::Reader::new(&events, &mut space);
         let mut seen = Vec::new();
@@ -165,12 +167,12 @@ fn an_offer_shows_the_same_socket_again() {
         assert_eq!(seen, [".csi.spiffe.io-reg.sock", "csi.spiffe.io-reg.sock"]);
         let after = fs::metadata(&path).unwrap();
         assert_eq!((after.ino(), after.mtime_nsec()), (before.ino(), before.mtime_nsec()));
-        let again = agent.ask(&Request::RegistrationListener).good();
+        let again = agent.ask(&registration_listener()).good();
         assert!(again.has(flag::EXISTING) && again.reply.cookie == first.reply.cookie);
         assert_eq!(names(bench.path("plugins_registry")), ["csi.spiffe.io-reg.sock"]);
         // What does not lead to us is left alone.
         fs::remove_file(&path).unwrap();
-        agent.ask(&Request::Offer).bad(Fault::NotFound, "does not lead");
+        agent.ask(&offer()).bad(Fault::NotFound, "does not lead");
     });
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 use seamount_mounter_protocol::{Fault, Request};
 
-use crate::bench::{bench, names};
+use crate::bench::{bench, csi_listener, names};
 
 #[test]
 fn a_full_disk_leaves_nothing_half_done() {
@@ -70,7 +70,7 @@ fn kept_descriptors_are_bounded_and_exhaustion_is_a_clear_fault() {
         }
         agent.identity(&volumes[8]).bad(Fault::Exhausted, "limit of open files");
         assert_eq!(names(bench.place(&volumes[8])), ["vol_data.json"]);
-        agent.ask(&Request::CsiListener).bad(Fault::Exhausted, "limit of open files");
+        agent.ask(&csi_listener()).bad(Fault::Exhausted, "limit of open files");
         // What is there goes on, and a freed place is used again.
         agent.identity(&volumes[0]).good();
         agent.unpublish(&volumes[3]).good();

@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
-use seamount_agent::record::{Body, IdentityBody, NodeRecord, Record, Registration, StoredSvid};
+use seamount_agent::record::{
+    Body, DriverRecord, IdentityBody, NodeRecord, Record, Registration, StoredSvid,
+};
 use seamount_authority::new_key_and_csr;
 use seamount_fuzz::csi_requests::good;
 use seamount_fuzz::tokens;
 use seamount_identity::KeyType;
 use seamount_mounter_protocol::names::Volume;
-use seamount_mounter_protocol::{Fault, Reply, Request};
+use seamount_mounter_protocol::{Fault, Reply, Request, Subject};
 use seamount_pod_token::Token;
 use seamount_proto::csi::{
     NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest, NodeUnpublishVolumeRequest,
@@ -46,6 +48,7 @@ fn add(all: &mut Seeds, target: &'static str, kind: u8, bytes: &[u8]) {
 
 fn volume() -> Volume {
     Volume {
+        driver: "csi.spiffe.io".parse().unwrap(),
         pod: "3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6".parse().unwrap(),
         name: "spiffe".parse().unwrap(),
         id: "csi-0123456789abcdef".parse().unwrap(),
@@ -56,8 +59,8 @@ fn frames(all: &mut Seeds) {
     let v = volume;
     let requests = [
         Request::Hello,
-        Request::CsiListener,
-        Request::RegistrationListener,
+        Request::CsiListener(v().driver),
+        Request::RegistrationListener(v().driver),
         Request::State,
         Request::PublishIdentity(v()),
         Request::PublishTmpfs { volume: v(), gid: 1000, size: 1 << 20 },
@@ -66,9 +69,9 @@ fn frames(all: &mut Seeds) {
         Request::Unpublish(v()),
         Request::Inspect(v()),
         Request::List { cursor: 3 },
-        Request::StoreListener { volume: Some(v()), slot: 0, cookie: 42 },
-        Request::StoreListener { volume: None, slot: 1, cookie: 42 },
-        Request::Offer,
+        Request::StoreListener { subject: Subject::Volume(v()), cookie: 42 },
+        Request::StoreListener { subject: Subject::Csi(v().driver), cookie: 42 },
+        Request::Offer(v().driver),
     ];
     for (id, request) in requests.iter().enumerate() {
         add(all, "mounter_protocol", 0, &request.encode(id as u64));
@@ -137,8 +140,12 @@ fn records(all: &mut Seeds) {
         }),
     };
     let plain = Record { body: Body::Directory, ..record.clone() };
-    let node =
-        |registration| NodeRecord { generation: 3, csi_cookie: 4, registration_cookie: 5, registration };
+    let node = |registration| {
+        let driver = record.volume.driver.clone();
+        let driver = DriverRecord { driver, csi_cookie: 4, registration_cookie: 5, registration };
+        let other = DriverRecord { driver: "b.example.org".parse().unwrap(), ..driver.clone() };
+        NodeRecord { generation: 3, drivers: vec![driver, other] }
+    };
     let encoded = [
         record.encode(),
         plain.encode(),

@@ -85,7 +85,7 @@ fn judge(request: &NodePublishVolumeRequest, rules: &Rules) -> Result<PublishReq
     let namespace = dns_name(context, POD_NAMESPACE, MAX_LABEL, false)?;
     let service_account = dns_name(context, SERVICE_ACCOUNT, MAX_NAME, true)?;
     let token = token::find(&request.secrets, context, rules)?;
-    let volume = Volume { pod, name, id };
+    let volume = Volume { driver: rules.driver.clone(), pod, name, id };
     let parameters = parameters(&volume, mode, [pod_name, namespace, service_account]);
     Ok(PublishRequest {
         volume,

@@ -15,8 +15,12 @@ const UID: &str = "3f2c1a9e-0b1d-4c5e-8f70-a1b2c3d4e5f6";
 const OTHER_UID: &str = "00000000-0000-0000-0000-000000000000";
 const SECRET: &str = "header.payload.signature";
 
+fn basic() -> Rules {
+    Rules::basic("csi.spiffe.io".parse().unwrap(), ROOT)
+}
+
 fn rules() -> Rules {
-    Rules { kubelet_root: ROOT.into(), audience: Some("seamount.dev".into()), allow_volume_context: false }
+    Rules { audience: Some("seamount.dev".into()), ..basic() }
 }
 
 fn path() -> String {

@@ -6,9 +6,13 @@ use seamount_mounter_protocol::names::Volume;
 use super::binding::{Basis, PodBinding};
 use crate::csi::request::PublishRequest;
 
-/// `volume_id`, where it is another one.
+/// `volume_id`, where it is another one; `driver`, where it is another driver's.
 pub(in crate::volumes) fn conflict_id(known: &Volume, volume: &Volume) -> Option<&'static str> {
-    (known.id != volume.id).then_some("volume_id")
+    match (known.driver == volume.driver, known.id == volume.id) {
+        (true, true) => None,
+        (true, false) => Some("volume_id"),
+        (false, _) => Some("driver"),
+    }
 }
 
 /// The first field in which a publish differs from what this agent has published, or from the pod that a

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use seamount_proto::node::{Authority, Condition, Mounter, Validity};
+use seamount_proto::node::{Authority, Condition, Driver, Mounter, Validity};
 
 use super::{Check, Evidence};
 use crate::node::client::Failure;
@@ -57,7 +57,7 @@ pub fn directories(e: &Evidence) -> Check {
             name,
             format!("Seamount has never run here: no plugins/{} (there is {others})", e.driver),
             [
-                "if the installation has another driver name or kubelet directory, give --driver-name and --kubelet-root",
+                "if the installation has another driver name or kubelet directory, give --driver and --kubelet-root",
                 "is the DaemonSet there, and allowed on this node? kubectl -n seamount-system describe daemonset seamount-node",
                 PODS,
             ],
@@ -108,17 +108,14 @@ fn processes(e: &Evidence) -> Check {
     let old = |p: &&&Process| p.age.is_some_and(|age| age > ROLL_OUT);
     if mounters.len() > 1 {
         let all: Vec<_> = mounters.iter().map(|p| told(p)).collect();
-        let text = format!("{} mounters of {}: {}", mounters.len(), e.driver, all.join(", "));
+        let text = format!("{} mounters on this node: {}", mounters.len(), all.join(", "));
         if mounters.iter().filter(old).count() < 2 {
             return Check::note(name, format!("{text}: a roll-out"), ["look again in two minutes"]);
         }
         return Check::problem(
             name,
             text + "; one of them waits for the other",
-            [
-                "two installations of one driver on a node, or a pod that was deleted by force: delete the older one",
-                PODS,
-            ],
+            ["two installations on a node, or a pod that was deleted by force: delete the older one", PODS],
         );
     }
     if let (Some(mounter), Some(agent)) = (mounters.first(), agents.first()) {
@@ -240,16 +237,23 @@ fn mounter(mounter: Option<&Mounter>) -> Check {
     Check::ok(name, format!("{} is connected and answers", mounter.build))
 }
 
+/// The first driver that is not registered; else all of them.
 fn registration(e: &Evidence) -> Check {
     let name = "registration";
-    let Some(found) = e.status.as_ref().ok().and_then(|s| s.registration.as_ref()) else {
-        return Check::skipped(name, "the agent says nothing of it");
+    let drivers = e.status.as_ref().map(|s| s.drivers.as_slice()).unwrap_or_default();
+    let state = |d: &Driver| d.registration.clone().unwrap_or_default();
+    let Some(bad) = drivers.iter().find(|d| state(d).state != "registered") else {
+        let all: Vec<_> = drivers.iter().map(|d| plain(&d.name)).collect();
+        return match all.as_slice() {
+            [] => Check::skipped(name, "the agent says nothing of it"),
+            all => Check::ok(name, format!("the kubelet has registered {}", all.join(", "))),
+        };
     };
+    let (driver, found) = (plain(&bad.name), state(bad));
     match found.state.as_str() {
-        "registered" => Check::ok(name, "the kubelet has registered the driver"),
         "refused" => Check::problem(
             name,
-            format!("the kubelet refused the driver: {}", plain(&found.reason)),
+            format!("the kubelet refused the driver {driver}: {}", plain(&found.reason)),
             [
                 "is another driver of this name installed on the node? Remove it",
                 "journalctl -u kubelet | grep csi",
@@ -261,12 +265,13 @@ fn registration(e: &Evidence) -> Check {
             [
                 "is another driver of this name installed on the node? Remove it; the socket comes back within seconds".to_owned(),
                 "is plugins or plugins_registry below the kubelet's root read-only, or something else than a directory?".to_owned(),
+                "does the mounter have the driver? It needs the same --driver as the agent".to_owned(),
                 log("mounter"),
             ],
         ),
         _ => Check::problem(
             name,
-            "the kubelet has not registered the driver; it is offered again every few minutes",
+            format!("the kubelet has not registered the driver {driver}; it is offered again every few minutes"),
             [
                 "is the kubelet running, and is --kubelet-root its --root-dir? systemctl status kubelet",
                 "restart the kubelet: it looks at plugins_registry when it starts, and does not notice that the directory itself was made anew",
@@ -415,7 +420,7 @@ fn descriptors(e: &Evidence) -> Check {
 fn state(e: &Evidence) -> Check {
     let name = "state";
     const UNMOUNT: &str =
-        "umount the extra mounts on plugins/<driver>/state, the upper ones first, and restart the pod";
+        "umount the extra mounts on plugins/seamount.dev/state, the upper ones first, and restart the pod";
     let swapped = "records with keys may be written to swap: the kernel has no noswap for tmpfs (6.4)";
     let remedies = [
         "switch swap off, or encrypt it",
@@ -456,7 +461,7 @@ fn state(e: &Evidence) -> Check {
                 state.bytes_used, state.bytes, state.inodes_used, state.inodes
             ),
             [
-                "ls -la below plugins/<driver>/state as root: a file that is not <pod uid>.<volume> or node is not ours; remove it",
+                "ls -la below plugins/seamount.dev/state as root: a file that is not <pod uid>.<volume> or node is not ours; remove it",
                 "so many volumes are too many for a node: move pods away",
             ],
         );

@@ -165,13 +165,13 @@ fn what_the_agent_says_is_judged() {
     finds(in_status(|s| s.mounter.as_mut().unwrap().connected = false), &["mounter"], "not connected");
     finds(in_status(|s| s.mounter.as_mut().unwrap().answers = false), &["mounter"], "does not answer");
     finds(
-        in_status(|s| s.registration.as_mut().unwrap().state = "unknown".into()),
+        in_status(|s| s.drivers[1].registration.as_mut().unwrap().state = "unknown".into()),
         &["registration"],
         "restart the kubelet",
     );
     finds(
         in_status(|s| {
-            let registration = s.registration.as_mut().unwrap();
+            let registration = s.drivers[1].registration.as_mut().unwrap();
             (registration.state, registration.reason) = ("refused".into(), "taken".into());
         }),
         &["registration"],
@@ -179,7 +179,7 @@ fn what_the_agent_says_is_judged() {
     );
     finds(
         in_status(|s| {
-            let registration = s.registration.as_mut().unwrap();
+            let registration = s.drivers[1].registration.as_mut().unwrap();
             let reason = "the kubelet does not find the driver: another process serves csi.sock";
             (registration.state, registration.reason) = ("unreachable".into(), reason.into());
         }),

@@ -1,4 +1,4 @@
-//! One mounter per node and driver, and the way from one to the next.
+//! One mounter per node, and the way from one to the next.
 //!
 //! Who holds the lock is the mounter. It belongs to the open file (flock(2)): it ends with the process, and
 //! it can be handed on without ever being free. Of two pods on a node (a roll-out with `maxSurge`, or a pod
@@ -16,16 +16,16 @@ use std::sync::Once;
 use std::time::Duration;
 
 use rustix::event::{PollFlags, Timespec};
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, Timestamps};
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_cookie};
 use rustix::net::{SocketFlags, SocketType};
 
+use crate::closer::Foreign;
 use crate::config::Config;
-use crate::failure::{Doing, Outcome, fail};
-use crate::foreign::Foreign;
+use crate::error::{Context, Result, bail};
 use crate::log::{done, warn};
-use crate::path;
+use crate::path::{self, OWN};
 use crate::socket;
 use crate::wire::{PATIENCE, ready, receive};
 
@@ -38,44 +38,41 @@ pub const LOCK: &str = "lock";
 /// How often a mounter that waits looks again.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The listeners that are kept: a volume's as `<pod UID>/<volume name>`, the others by their number in
-/// `protocol::keep`.
+/// The listeners that are kept, by slot: a volume's is `<pod UID>/<volume name>`, a driver's two are
+/// `csi:<driver>` and `registration:<driver>`, as in the protocol.
 pub type Kept = BTreeMap<String, Rc<Foreign>>;
 
 /// The place of the one mounter.
-pub struct Seat {
-    pub lock: Rc<Foreign>,
+pub struct MounterLock {
+    pub file: Rc<Foreign>,
     pub kept: Kept,
     /// Where the agent connects, and where a successor does.
     pub doors: [OwnedFd; 2],
 }
 
-impl Seat {
+impl MounterLock {
     /// Takes the place, waits until it is free, or takes over. That begins when our own agent is there,
     /// because the other one leaves first: connections wait meanwhile, and should not wait for a container to
     /// start.
-    pub fn take(root: &OwnedFd, config: &Config) -> Outcome<Self> {
+    pub fn take(root: &OwnedFd, config: &Config) -> Result<Self> {
         let (dir, name) = path::open_parent(&config.socket)?;
-        let first = fs::fstat(&open_file(&dir, BORN)?).doing("look at the pod's age")?;
-        let born = Timespec { tv_sec: first.st_mtime, tv_nsec: first.st_mtime_nsec as i64 };
-        let bind = || bind_agents(&dir, &name);
+        let born = age(&open_file(&dir, BORN)?)?;
         let (mut agents, waits) = (None, Once::new());
-        let (plugin, lock, kept) = loop {
+        let (own, lock, kept) = loop {
             // By name each time: the lock of a file or directory that was removed says nothing.
-            let plugin = path::plugin(root, &config.driver)?;
-            let file = open_file(&plugin, LOCK)?;
+            let own = path::plugin(root, OWN)?;
+            let file = open_file(&own, LOCK)?;
             // A lock that was removed seems to be free. Its holder is known by its socket, and takes it
             // again.
-            if !socket::is_alive(&plugin, SOCKET, None)? && lock(&file)? {
-                break (plugin, Foreign::from(file), Kept::new());
+            if !socket::is_alive(&own, SOCKET, None)? && lock(&file)? {
+                break (own, Foreign::from(file), Kept::new());
             }
             waits.call_once(|| done("waiting: another mounter holds the lock", None));
-            let holder = fs::fstat(&file).doing("look at the lock")?;
-            if (holder.st_mtime, holder.st_mtime_nsec as i64) < (born.tv_sec, born.tv_nsec) {
-                let door: &OwnedFd = if let Some(door) = &agents { door } else { agents.insert(bind()?) };
-                if ready(door, PollFlags::IN) {
-                    match inherit(&plugin) {
-                        Ok((lock, kept)) => break (plugin, lock, kept),
+            if age(&file)? < born {
+                let door = agents.take().map_or_else(|| bind_agents(&dir, &name), Ok)?;
+                if ready(agents.insert(door), PollFlags::IN) {
+                    match inherit(&own) {
+                        Ok((lock, kept)) => break (own, lock, kept),
                         Err(e) => warn("not taken over", &e),
                     }
                 }
@@ -84,82 +81,79 @@ impl Seat {
         };
         // Before the socket is there, so that nobody reads a predecessor's age and comes.
         write_age(&lock, born)?;
-        let successors = bind_successors(&plugin)?;
-        let agents = match agents {
-            Some(bound) => bound,
-            None => bind()?,
-        };
-        Ok(Self { lock: Rc::new(lock), kept, doors: [agents, successors] })
+        let successors = bind_successors(&own)?;
+        let agents = agents.map_or_else(|| bind_agents(&dir, &name), Ok)?;
+        Ok(Self { file: Rc::new(lock), kept, doors: [agents, successors] })
     }
 
     /// Binds and locks again what was removed. `Busy` where another mounter has the lock now.
-    pub fn tend(&mut self, root: &OwnedFd, config: &Config) -> Outcome<()> {
-        let plugin = path::plugin(root, &config.driver)?;
+    pub fn tend(&mut self, root: &OwnedFd, config: &Config) -> Result<()> {
+        let own = path::plugin(root, OWN)?;
         // First: a mounter that has lost it takes no name from the one that has it.
-        self.hold_lock(&plugin)?;
+        self.hold_lock(&own)?;
         let (dir, name) = path::open_parent(&config.socket)?;
         let [agents, successors] = &mut self.doors;
         if !socket::leads_to(&dir, &name, &*agents) {
             *agents = bind_agents(&dir, &name)?;
             done("the agent's socket was removed, and is there again", None);
         }
-        if !socket::leads_to(&plugin, SOCKET, &*successors) {
-            *successors = bind_successors(&plugin)?;
+        if !socket::leads_to(&own, SOCKET, &*successors) {
+            *successors = bind_successors(&own)?;
             done("the successor's socket was removed, and is there again", None);
         }
         Ok(())
     }
 
-    fn hold_lock(&mut self, plugin: &OwnedFd) -> Outcome<()> {
-        let held = fs::fstat(&self.lock).doing("look at the lock")?;
-        let named = fs::statat(plugin, LOCK, AtFlags::SYMLINK_NOFOLLOW);
+    fn hold_lock(&mut self, own: &OwnedFd) -> Result<()> {
+        let held = fs::fstat(&self.file).context("look at the lock")?;
+        let named = fs::statat(own, LOCK, AtFlags::SYMLINK_NOFOLLOW);
         if named.is_ok_and(|named| (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)) {
             return Ok(());
         }
-        let file = open_file(plugin, LOCK)?;
+        let file = open_file(own, LOCK)?;
         if !lock(&file)? {
-            return fail!(
-                Busy,
-                "the lock was removed, and another mounter has taken it: this one waits for it"
-            );
+            bail!(Busy, "the lock was removed, and another mounter has taken it: this one waits for it");
         }
-        write_age(&file, Timespec { tv_sec: held.st_mtime, tv_nsec: held.st_mtime_nsec as i64 })?;
-        self.lock = Rc::new(file.into());
+        write_age(&file, age(&self.file)?)?;
+        self.file = Rc::new(file.into());
         done("the lock was removed, and is held again", None);
         Ok(())
     }
 }
 
 /// Any process may connect; the peer's uid decides which one is listened to.
-fn bind_agents(dir: &OwnedFd, name: &str) -> Outcome<OwnedFd> {
+fn bind_agents(dir: &OwnedFd, name: &str) -> Result<OwnedFd> {
     socket::bind(dir, name, SocketType::SEQPACKET, 0o666)
 }
 
-fn bind_successors(plugin: &OwnedFd) -> Outcome<OwnedFd> {
-    socket::bind(plugin, SOCKET, SocketType::SEQPACKET, 0o600)
+fn bind_successors(own: &OwnedFd) -> Result<OwnedFd> {
+    socket::bind(own, SOCKET, SocketType::SEQPACKET, 0o600)
 }
 
-fn open_file(dir: &OwnedFd, name: &str) -> Outcome<OwnedFd> {
+fn open_file(dir: &OwnedFd, name: &str) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).doing(format_args!("open {name}"))
+    fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).context(format_args!("open {name}"))
 }
 
 /// Whether it is ours now; false where another mounter has it.
-fn lock(file: &OwnedFd) -> Outcome<bool> {
+fn lock(file: &OwnedFd) -> Result<bool> {
     match fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::AGAIN) => Ok(false),
-        taken => taken.doing("take the lock").map(|()| true),
+        taken => taken.context("take the lock").map(|()| true),
     }
 }
 
-fn write_age(lock: impl AsFd, born: Timespec) -> Outcome<()> {
-    let age = Timestamps { last_access: born, last_modification: born };
-    fs::futimens(lock, &age).doing("write the age on the lock")
+fn age(file: impl AsFd) -> Result<Timespec> {
+    fs::fstat(file).map(|stat| socket::time(&stat)).context("look at an age")
+}
+
+fn write_age(lock: impl AsFd, born: Timespec) -> Result<()> {
+    fs::futimens(lock, &socket::times(born)).context("write the age on the lock")
 }
 
 /// Takes everything from the one that holds the lock.
-pub fn inherit(plugin: &OwnedFd) -> Result<(Foreign, Kept), Errno> {
-    let predecessor = socket::connect(plugin, SOCKET, SocketType::SEQPACKET, SocketFlags::empty())?;
+pub fn inherit(own: &OwnedFd) -> Result<(Foreign, Kept), Errno> {
+    let predecessor = socket::connect(own, SOCKET, SocketType::SEQPACKET, SocketFlags::empty())?;
     // It waits for its agent to leave first.
     set_socket_timeout(&predecessor, Timeout::Recv, Some(PATIENCE * 2))?;
     let mut kept = Kept::new();

@@ -9,7 +9,9 @@ use std::time::Duration;
 use seamount_mounter_protocol::{Fault, Request, flag};
 use seamount_testkit::eventually;
 
-use crate::bench::{Agent, Bench, DEADLINE, as_agent, bench, dial, mode};
+use crate::bench::{
+    Agent, Bench, DEADLINE, as_agent, bench, csi_listener, dial, mode, registration_listener,
+};
 
 /// The directory that another pod's two containers share, in which its mounter has been before: younger than
 /// all before, by the file system's clock.
@@ -38,7 +40,7 @@ fn agent(socket: &Path) -> Agent {
 fn publish(bench: &Bench, agent: &Agent) -> Vec<u64> {
     let volumes = ["a", "b", "c"].map(|name| bench.volume(name));
     let mut cookies: Vec<u64> = volumes.iter().map(|v| agent.identity(v).good().reply.cookie).collect();
-    for request in [Request::CsiListener, Request::RegistrationListener] {
+    for request in [csi_listener(), registration_listener()] {
         cookies.push(agent.ask(&request).good().reply.cookie);
     }
     cookies
@@ -51,7 +53,7 @@ fn the_younger_one_takes_over_every_listener() {
         bench.spawn(command(bench, &sockets[0]), true);
         let old = agent(&sockets[0]);
         let before = publish(bench, &old);
-        assert_eq!(mode(bench.path("plugins/csi.spiffe.io/take-over.sock")), 0o600);
+        assert_eq!(mode(bench.path("plugins/seamount.dev/take-over.sock")), 0o600);
         bench.spawn(command(bench, &sockets[1]), false);
         bench.wait_for(2, "waiting");
         // Nothing happens before its own agent is there; the other goes on.
@@ -208,10 +210,10 @@ fn a_successor_that_dies_in_between_changes_nothing() {
 fn a_stranger_on_the_socket_gets_nothing_from_it() {
     bench("a_stranger_on_the_socket_gets_nothing_from_it", |bench| {
         bench.start(&["--agent-uid", "64203", "--agent-gid", "64203"]);
-        let path = bench.path("plugins/csi.spiffe.io/take-over.sock");
+        let path = bench.path("plugins/seamount.dev/take-over.sock");
         // Only root comes through the directory; were it open, the uid decides.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-        for dir in ["plugins", "plugins/csi.spiffe.io"] {
+        for dir in ["plugins", "plugins/seamount.dev"] {
             fs::set_permissions(bench.path(dir), fs::Permissions::from_mode(0o755)).unwrap();
         }
         as_agent(|| {

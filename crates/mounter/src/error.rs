@@ -8,30 +8,30 @@ use seamount_mounter_protocol::Fault;
 
 /// A fault with its message: what failed, why, and what to do.
 #[derive(Debug)]
-pub struct Failure {
+pub struct Error {
     pub fault: Fault,
     pub text: String,
 }
 
-pub type Outcome<T> = Result<T, Failure>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// `fail!(Busy, "text {with} values")`: a [`Failure`] as a result.
-macro_rules! fail {
+/// `bail!(Busy, "text {with} values")`: returns an [`Error`].
+macro_rules! bail {
     ($fault:ident, $($text:tt)*) => {
-        Err($crate::failure::Failure { fault: seamount_mounter_protocol::Fault::$fault, text: format!($($text)*) })
+        return Err($crate::error::Error { fault: seamount_mounter_protocol::Fault::$fault, text: format!($($text)*) })
     };
 }
-pub(crate) use fail;
+pub(crate) use bail;
 
 const STRANGE: &str = "; the kubelet makes no link, mount or file there: nothing is touched";
 
-/// Turns the kernel's refusal into a [`Failure`] that says what was being done.
-pub trait Doing<T> {
-    fn doing(self, what: impl Display) -> Outcome<T>;
+/// Turns the kernel's refusal into an [`Error`] that says what was being done.
+pub trait Context<T> {
+    fn context(self, what: impl Display) -> Result<T>;
 }
 
-impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
-    fn doing(self, what: impl Display) -> Outcome<T> {
+impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
+    fn context(self, what: impl Display) -> Result<T> {
         self.map_err(|e| {
             let e = e.into();
             let (fault, remedy) = match Errno::from_io_error(&e).unwrap_or(Errno::IO) {
@@ -42,7 +42,7 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
                 Errno::XDEV | Errno::LOOP | Errno::NOTDIR | Errno::NAMETOOLONG => (Fault::NotOurs, STRANGE),
                 _ => (Fault::System, ""),
             };
-            Failure { fault, text: format!("cannot {what}: {e}{remedy}") }
+            Error { fault, text: format!("cannot {what}: {e}{remedy}") }
         })
     }
 }
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn shortages_and_strange_paths_have_faults_of_their_own() {
-        let fault = |e: Errno| Err::<(), _>(e).doing("try").unwrap_err().fault;
+        let fault = |e: Errno| Err::<(), _>(e).context("try").unwrap_err().fault;
         assert_eq!((fault(Errno::MFILE), fault(Errno::NFILE)), (Fault::Exhausted, Fault::Exhausted));
         for errno in [Errno::NOSPC, Errno::DQUOT, Errno::ROFS] {
             assert_eq!(fault(errno), Fault::Storage);
