@@ -116,7 +116,7 @@ pub struct Config {
 pub enum Source {
     /// Seamount's own authority; each pod has its own socket.
     Authority(Box<AuthoritySource>),
-    /// Somebody else's Workload API socket, bind-mounted by the mounter.
+    /// Another provider's Workload API socket, bind-mounted by the mounter.
     Directory,
 }
 
@@ -325,7 +325,7 @@ impl Config {
     }
 
     /// The fields of `new` that differ from this configuration and that only a restart applies: what names
-    /// the processes' sockets and who may use them, the identity source and its trust domain, and the
+    /// the processes' sockets and which uid may use them, the identity source and its trust domain, and the
     /// addresses and bounds of what is being served. Everything else (tokens, templates, key kinds,
     /// lifetimes, log level) can be taken over by a running agent.
     pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {

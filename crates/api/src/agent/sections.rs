@@ -389,7 +389,8 @@ fn path_or(section: &mut Section, name: &'static str, default: &str, p: &mut Pro
     }
 }
 
-/// Host without brackets, port, path without closing slash. Only https: the keys decide who is who.
+/// Host without brackets, port, path without closing slash. Only https: the keys decide which pod a
+/// token is of.
 fn parse_url(url: &str) -> Option<(String, u16, String)> {
     let uri: http::Uri = url.parse().ok()?;
     let authority = uri.authority()?;
