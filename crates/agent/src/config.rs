@@ -1,231 +1,23 @@
 //! The agent's configuration: flags over environment over YAML file over defaults.
 //!
-//! Every problem is found in one go, each with its field's path and the remedy. Unknown fields are refused.
-//! `Config::load` may be called again when the file changes; [`Config::needs_restart`] says what of a new
-//! configuration only a restart can apply.
+//! What the file may say is [`seamount_api::agent`]'s; here are the flags and the reading of the file.
+//! [`load`] may be called again when the file changes.
 
 mod args;
-mod reader;
-mod sections;
-mod size;
 
 pub use args::{Args, ArgsError, USAGE, VERSION};
+pub use seamount_api::agent::*;
 pub use seamount_api::{DurationError, Log, LogFormat, LogLevel, format_duration, parse_duration};
-pub(crate) use sections::driver;
-pub use size::{Size, SizeError, parse_size};
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use seamount_identity::{KeyType, TrustDomain};
-use seamount_mounter_protocol::names::DriverName;
-
-/// The one of `drivers` where none is named.
-pub const DRIVER: &str = "csi.spiffe.io";
-/// The most drivers of one node.
-pub const MAX_DRIVERS: usize = 8;
-/// `kubeletRoot`.
-pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
-/// `mounterSocket`.
-pub const MOUNTER_SOCKET: &str = "/run/seamount/mounter.sock";
-/// `identity.idTemplate`.
-pub const ID_TEMPLATE: &str = "spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}";
-/// `authority.embedded.caTtl`.
-pub const CA_TTL: Duration = Duration::from_secs(24 * 3600);
-/// `authority.embedded.svidTtl`.
-pub const SVID_TTL: Duration = Duration::from_secs(3600);
-/// The shortest `authority.embedded.svidTtl`: below it, rotation would be all that an agent does.
-pub const MIN_SVID_TTL: Duration = Duration::from_secs(10);
-/// The longest `authority.embedded.svidTtl`: an SVID cannot be revoked.
-pub const MAX_SVID_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How many SVID lifetimes fit into the intermediate's at least: half of its life passes before the next one
-/// is prepared, and no SVID may outlive its issuer.
-pub const SVIDS_PER_CA: u32 = 4;
-/// `token.audience`.
-pub const AUDIENCE: &str = "seamount.dev";
-/// More `token.issuers` than any migration has.
-pub const MAX_ISSUERS: usize = 8;
-/// `token.keysMaxAge`.
-pub const KEYS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// The shortest `token.keysMaxAge`: as long as the agent stays ready without a good reading.
-pub const MIN_KEYS_MAX_AGE: Duration = seamount_pod_token::KEYS_STALE;
-/// The longest `token.keysMaxAge`: a key that was withdrawn is trusted for so long at most.
-pub const MAX_KEYS_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// `token.keys.apiServer.url`.
-pub const API_SERVER: &str = "https://kubernetes.default.svc";
-/// `token.keys.apiServer.caFile`.
-pub const API_SERVER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
-/// `token.keys.apiServer.tokenFile`.
-pub const API_SERVER_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-/// `http.address`.
-pub const HTTP_ADDRESS: &str = "127.0.0.1:9808";
 /// Where the agent answers probes, in a directory of its own that no pod sees.
 pub const HEALTH_SOCKET: &str = "/run/seamount-agent/health.sock";
-/// The largest of `workloadApi`'s numbers of volumes, connections and streams.
-pub const MAX_CONNECTIONS: u32 = 4096;
-/// The bounds of `workloadApi`'s bytes: an honest client's first call takes some 2,000.
-pub const BYTES: (u64, u64) = (4 << 10, 1 << 30);
-/// The bounds of `memoryLimit`.
-pub const MEMORY: (u64, u64) = (16 << 20, 1 << 40);
-/// The largest `workloadApi.connectionsPerNode`: the kernel's own bound for the descriptors of a process
-/// (`fs.nr_open`).
-pub const MAX_NODE_CONNECTIONS: u32 = 1 << 20;
 /// The largest configuration file that is read, in bytes.
 pub const MAX_FILE: u64 = 256 * 1024;
 
-/// The configuration: complete and consistent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
-    /// The CSI drivers: each one's name is also that of its directory below the kubelet's root.
-    pub drivers: Vec<DriverName>,
-    /// The kubelet's root directory: absolute, without a slash at its end.
-    pub kubelet_root: PathBuf,
-    /// Name of this node, as `spec.nodeName` of its pods says it.
-    pub node_name: String,
-    /// The mounter's `SOCK_SEQPACKET` socket.
-    pub mounter_socket: PathBuf,
-    /// The uid that may talk to the CSI and registration sockets.
-    pub kubelet_uid: u32,
-    /// Where identities come from.
-    pub source: Source,
-    /// Where metrics are served; none: nowhere.
-    pub http: Option<SocketAddr>,
-    /// Logging.
-    pub log: Log,
-    /// Bounds of the Workload API.
-    pub workload_api: WorkloadApi,
-    /// `memoryLimit`, in bytes; none: see [`crate::memory::limit`].
-    pub memory_limit: Option<u64>,
-}
-
-/// `identity.source`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// Seamount's own authority; each pod has its own socket.
-    Authority(Box<AuthoritySource>),
-    /// Somebody else's Workload API socket, bind-mounted by the mounter.
-    Directory,
-}
-
-/// What only the source `authority` needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuthoritySource {
-    /// `trustDomain`.
-    pub trust_domain: TrustDomain,
-    /// `identity.idTemplate`; parses as `seamount_authority::IdTemplate`.
-    pub id_template: String,
-    /// `authority.embedded`.
-    pub embedded: Embedded,
-    /// `token`.
-    pub token: TokenConfig,
-}
-
-/// `authority.embedded`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Embedded {
-    /// Directory with the root's `tls.crt` and `tls.key`; none: a root in memory, other at each start.
-    pub directory: Option<PathBuf>,
-    /// Kind of the intermediate's key (and of the root's, where that is made in memory).
-    pub key_type: KeyType,
-    /// Kind of the SVIDs' keys.
-    pub svid_key_type: KeyType,
-    /// Lifetime of the intermediate.
-    pub ca_ttl: Duration,
-    /// Lifetime of an SVID.
-    pub svid_ttl: Duration,
-}
-
-/// `token`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenConfig {
-    /// What the tokens must be for; the same as in the CSIDriver's `tokenRequests`.
-    pub audience: String,
-    /// Whose tokens are taken: the API server's `--service-account-issuer`, several while it changes. Empty:
-    /// that of the agent's own token, which the API server of [`Keys::ApiServer`] made.
-    pub issuers: Vec<String>,
-    /// Where the issuer's public keys are.
-    pub keys: Keys,
-    /// How long the last good keys are used where no new ones can be read.
-    pub keys_max_age: Duration,
-    /// Accept a token in `volume_context`, where a pod's author can write too (kubelet before 1.35).
-    pub allow_volume_context: bool,
-}
-
-/// `token.keys`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Keys {
-    /// A JSON Web Key Set in a file, read again when it changes.
-    File(PathBuf),
-    /// The API server's `/openid/v1/jwks`.
-    ApiServer(ApiServer),
-}
-
-/// `token.keys.apiServer`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApiServer {
-    /// Host name or address, without brackets.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// Path before `/openid/v1/jwks`, without a slash at its end; mostly empty.
-    pub path: String,
-    /// PEM certificates of the API server's authority.
-    pub ca_file: PathBuf,
-    /// The agent's own token, read for each request.
-    pub token_file: PathBuf,
-}
-
-/// `workloadApi`: what one pod may use, with all of its volumes together, and what all may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WorkloadApi {
-    /// Volumes of a pod.
-    pub volumes_per_pod: u32,
-    /// Connections of a pod at a time.
-    pub connections_per_pod: u32,
-    /// Connections of all pods together; none: three quarters of the descriptors.
-    pub connections_per_node: Option<u32>,
-    /// Streams on one connection at a time.
-    pub streams_per_connection: u32,
-    /// Streams of a pod at a time.
-    pub streams_per_pod: u32,
-    /// Bytes that are read from a pod at once, after it was silent.
-    pub burst_per_pod: u32,
-    /// Bytes that are read from a pod in a second, in the long run.
-    pub rate_per_pod: u32,
-}
-
-impl Default for WorkloadApi {
-    fn default() -> Self {
-        Self {
-            volumes_per_pod: 16,
-            connections_per_pod: 128,
-            connections_per_node: None,
-            streams_per_connection: 64,
-            streams_per_pod: 256,
-            burst_per_pod: 256 << 10,
-            rate_per_pod: 64 << 10,
-        }
-    }
-}
-
-/// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// The field's path, for instance `token.keys.file`, or the flag.
-    pub field: String,
-    /// What is wrong with it.
-    pub what: String,
-    /// What to do.
-    pub remedy: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}; {}", self.field, self.what, self.remedy)
-    }
-}
+// Keys that the agent is still ready with are never too old.
+const _: () = assert!(MIN_KEYS_MAX_AGE.as_secs() == seamount_pod_token::KEYS_STALE.as_secs());
 
 /// Why there is no configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -239,138 +31,48 @@ pub enum ConfigError {
         reason: String,
     },
     /// The file is no YAML mapping.
-    #[error("configuration {path}: not valid YAML: {reason}; correct it")]
+    #[error("configuration {path}: {source}")]
     Yaml {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        reason: String,
+        source: seamount_api::agent::ConfigError,
     },
     /// All that is wrong in it.
-    #[error("{}", list(.0))]
-    Invalid(Vec<Problem>),
+    #[error(transparent)]
+    Invalid(seamount_api::agent::ConfigError),
 }
 
-/// One YAML document by the rules of YAML 1.2's core schema: a node named `n` or `no` is a text, not a
-/// boolean. Repeated keys are refused.
-pub(crate) fn yaml(text: &str) -> Result<serde_json::Value, String> {
-    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-        return Ok(serde_json::Value::Null);
+/// Reads file and flags. `node_name` is the environment's NODE_NAME.
+///
+/// # Errors
+/// Where the file cannot be read, and with all that is wrong.
+pub fn load(args: &Args, node_name: Option<&str>) -> Result<Config, ConfigError> {
+    let Some(path) = &args.config else {
+        return parse("", Path::new("(none)"), args, node_name);
+    };
+    let read = |reason: String| ConfigError::Read { path: path.clone(), reason };
+    let size = std::fs::metadata(path).map_err(|e| read(e.to_string()))?;
+    if !size.is_file() {
+        return Err(read("not a regular file".to_owned()));
     }
-    let options = serde_saphyr::options! { strict_booleans: true };
-    serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())
+    if size.len() > MAX_FILE {
+        return Err(read(format!("{} bytes, more than {MAX_FILE}", size.len())));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| read(e.to_string()))?;
+    parse(&text, path, args, node_name)
 }
 
-/// All of them in one line and within bounds: `/readyz`, `seamount node` and an event have a line for each
-/// condition.
-fn list(problems: &[Problem]) -> String {
-    const MOST: usize = 16;
-    const LONGEST: usize = 400;
-    let short = |problem: &Problem| bounded(&problem.to_string(), LONGEST);
-    if let [one] = problems {
-        return short(one);
-    }
-    let mut text = format!("{} problems", problems.len());
-    for (number, problem) in (1..).zip(problems.iter().take(MOST)) {
-        text.push_str(&format!("{} ({number}) {}", if number == 1 { ":" } else { "," }, short(problem)));
-    }
-    if problems.len() > MOST {
-        text.push_str(&format!(", and {} more", problems.len() - MOST));
-    }
-    text
-}
-
-/// In one line, with at most so many characters. The end is kept as well, because the remedy stands there.
-pub(crate) fn bounded(text: &str, longest: usize) -> String {
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let length = text.chars().count();
-    if length <= longest {
-        return text;
-    }
-    let half = longest / 2;
-    let begin: String = text.chars().take(half).collect();
-    let end: String = text.chars().skip(length - half).collect();
-    format!("{begin}…{end}")
-}
-
-impl Config {
-    /// Reads file and flags. `node_name` is the environment's NODE_NAME.
-    pub fn load(args: &Args, node_name: Option<&str>) -> Result<Self, ConfigError> {
-        let Some(path) = &args.config else {
-            return Self::parse("", Path::new("(none)"), args, node_name);
-        };
-        let read = |reason: String| ConfigError::Read { path: path.clone(), reason };
-        let size = std::fs::metadata(path).map_err(|e| read(e.to_string()))?;
-        if !size.is_file() {
-            return Err(read("not a regular file".to_owned()));
-        }
-        if size.len() > MAX_FILE {
-            return Err(read(format!("{} bytes, more than {MAX_FILE}", size.len())));
-        }
-        let text = std::fs::read_to_string(path).map_err(|e| read(e.to_string()))?;
-        Self::parse(&text, path, args, node_name)
-    }
-
-    /// As [`Config::load`], with the file's text; `path` only names it in errors.
-    pub fn parse(text: &str, path: &Path, args: &Args, node_name: Option<&str>) -> Result<Self, ConfigError> {
-        let fail = |reason: String| ConfigError::Yaml { path: path.to_owned(), reason };
-        let mapping = match yaml(text).map_err(fail)? {
-            serde_json::Value::Object(mapping) => mapping,
-            serde_json::Value::Null => serde_json::Map::new(),
-            _ => return Err(fail("the document is not a mapping".to_owned())),
-        };
-        sections::read(mapping, args, node_name).map_err(ConfigError::Invalid)
-    }
-
-    /// What the source `authority` needs; none with the source `directory`.
-    pub fn authority(&self) -> Option<&AuthoritySource> {
-        match &self.source {
-            Source::Authority(authority) => Some(authority),
-            Source::Directory => None,
-        }
-    }
-
-    /// The fields of `new` that differ from this configuration and that only a restart applies: what names
-    /// the processes' sockets and who may use them, the identity source and its trust domain, and the
-    /// addresses and bounds of what is being served. Everything else (tokens, templates, key kinds,
-    /// lifetimes, log level) can be taken over by a running agent.
-    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
-        let (old_authority, new_authority) = (self.authority(), new.authority());
-        let domain = |a: Option<&AuthoritySource>| a.map(|a| a.trust_domain.clone());
-        let directory = |a: Option<&AuthoritySource>| a.and_then(|a| a.embedded.directory.clone());
-        [
-            ("drivers", self.drivers != new.drivers),
-            ("kubeletRoot", self.kubelet_root != new.kubelet_root),
-            ("nodeName", self.node_name != new.node_name),
-            ("mounterSocket", self.mounter_socket != new.mounter_socket),
-            ("kubeletUid", self.kubelet_uid != new.kubelet_uid),
-            ("identity.source", old_authority.is_some() != new_authority.is_some()),
-            ("trustDomain", domain(old_authority) != domain(new_authority)),
-            ("authority.embedded.directory", directory(old_authority) != directory(new_authority)),
-            ("http.address", self.http != new.http),
-            ("log.format", self.log.format != new.log.format),
-            ("workloadApi", self.workload_api != new.workload_api),
-            ("memoryLimit", self.memory_limit != new.memory_limit),
-        ]
-        .into_iter()
-        .filter_map(|(field, differs)| differs.then_some(field))
-        .collect()
-    }
-
-    /// What of `new` a running agent can take over: `new` with the fields of [`Config::needs_restart`] as
-    /// they are here. Where the identity source or its trust domain differs, the whole source stays: its
-    /// parts belong together.
-    pub fn adopt(&self, new: &Self) -> Self {
-        let source = match (&self.source, &new.source) {
-            (Source::Authority(old), Source::Authority(new)) if old.trust_domain == new.trust_domain => {
-                let mut taken = new.clone();
-                taken.embedded.directory.clone_from(&old.embedded.directory);
-                Source::Authority(taken)
-            }
-            (old, _) => old.clone(),
-        };
-        Self { source, log: Log { format: self.log.format, level: new.log.level }, ..self.clone() }
-    }
+/// As [`load`], with the file's text; `path` only names it in errors.
+///
+/// # Errors
+/// With all that is wrong.
+pub fn parse(text: &str, path: &Path, args: &Args, node_name: Option<&str>) -> Result<Config, ConfigError> {
+    use seamount_api::agent::ConfigError as Wrong;
+    Config::parse(text, &args.overrides(), node_name).map_err(|source| match source {
+        Wrong::Yaml(_) => ConfigError::Yaml { path: path.to_owned(), source },
+        Wrong::Invalid(_) => ConfigError::Invalid(source),
+    })
 }
 
 #[cfg(test)]

@@ -305,7 +305,7 @@ impl ConfigManager {
             let now = text(&args);
             if now != seen {
                 tracing::info!("the configuration has changed");
-                self.take(Config::load(&args, node_name.as_deref()));
+                self.take(config::load(&args, node_name.as_deref()));
                 seen = now;
             }
         }

@@ -9,6 +9,7 @@ pub mod memory;
 pub mod metrics;
 pub mod node;
 pub mod own_uid;
+pub mod program;
 pub mod readiness;
 pub mod record;
 pub mod registration;

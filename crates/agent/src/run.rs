@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Args, Config, HEALTH_SOCKET, Log, LogFormat, LogLevel, WorkloadApi};
+use crate::config::{self, Args, Config, HEALTH_SOCKET, Log, LogFormat, LogLevel, WorkloadApi};
 use crate::config_manager::{self, BootstrapConfig, ConfigManager};
 use crate::memory;
 use crate::metrics::Metrics;
@@ -53,7 +53,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub fn run(args: Args) -> anyhow::Result<()> {
     let node_name = std::env::var("NODE_NAME").ok().filter(|n| !n.is_empty());
     let text = config_manager::text(&args).unwrap_or_default();
-    let loaded = Config::load(&args, node_name.as_deref());
+    let loaded = config::load(&args, node_name.as_deref());
     let log = loaded.as_ref().map_or(Log { format: LogFormat::Text, level: LogLevel::Info }, |c| c.log);
     let log = logging::init(log).context("the logger could not be installed")?;
     let bootstrap = BootstrapConfig::new(&args, node_name.as_deref(), loaded.as_ref().ok(), &text);
@@ -100,7 +100,7 @@ pub async fn live_until(
     stop: impl Future<Output = ()>,
 ) {
     let text = config_manager::text(&args).unwrap_or_default();
-    let loaded = Config::load(&args, node_name.as_deref());
+    let loaded = config::load(&args, node_name.as_deref());
     let bootstrap = BootstrapConfig::new(&args, node_name.as_deref(), loaded.as_ref().ok(), &text);
     live_on(args, node_name, loaded.map_err(Into::into), bootstrap, None, patience, stop).await;
 }

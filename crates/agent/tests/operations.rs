@@ -88,7 +88,16 @@ fn table(heading: &str) -> BTreeSet<String> {
 #[test]
 fn the_manual_has_every_warning_and_error() {
     let mut files = Vec::new();
-    for name in ["agent", "http-client", "identity", "mounter", "mounter-client", "pod-token", "telemetry"] {
+    for name in [
+        "agent",
+        "http-client",
+        "identity",
+        "mounter",
+        "mounter-client",
+        "pod-token",
+        "telemetry",
+        "workload-api",
+    ] {
         sources(&crates().join(name).join("src"), &mut files);
     }
     let mut said = BTreeSet::new();

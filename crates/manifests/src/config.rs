@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use seamount_api::agent::Config;
 use serde::Serialize;
 
 use crate::options::{Options, Source};
@@ -140,7 +141,10 @@ pub(crate) fn agent_yaml(options: &Options) -> Result<String, crate::Error> {
         http: Http { address: format!("[::]:{}", options.http_port) },
         log: Log { format: &options.log_format, level: &options.log_level },
     };
-    crate::yaml::one("agent.yaml", &config)
+    let text = crate::yaml::one("agent.yaml", &config)?;
+    // The agent's own judgement: what the options let pass wrongly is found here, not on a node.
+    Config::check(&text)?;
+    Ok(text)
 }
 
 /// A duration in the largest unit that holds it exactly.
@@ -155,6 +159,16 @@ fn duration(d: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_agents_schema_judges_what_is_written() {
+        let good = Options { trust_domain: "example.org".into(), ..Options::default() };
+        assert!(agent_yaml(&good).is_ok());
+        let bad = Options { svid_ttl: Duration::from_secs(1), ..good };
+        let error = agent_yaml(&bad).unwrap_err();
+        assert!(matches!(error, crate::Error::Agent(_)));
+        assert!(error.to_string().contains("authority.embedded.svidTtl: is 1s"), "{error}");
+    }
 
     #[test]
     fn durations_are_exact() {

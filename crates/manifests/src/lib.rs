@@ -50,6 +50,9 @@ pub enum Error {
         /// What the serializer said.
         reason: String,
     },
+    /// The agent would not take the configuration that these options make.
+    #[error("the agent does not take its configuration of these options: {0}; please report this")]
+    Agent(#[from] seamount_api::agent::ConfigError),
     /// The root of the authority could not be made.
     #[error("cannot make the authority's root for trust domain {trust_domain}: {source}")]
     Root {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use seamount_api::agent::{MAX_DRIVERS, MAX_ISSUERS, MAX_SVID_TTL, MIN_SVID_TTL, SVIDS_PER_CA};
+use seamount_api::format_duration;
 use seamount_authority::IdTemplate;
 use seamount_identity::TrustDomain;
 
@@ -10,10 +12,6 @@ use crate::{Error, KubernetesVersion};
 
 /// The longest path that fits into a Unix socket address (`sun_path`, less its NUL).
 const SOCKET_PATH: usize = 107;
-/// The most drivers of one node, as the agent has it.
-const MAX_DRIVERS: usize = 8;
-/// The agent's bound for `token.issuers`.
-const MAX_ISSUERS: usize = 8;
 
 /// When the kubelet pulls the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -293,15 +291,16 @@ impl Options {
         );
         // The agent's own limits: an SVID cannot be revoked, and must not outlive its issuer.
         let (svid, ca) = (svid_ttl.as_secs(), ca_ttl.as_secs());
+        let [min, max] = [MIN_SVID_TTL, MAX_SVID_TTL].map(format_duration);
         found.expect(
             "svid-ttl",
-            (10..=7 * 86_400).contains(&svid),
-            format!("{svid} s is not between 10 s and 7 d"),
+            (MIN_SVID_TTL..=MAX_SVID_TTL).contains(svid_ttl),
+            format!("{svid} s is not between {min} and {max}"),
         );
         found.expect(
             "ca-ttl",
-            ca >= 4 * svid,
-            format!("{ca} s is less than four times the lifetime of an SVID ({svid} s)"),
+            *ca_ttl >= svid_ttl.saturating_mul(SVIDS_PER_CA),
+            format!("{ca} s is less than {SVIDS_PER_CA} times the lifetime of an SVID ({svid} s)"),
         );
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
-use seamount_agent::config::{Args, Config, Keys, Source as AgentSource};
+use seamount_agent::config::{self, Args, Config, Keys, Source as AgentSource};
 use seamount_manifests::{Object, Options, Source, objects};
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ fn started(options: &Options) -> Config {
     let args = Args::parse(flags).unwrap();
     assert_eq!(args.config.as_deref(), Some(Path::new("/etc/seamount/config/agent.yaml")));
     let text = find(&list, "ConfigMap")["data"]["agent.yaml"].as_str().unwrap();
-    Config::parse(text, Path::new("agent.yaml"), &args, Some("node-1"))
+    config::parse(text, Path::new("agent.yaml"), &args, Some("node-1"))
         .unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lexopt::Parser;
 use lexopt::prelude::*;
+use seamount_api::agent::Overrides;
 
 /// What `--help` prints.
 pub const USAGE: &str = include_str!("usage.txt");
@@ -14,7 +15,7 @@ pub const VERSION: &str = concat!("seamount-agent ", env!("CARGO_PKG_VERSION"), 
 /// Why there are no flags.
 #[derive(Debug, thiserror::Error)]
 pub enum ArgsError {
-    /// Somebody asked for this text.
+    /// `--help` or `--version` asked for this text.
     #[error("{0}")]
     Asked(&'static str),
     /// They are wrong.
@@ -51,6 +52,19 @@ pub struct Args {
 }
 
 impl Args {
+    /// Those that win over the file.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            node_name: self.node_name.clone(),
+            mounter_socket: self.mounter_socket.clone(),
+            kubelet_root: self.kubelet_root.clone(),
+            drivers: self.drivers.clone(),
+            http_address: self.http_address.clone(),
+            log_format: self.log_format.clone(),
+            log_level: self.log_level.clone(),
+        }
+    }
+
     /// Reads the arguments (without the program's name).
     pub fn parse(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, ArgsError> {
         let mut parser = Parser::from_args(args);

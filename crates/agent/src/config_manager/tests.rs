@@ -6,7 +6,7 @@ fn args() -> Args {
 }
 
 fn parse(yaml: &str) -> Result<Config, ConfigError> {
-    Config::parse(yaml, Path::new("test"), &args(), None)
+    config::parse(yaml, Path::new("test"), &args(), None)
 }
 
 #[test]

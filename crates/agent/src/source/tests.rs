@@ -7,7 +7,7 @@ use super::*;
 
 fn config(yaml: &str) -> Arc<Config> {
     let args = config::Args { node_name: Some("node-1".to_owned()), ..config::Args::default() };
-    Arc::new(Config::parse(yaml, Path::new("test"), &args, None).unwrap())
+    Arc::new(config::parse(yaml, Path::new("test"), &args, None).unwrap())
 }
 
 fn authority(directory: &Path) -> Arc<Config> {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::size::{Size, parse_size};
-use super::{Problem, format_duration, parse_duration};
+use super::Problem;
+use crate::{Size, format_duration, parse_duration, parse_size};
 
 /// All that is wrong so far.
 #[derive(Default)]
@@ -202,7 +202,7 @@ impl Section {
         absolute(&self.path(name), &text, problems)
     }
 
-    /// Every field that nobody took is unknown.
+    /// Every field that was not taken is unknown.
     pub fn end(self, problems: &mut Problems) {
         for name in self.fields.keys() {
             let near = self.known.iter().find(|k| k.eq_ignore_ascii_case(name));

@@ -10,12 +10,13 @@ use serde_json::{Map, Value};
 
 use super::reader::{Problems, Section, absolute, word};
 use super::{
-    API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, Args, AuthoritySource, BYTES, CA_TTL,
-    Config, DRIVER, Embedded, HTTP_ADDRESS, ID_TEMPLATE, KEYS_MAX_AGE, KUBELET_ROOT, Keys, Log, LogFormat,
-    LogLevel, MAX_CONNECTIONS, MAX_DRIVERS, MAX_ISSUERS, MAX_KEYS_MAX_AGE, MAX_NODE_CONNECTIONS,
-    MAX_SVID_TTL, MEMORY, MIN_KEYS_MAX_AGE, MIN_SVID_TTL, MOUNTER_SOCKET, Problem, SVID_TTL, SVIDS_PER_CA,
-    Source, TokenConfig, WorkloadApi, format_duration,
+    API_SERVER, API_SERVER_CA, API_SERVER_TOKEN, AUDIENCE, ApiServer, AuthoritySource, BYTES, CA_TTL, Config,
+    DRIVER, Embedded, HTTP_ADDRESS, ID_TEMPLATE, KEYS_MAX_AGE, KUBELET_ROOT, Keys, MAX_CONNECTIONS,
+    MAX_DRIVERS, MAX_ISSUERS, MAX_KEYS_MAX_AGE, MAX_NODE_CONNECTIONS, MAX_SVID_TTL, MEMORY, MIN_KEYS_MAX_AGE,
+    MIN_SVID_TTL, MOUNTER_SOCKET, Overrides, Problem, SVID_TTL, SVIDS_PER_CA, Source, TokenConfig,
+    WorkloadApi,
 };
+use crate::{Log, LogFormat, LogLevel, format_duration};
 
 const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
 const LEVELS: [(&str, LogLevel); 5] = [
@@ -36,7 +37,7 @@ enum Kind {
 
 pub(super) fn read(
     mapping: Map<String, Value>,
-    args: &Args,
+    args: &Overrides,
     environment: Option<&str>,
 ) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems::default();
@@ -107,7 +108,7 @@ fn chosen(
 
 /// The flags, else the file's list, else the default. The flags say which drivers there are: the mounter has
 /// the same.
-fn drivers(root: &mut Section, args: &Args, p: &mut Problems) -> Vec<DriverName> {
+fn drivers(root: &mut Section, args: &Overrides, p: &mut Problems) -> Vec<DriverName> {
     let mut named = Vec::new();
     match (root.has("drivers"), root.sections("drivers", p)) {
         (false, _) => named.push(("drivers".to_owned(), DRIVER.to_owned())),
@@ -156,7 +157,7 @@ fn drivers(root: &mut Section, args: &Args, p: &mut Problems) -> Vec<DriverName>
 /// CSI 1.13, GetPluginInfoResponse.name: at most 63 characters, domain name notation, begins and ends with an
 /// alphanumeric. Lower case because the CSIDriver object's name has to be the same, and it is a DNS
 /// subdomain.
-pub(crate) fn driver(name: &str) -> Option<DriverName> {
+pub fn driver(name: &str) -> Option<DriverName> {
     name.split('.').all(label).then(|| name.parse().ok()).flatten()
 }
 
@@ -168,7 +169,7 @@ fn label(label: &str) -> bool {
         && !label.ends_with('-')
 }
 
-fn node(root: &mut Section, args: &Args, environment: Option<&str>, p: &mut Problems) -> String {
+fn node(root: &mut Section, args: &Overrides, environment: Option<&str>, p: &mut Problems) -> String {
     let file = root.string("nodeName", p);
     let environment = environment.filter(|name| !name.is_empty()).map(str::to_owned);
     let (field, name) = match (&args.node_name, environment, file) {
@@ -388,7 +389,8 @@ fn path_or(section: &mut Section, name: &'static str, default: &str, p: &mut Pro
     }
 }
 
-/// Host without brackets, port, path without closing slash. Only https: the keys decide who is who.
+/// Host without brackets, port, path without closing slash. Only https: the keys decide which pod a
+/// token is of.
 fn parse_url(url: &str) -> Option<(String, u16, String)> {
     let uri: http::Uri = url.parse().ok()?;
     let authority = uri.authority()?;
@@ -405,7 +407,7 @@ fn parse_url(url: &str) -> Option<(String, u16, String)> {
     Some((host.to_owned(), port.filter(|port| *port != 0)?, path))
 }
 
-fn http(root: &mut Section, args: &Args, p: &mut Problems) -> Option<SocketAddr> {
+fn http(root: &mut Section, args: &Overrides, p: &mut Problems) -> Option<SocketAddr> {
     let mut section = root.section("http", p);
     let text = section.string("address", p).unwrap_or_else(|| HTTP_ADDRESS.to_owned());
     section.end(p);
@@ -427,7 +429,7 @@ fn http(root: &mut Section, args: &Args, p: &mut Problems) -> Option<SocketAddr>
     address
 }
 
-fn log(root: &mut Section, args: &Args, p: &mut Problems) -> Log {
+fn log(root: &mut Section, args: &Overrides, p: &mut Problems) -> Log {
     let mut section = root.section("log", p);
     let mut format = section.word("format", LogFormat::Text, &FORMATS, p);
     let mut level = section.word("level", LogLevel::Info, &LEVELS, p);
