@@ -253,8 +253,8 @@ impl Process {
         Ok(())
     }
 
-    /// Waits until every thread has stopped. One of them takes the signal and stops the others; on a busy machine
-    /// they go on for milliseconds until it has its turn.
+    /// Waits until every thread has stopped. One of them takes the signal and stops the others; on a busy
+    /// machine they go on for milliseconds until it has its turn.
     fn stand_still(&self) {
         let state = |task: &Path| {
             let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
