@@ -82,8 +82,12 @@ impl BootstrapConfig {
             [] => of_file.collect(),
             flags => flags.iter().map(String::as_str).collect(),
         };
-        let mut drivers: Vec<_> = named.into_iter().filter_map(config::driver).collect();
-        drivers.dedup();
+        let mut drivers: Vec<DriverName> = Vec::new();
+        for driver in named.into_iter().filter_map(config::driver) {
+            if !drivers.contains(&driver) {
+                drivers.push(driver);
+            }
+        }
         drivers.truncate(config::MAX_DRIVERS);
         if drivers.is_empty() {
             drivers.extend(config::driver(config::DRIVER));
@@ -101,6 +105,18 @@ impl BootstrapConfig {
                 .unwrap_or_default(),
             http: http.parse().ok(),
         }
+    }
+
+    /// What of this configuration only a restart can apply, as it is not what the agent has started with.
+    fn differs(&self, config: &Config) -> Vec<&'static str> {
+        [
+            ("drivers", self.drivers != config.drivers),
+            ("kubeletRoot", *self.kubelet_root != *config.kubelet_root.to_string_lossy()),
+            ("mounterSocket", *self.mounter_socket != *config.mounter_socket.to_string_lossy()),
+        ]
+        .into_iter()
+        .filter_map(|(field, differs)| differs.then_some(field))
+        .collect()
     }
 
     /// Where the kubelet finds this driver's CSI socket.
@@ -234,9 +250,17 @@ impl ConfigManager {
             }
         };
         let old = self.settings.load_full();
-        let mut remark = String::new();
+        let (mut remark, mut stale) = (String::new(), String::new());
         let config = match &old {
-            None => config,
+            None => {
+                // The sockets that are served are those of the start, when the file could not be read.
+                let fields = self.bootstrap.differs(&config);
+                if !fields.is_empty() {
+                    stale =
+                        format!("restart the agent to apply {}: it started without them", fields.join(", "));
+                }
+                config
+            }
             Some(old) => {
                 let fields = old.config.needs_restart(&config);
                 if !fields.is_empty() {
@@ -260,7 +284,13 @@ impl ConfigManager {
         {
             tracing::warn!(error = %e, "the log level could not be changed");
         }
-        self.set(readiness::CONFIGURATION, ConditionStatus::Ready(remark));
+        self.set(
+            readiness::CONFIGURATION,
+            match stale.is_empty() {
+                true => ConditionStatus::Ready(remark),
+                false => ConditionStatus::NotReady(stale),
+            },
+        );
         self.configs.send_replace(Some(config));
     }
 

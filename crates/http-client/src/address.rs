@@ -33,7 +33,11 @@ impl AddressPolicy {
     }
 
     pub(crate) fn check(&self, address: IpAddr) -> Result<(), &'static str> {
-        (self.0)(address.to_canonical())
+        let address = address.to_canonical();
+        if let Some(inner) = embedded(address) {
+            (self.0)(inner)?;
+        }
+        (self.0)(address)
     }
 }
 
@@ -43,8 +47,25 @@ impl fmt::Debug for AddressPolicy {
     }
 }
 
-/// Metadata services outside of the link-local networks: AWS over IPv6, Alibaba Cloud, Azure's wire server.
-const METADATA: [IpAddr; 3] = [
+/// The IPv4 address that a translator makes of an IPv6 one: NAT64 (RFC 6052) and 6to4 (RFC 3056).
+fn embedded(address: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V6(v6) = address else { return None };
+    let v4 = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
+    };
+    match v6.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
+        [0x2002, high, low, ..] => v4(high, low),
+        _ => None,
+    }
+}
+
+/// Services that give out a machine's credentials, outside of the link-local networks: AWS over IPv6, EKS Pod
+/// Identity, Google Cloud over IPv6, Alibaba Cloud, Azure's wire server.
+const METADATA: [IpAddr; 5] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
@@ -86,12 +107,19 @@ mod tests {
             "ff02::1",
             "255.255.255.255",
             "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
+            "64:ff9b::a9fe:a9fe",
+            "2002:a9fe:a9fe::1",
+            "2002:7f00:1::",
             "100.100.100.200",
             "168.63.129.16",
         ] {
             assert!(policy.check(address.parse().unwrap()).is_err(), "{address}");
         }
-        for address in ["10.96.0.1", "192.168.1.1", "fd00::1", "203.0.113.7", "2001:db8::1"] {
+        for address in
+            ["10.96.0.1", "192.168.1.1", "fd00::1", "203.0.113.7", "2001:db8::1", "64:ff9b::cb00:7107"]
+        {
             assert_eq!(policy.check(address.parse().unwrap()), Ok(()), "{address}");
         }
         assert_eq!(AddressPolicy::any().check("169.254.169.254".parse().unwrap()), Ok(()));

@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::io;
 use std::net::IpAddr;
 
+use serde_json::error::Category;
+
 use crate::proxy::ProxyError;
 use crate::url::UrlError;
 
@@ -113,13 +115,32 @@ pub enum Error {
         most: u8,
     },
     /// The body is not JSON of the expected form.
-    #[error("{url}: the answer is not the expected JSON: {source}; check what serves there")]
+    #[error(
+        "{url}: the answer is not the expected JSON ({what} at line {line}, column {column}); check what serves there"
+    )]
     Json {
         /// What was asked for.
         url: String,
-        /// Where and why; serde_json shows no value of a field.
-        source: serde_json::Error,
+        /// `syntax`, `data`, `end` or `reading`: serde_json's own words may quote a value, which may be a secret.
+        what: &'static str,
+        /// Where, from 1.
+        line: usize,
+        /// Where, from 1.
+        column: usize,
     },
+}
+
+impl Error {
+    /// The answer of this URL is no JSON, or not of that form.
+    pub(crate) fn json(url: String, source: &serde_json::Error) -> Self {
+        let what = match source.classify() {
+            Category::Io => "reading",
+            Category::Syntax => "syntax",
+            Category::Data => "data",
+            Category::Eof => "end",
+        };
+        Self::Json { url, what, line: source.line(), column: source.column() }
+    }
 }
 
 /// The whole cause, not only its head: hyper and rustls keep the reason in `source`.

@@ -168,7 +168,11 @@ impl fmt::Debug for Proxy {
 }
 
 fn basic(user: &str) -> Option<HeaderValue> {
-    let pair = Zeroizing::new(decoded(user)?);
+    let mut pair = Zeroizing::new(decoded(user)?);
+    // RFC 7617: the colon is there also without a password.
+    if !user.contains(':') {
+        pair.push(b':');
+    }
     let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(&*pair)));
     let mut value = HeaderValue::from_str(&text).ok()?;
     value.set_sensitive(true);
@@ -283,6 +287,8 @@ mod tests {
         assert_eq!(parse("http://[fd00::1]:3128/").unwrap().to_string(), "[fd00::1]:3128");
         let user = parse("http://me:p%40ss@proxy:3128").unwrap();
         assert_eq!(user.authorization.as_ref().unwrap(), &format!("Basic {}", STANDARD.encode("me:p@ss")));
+        let alone = parse("http://me@proxy:3128").unwrap();
+        assert_eq!(alone.authorization.as_ref().unwrap(), &format!("Basic {}", STANDARD.encode("me:")));
         assert_eq!(format!("{user:?} {user}"), "Proxy(proxy:3128) proxy:3128");
         for bad in [
             "",

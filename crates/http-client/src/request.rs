@@ -153,7 +153,7 @@ impl Response {
     /// # Errors
     /// Where it is not of that form.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        serde_json::from_slice(&self.body).map_err(|source| Error::Json { url: self.url.to_string(), source })
+        serde_json::from_slice(&self.body).map_err(|e| Error::json(self.url.to_string(), &e))
     }
 }
 

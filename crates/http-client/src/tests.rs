@@ -139,6 +139,7 @@ async fn secrets_are_shown_nowhere() {
         format!("{request:?} {:?} {response:?} {:?}", request.headers, Url::parse("https://a/?hunter2"));
     assert!(!shown.contains("hunter2"), "{shown}");
     assert!(matches!(error, Error::Json { .. }));
+    assert!(!error.to_string().contains("hunter2") && !format!("{error:?}").contains("hunter2"), "{error}");
     let error = Request::get(server.url("/")).bearer("hunter2\n").unwrap_err().to_string();
     assert!(error.contains("authorization") && !error.contains("hunter2"), "{error}");
 }

@@ -1,6 +1,7 @@
 //! Where a request goes. Pure.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use http::Uri;
 
@@ -45,8 +46,8 @@ impl Url {
         if text.contains('@') {
             return Err(UrlError::User);
         }
-        let part = |what| UrlError::Part { text: text.to_owned(), what };
-        let uri: Uri = text.parse().map_err(|source| UrlError::Form { text: text.to_owned(), source })?;
+        let part = |what| UrlError::Part { text: shown(text), what };
+        let uri: Uri = text.parse().map_err(|source| UrlError::Form { text: shown(text), source })?;
         if uri.scheme_str() != Some("https") {
             return Err(part("has another scheme than https"));
         }
@@ -60,6 +61,13 @@ impl Url {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         if host.is_empty() {
             return Err(part("has no host"));
+        }
+        // Resolvers read `2130706433` and `0x7f.1` as addresses, which no policy would have looked at.
+        let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+        let number =
+            last.starts_with("0x") || last.starts_with("0X") || last.bytes().all(|b| b.is_ascii_digit());
+        if number && !host.contains(':') && host.parse::<Ipv4Addr>().is_err() {
+            return Err(part("has a number that is no address as its host"));
         }
         let target = match (uri.path(), uri.query()) {
             ("", None) => "/".to_owned(),
@@ -112,6 +120,13 @@ impl Url {
     }
 }
 
+/// What of a text may stand in logs: without its query, which may be a secret, and not longer than a line.
+fn shown(text: &str) -> String {
+    const MAX: usize = 200;
+    let head = text.split('?').next().unwrap_or_default();
+    head.get(..head.floor_char_boundary(MAX)).unwrap_or_default().to_owned()
+}
+
 fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
@@ -157,10 +172,18 @@ mod tests {
             "https://a:99999",
             "https://a:x",
             "https://a b",
+            "https://2130706433/",
+            "https://127.1/",
+            "https://0x7f000001",
+            "https://0.0x0",
         ] {
             let error = Url::parse(text).unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")) && error.contains("write https://"), "{error}");
         }
+        let error = Url::parse("http://a/x?signature=word").unwrap_err().to_string();
+        assert!(error.contains("http://a/x") && !error.contains("word"), "{error}");
+        let long = Url::parse(&format!("http://a/{}", "x".repeat(60_000))).unwrap_err().to_string();
+        assert!(long.len() < 400, "{}", long.len());
         let error = Url::parse("https://user:word@a.example").unwrap_err().to_string();
         assert!(!error.contains("word"), "{error}");
     }

@@ -77,7 +77,12 @@ impl Node {
         let Some(place) = Place::of_slot(&self.pods, slot) else {
             return self.driver_socket(slot).ok();
         };
-        let target = place.ok()??.target().ok()??;
+        let place = place.ok()??;
+        // Of a driver that this mounter does not have: no agent would accept on it.
+        if let Some((driver, _)) = place.owner().ok()? {
+            self.check_driver(&driver).ok()?;
+        }
+        let target = place.target().ok()??;
         target.is_directory().then(|| (target.fd, self.config.socket_name().to_owned()))
     }
 }

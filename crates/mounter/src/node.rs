@@ -115,7 +115,7 @@ impl Node {
         if self.config.drivers.iter().any(|ours| ours.as_str() == driver) {
             return Ok(());
         }
-        bail!(NotOurs, "the mounter was started without --driver {driver}")
+        bail!(Unsupported, "the mounter was started without --driver {driver}")
     }
 
     /// The volume's directory; `None` where the kubelet has none.

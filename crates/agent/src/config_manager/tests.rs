@@ -30,6 +30,33 @@ fn basics_are_found_in_a_configuration_that_is_not_valid() {
     assert_eq!((bootstrap.drivers[0].as_str(), bootstrap.node_name.as_str()), ("flag.example.org", "node-1"));
 }
 
+/// Two drivers of one name would take each other's connections.
+#[test]
+fn a_driver_that_is_named_twice_is_served_once() {
+    let twice = "drivers: [{name: a.example.org}, {name: b.example.org}, {name: a.example.org}]";
+    assert!(parse(twice).is_err());
+    let bootstrap = BootstrapConfig::new(&Args::default(), None, None, twice);
+    assert_eq!(bootstrap.drivers, ["a.example.org", "b.example.org"].map(|d| d.parse().unwrap()));
+}
+
+#[tokio::test]
+async fn a_repair_that_names_other_drivers_needs_a_restart() {
+    let manager = ConfigManager::new(
+        BootstrapConfig::new(&Args::default(), None, None, "]not yaml["),
+        HttpState::default(),
+        Metrics::default(),
+        None,
+        CancellationToken::new(),
+    );
+    let repaired = "drivers: [{name: a.example.org}]\ntrustDomain: example.org\n\
+                    token: {issuers: i, keys: {file: /nowhere}}\n";
+    manager.take(parse(repaired));
+    assert!(manager.settings().is_some());
+    let status = manager.shown().readiness.get(&readiness::CONFIGURATION).unwrap().0;
+    let ConditionStatus::NotReady(why) = status else { panic!("{status:?}") };
+    assert!(why.contains("restart the agent to apply drivers"), "{why}");
+}
+
 #[tokio::test]
 async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
     let bootstrap = BootstrapConfig::new(&args(), None, None, "");

@@ -7,7 +7,8 @@ use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use zeroize::Zeroizing;
 
 /// Raised with every change of a record's body. A release reads the versions from [`OLDEST`] to its own and
-/// writes its own: what is new has a default in older records, so that an upgrade keeps every identity.
+/// writes its own: what is new has a default in older records, so that an upgrade keeps every identity. That
+/// holds from the first release on.
 pub const VERSION: u16 = 3;
 /// The oldest version that is read. Version 1 had the pod's identity beside the token, where nothing proved
 /// it; version 2 had no body for each kind of volume.

@@ -37,6 +37,8 @@ pub(super) struct Driver {
     offers: Offers,
     /// Why a socket's name does not lead to the agent.
     lost: Option<String>,
+    /// What an earlier agent has recorded of a listener that is not here yet.
+    earlier: Option<DriverRecord>,
     shown: watch::Sender<DriverStatus>,
 }
 
@@ -51,6 +53,7 @@ impl Driver {
             asked: Arc::default(),
             offers: Offers::new(Instant::now()),
             lost: None,
+            earlier: None,
             shown: watch::Sender::new(DriverStatus::default()),
         }
     }
@@ -89,45 +92,50 @@ impl Driver {
         if !is_kept(mounter, subject, self.csi.as_ref()).await? {
             let listener = mounter.csi_listener(&self.name).await?;
             if is_other(self.csi.as_ref(), &listener) {
-                close(self.csi.replace(KubeletServer::new("csi", listener)?)).await;
+                // The calls in flight end beside this task, which records the kubelet's word.
+                tokio::spawn(close(self.csi.replace(KubeletServer::new("csi", listener)?)));
             }
         }
         let subject = Subject::Registration(self.name.clone());
         if !is_kept(mounter, subject, self.registration.as_ref()).await? {
             let listener = mounter.registration_listener(&self.name).await?;
             if is_other(self.registration.as_ref(), &listener) {
-                close(self.register_by(listener)?).await;
+                tokio::spawn(close(self.register_by(listener)?));
             }
         }
         Ok(())
     }
 
-    /// Takes over what the mounter has made anew; whether the driver's trouble is another than before.
-    pub fn follow(&mut self, found: Result<InPlace, MounterError>) -> bool {
+    /// Takes over what the mounter has made anew.
+    pub fn follow(&mut self, found: Result<InPlace, MounterError>) {
         let followed = found.map_err(AttachError::from).and_then(|found| self.take_over(found));
-        self.lose(followed.err().map(|e| e.to_string()))
+        self.lose(followed.err().map(|e| e.to_string()));
     }
 
     fn take_over(&mut self, InPlace { csi, registration, .. }: InPlace) -> Result<(), AttachError> {
         if is_other(self.csi.as_ref(), &csi) {
-            tracing::warn!(driver = %self.name, "the CSI socket was removed or replaced, and was made anew");
+            if self.csi.is_some() {
+                tracing::warn!(driver = %self.name, "the CSI socket was removed or replaced, and was made anew");
+            }
             tokio::spawn(close(self.csi.replace(KubeletServer::new("csi", csi)?)));
         }
         if is_other(self.registration.as_ref(), &registration) {
-            tracing::warn!(driver = %self.name, "the registration socket was removed or replaced, and was made anew");
+            if self.registration.is_some() {
+                tracing::warn!(driver = %self.name, "the registration socket was removed or replaced, and was made anew");
+            }
             tokio::spawn(close(self.register_by(registration)?));
             self.offers.restart(Instant::now());
         }
         Ok(())
     }
 
-    fn lose(&mut self, lost: Option<String>) -> bool {
-        let news = lost != self.lost;
-        if news && let Some(why) = &lost {
+    fn lose(&mut self, lost: Option<String>) {
+        if lost != self.lost
+            && let Some(why) = &lost
+        {
             tracing::error!(driver = %self.name, reason = %why, "the kubelet does not find the driver");
         }
         self.lost = lost;
-        news
     }
 
     /// Has the kubelet register the driver by another listener; returns the server before.
@@ -135,18 +143,29 @@ impl Driver {
         let old = self.registration.replace(KubeletServer::new("registration", listener)?);
         self.recorded.send_replace(Registration::Unknown);
         self.registered.send_replace(Registration::Unknown);
+        if let Some(earlier) = self.earlier.take() {
+            self.recall(earlier);
+        }
         Ok(old)
     }
 
-    /// What the kubelet said to an earlier agent about the listener that this one has inherited.
-    pub fn recall(&self, record: DriverRecord) {
-        let cookie = self.registration.as_ref().map(KubeletServer::cookie);
+    /// What the kubelet said to an earlier agent about the listener that this one has inherited, or will: the
+    /// mounter may refuse it for a moment.
+    pub fn recall(&mut self, record: DriverRecord) {
+        let Some(server) = &self.registration else {
+            self.earlier = Some(record);
+            return;
+        };
+        let cookie = Some(server.cookie());
         if cookie == Some(record.registration_cookie) && *self.registered.borrow() == Registration::Unknown {
             self.registered.send_replace(record.registration);
         }
     }
 
     pub fn record(&self) -> DriverRecord {
+        if let Some(earlier) = &self.earlier {
+            return earlier.clone();
+        }
         let cookie = |server: Option<&KubeletServer>| server.map_or(0, KubeletServer::cookie);
         DriverRecord {
             driver: self.name.clone(),

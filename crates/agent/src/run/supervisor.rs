@@ -206,7 +206,7 @@ impl NodeSupervisor {
         let Some(NodeRecord { generation, drivers }) = recorded else { return Ok(()) };
         self.generation = generation;
         for record in drivers {
-            if let Some(driver) = self.drivers.iter().find(|driver| *driver.name() == record.driver) {
+            if let Some(driver) = self.drivers.iter_mut().find(|driver| *driver.name() == record.driver) {
                 driver.recall(record);
             }
         }

@@ -34,22 +34,23 @@ impl NodeSupervisor {
     pub(super) async fn tend(&mut self) {
         let asked = self.drivers.iter().map(|driver| self.mounter.in_place(driver.name(), LIMIT));
         let found = join_all(asked).await;
-        let state = found.iter().find_map(|found| found.as_ref().ok()).map(|found| found.state);
-        let mut news = false;
+        // Where no driver's sockets can be had the mounter is asked for the state itself.
+        let state = found.iter().find_map(|found| found.as_ref().ok()).and_then(|found| found.state);
+        let mut broken = false;
         for (driver, found) in self.drivers.iter_mut().zip(found) {
             match found {
                 // That is the connection's matter; the next look is soon.
-                Err(e) if !e.is_fault() => return,
-                found => news |= driver.follow(found),
+                Err(e) if !e.is_fault() => broken = true,
+                found => driver.follow(found),
             }
         }
+        // Also where the connection broke in between: what was found of one driver is not found again.
+        self.tell_registration();
+        if broken {
+            return;
+        }
         self.open_servers();
-        if let Some(state) = state {
-            self.tend_state(state).await;
-        }
-        if news {
-            self.tell_registration();
-        }
+        self.tend_state(state).await;
         let mounter = &self.mounter;
         join_all(self.drivers.iter_mut().map(|driver: &mut Driver| driver.offer(mounter))).await;
     }

@@ -1,6 +1,6 @@
 //! Volumes whose content is not ours: bind mounts of the source directory, and mounts of other drivers.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use seamount_mounter_protocol::flag;
@@ -10,7 +10,7 @@ use super::entry::{AnyEntry, AnyLocked, Kind, VolumeEntry};
 use super::health::{Content, Status};
 use super::identity::conflict::conflict_id;
 use super::identity::{self, Identity};
-use super::{VolumeError, Volumes};
+use super::{VolumeError, Volumes, key};
 use crate::csi::request::{Parameters, PublishRequest};
 use crate::record::Body;
 
@@ -85,6 +85,8 @@ impl Volumes {
             }
         };
         conflict(&entry.volume)?;
+        // One that was unpublished while records are read, and is there again.
+        self.unpublished.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(volume));
         if slot.state.parameters.as_ref().is_some_and(|before| *before != request.parameters) {
             let field = "volume_capability.access_mode or the pod's facts in volume_context";
             return Err(VolumeError::Conflict { field, volume: volume.clone() });

@@ -74,11 +74,12 @@ impl Kind for Identity {
     }
 
     fn body(_: &VolumeEntry<Self>, state: &State, cookie: u64) -> Option<Body> {
-        let facts = state.facts.as_ref()?;
         // One that waits to be decided over is not lost.
-        let recalled = state.recalled.as_ref().and_then(|recalled| recalled.held.as_ref());
-        let svid = state.held.as_ref().or(recalled).map(recall::stored);
-        Some(Body::Identity(IdentityBody { cookie, token: Some(facts.token.token.clone()), svid }))
+        let recalled = state.recalled.as_ref();
+        let facts = state.facts.as_ref().map(|facts| &facts.token.token);
+        let token = facts.or(recalled.map(|recalled| &recalled.token))?.clone();
+        let held = state.held.as_ref().or_else(|| recalled?.held.as_ref());
+        Some(Body::Identity(IdentityBody { cookie, token: Some(token), svid: held.map(recall::stored) }))
     }
 
     fn next(view: &VolumeStatus<Self>) -> Option<SystemTime> {
@@ -209,6 +210,9 @@ impl Volumes {
                 // As if nothing had been; the next attempt is a first one again.
                 slot.state.facts = None;
                 state.remove(volume)?;
+            } else if let Some(adopted) = &adopted {
+                // The next attempt does not come here again: what is due is due.
+                self.tell(entry, slot, adopted);
             }
             return Err(e);
         }

@@ -195,6 +195,8 @@ impl Volumes {
     ) -> Result<bool, VolumeError> {
         self.place(&mut slot, &volume, true)?;
         if slot.state.serving.is_some() {
+            // Of a restore that the mounter's end cut short: the one of now may not have its listener.
+            self.give_back(&entry, &mut slot).await?;
             return Ok(slot.state.has_svid());
         }
         if flags & flag::IDENTITY == 0 {
@@ -248,16 +250,7 @@ impl Volumes {
     pub async fn reattach(&self) -> Result<(), MounterError> {
         for entry in self.all_of::<Identity>() {
             let mut slot = entry.slot.lock().await;
-            let serving = slot.state.serving.as_ref();
-            let Some((cookie, kept)) = serving.map(|s| (s.cookie(), s.kept())) else {
-                continue;
-            };
-            let result = match self.mounter.store(Subject::Volume(entry.volume.clone()), kept, cookie).await {
-                Ok(true) => Ok(()),
-                Ok(false) => self.compare(&entry, &mut slot, cookie).await,
-                Err(e) => Err(e.into()),
-            };
-            match result {
+            match self.give_back(&entry, &mut slot).await {
                 Ok(()) => {}
                 Err(VolumeError::Mounter(e)) if !e.is_fault() => return Err(e),
                 Err(e) => entry.span().in_scope(|| {
@@ -266,6 +259,21 @@ impl Volumes {
             }
         }
         Ok(())
+    }
+
+    /// The mounter gets the listener that is served, where it has none; where it has another one, that one is
+    /// served.
+    async fn give_back(
+        &self,
+        entry: &VolumeEntry<Identity>,
+        slot: &mut LockedState<Identity>,
+    ) -> Result<(), VolumeError> {
+        let serving = slot.state.serving.as_ref();
+        let Some((cookie, kept)) = serving.map(|s| (s.cookie(), s.kept())) else { return Ok(()) };
+        match self.mounter.store(Subject::Volume(entry.volume.clone()), kept, cookie).await? {
+            true => Ok(()),
+            false => self.compare(entry, slot, cookie).await,
+        }
     }
 
     /// Writes every record again: the state directory is another one.

@@ -283,7 +283,8 @@ pub(super) fn request(account: &str) -> (PublishRequest, Claims) {
 }
 
 /// A mounter that makes sockets in a directory, for one agent. Publishing the volume `dead` by the
-/// `directory` source says that the source was recreated; looking at `broken` fails.
+/// `directory` source says that the source was recreated; looking at `broken` fails. With a file `anew` it has no
+/// listener, and says in `stored` that it was given one.
 async fn mounter(dir: std::path::PathBuf) {
     let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     bind(&fd, &SocketAddrUnix::new(dir.join("m.new")).unwrap()).unwrap();
@@ -310,7 +311,7 @@ async fn mounter(dir: std::path::PathBuf) {
                 along = Some(fd.try_clone().unwrap());
             }
             Request::Unpublish(_) if dir.join("stuck").exists() => reply.fault = Some(Fault::System),
-            Request::Unpublish(volume) if kept.keys().any(|k| key(k) == key(volume) && k.id != volume.id) => {
+            Request::Unpublish(volume) if kept.keys().any(|k| key(k) == key(volume) && k != volume) => {
                 reply.fault = Some(Fault::NotOurs);
             }
             Request::Unpublish(volume) => {
@@ -318,6 +319,11 @@ async fn mounter(dir: std::path::PathBuf) {
                 directories.retain(|d| d != volume);
                 let _ = std::fs::remove_file(dir.join(volume.name.as_str()));
             }
+            // One that has come anew has no listener.
+            Request::StoreListener { subject: Subject::Volume(_), .. } if dir.join("anew").exists() => {
+                std::fs::write(dir.join("stored"), "").unwrap();
+            }
+            Request::StoreListener { .. } => reply.fault = Some(Fault::Busy),
             Request::PublishDirectory(volume) => {
                 let dead = volume.name.as_str() == "dead" && !directories.contains(volume);
                 reply.flags = flag::DIRECTORY | if dead { flag::STALE } else { 0 };

@@ -24,9 +24,17 @@ impl Volumes {
         volume: &Volume,
         (entry, mut slot): Locked<K>,
     ) -> Result<(), VolumeError> {
-        if conflict_id(&entry.volume, volume).is_some() {
-            // Which id is right, the mounter knows by the kubelet's record: a wrong one takes nothing away.
-            self.mounter.unpublish(volume).await?;
+        // Which driver and id are right, the mounter knows by the kubelet's record: a wrong one takes nothing
+        // away. While records are read another driver's volume may not be known yet.
+        let unknown = slot.place.is_none() && !self.restored.load(Ordering::Acquire);
+        if (unknown || conflict_id(&entry.volume, volume).is_some())
+            && let Err(e) = self.mounter.unpublish(volume).await
+        {
+            if unknown {
+                slot.go();
+                self.forget(&entry);
+            }
+            return Err(e.into());
         }
         {
             // The flag under the lock: else the key could be put in after restore has thrown the others away.

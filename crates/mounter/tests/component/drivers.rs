@@ -55,7 +55,7 @@ fn each_driver_has_its_sockets_and_the_node_one_state() {
         for request in [Request::CsiListener, Request::RegistrationListener, Request::Offer]
             .map(|of| of("x.example.org".parse().unwrap()))
         {
-            agent.ask(&request).bad(Fault::NotOurs, "without --driver x.example.org");
+            agent.ask(&request).bad(Fault::Unsupported, "without --driver x.example.org");
         }
         assert!(!bench.path("plugins/x.example.org").exists());
     });
@@ -81,15 +81,18 @@ fn a_request_touches_volumes_of_its_own_driver_alone() {
         // The other driver's word, and that of one that the mounter does not have.
         for driver in [DRIVER, "x.example.org"] {
             let wrong = Volume { driver: driver.parse().unwrap(), ..second.clone() };
-            let why = if driver == DRIVER { "of driver identity.seamount.dev" } else { "without --driver" };
-            agent.identity(&wrong).bad(Fault::NotOurs, why);
-            agent.tmpfs(&wrong, 0, 4096).bad(Fault::NotOurs, why);
-            agent.directory(&wrong).bad(Fault::NotOurs, why);
-            agent.inspect(&wrong).bad(Fault::NotOurs, why);
-            agent.unpublish(&wrong).bad(Fault::NotOurs, why);
+            let (fault, why) = match driver {
+                DRIVER => (Fault::NotOurs, "of driver identity.seamount.dev"),
+                _ => (Fault::Unsupported, "without --driver"),
+            };
+            agent.identity(&wrong).bad(fault, why);
+            agent.tmpfs(&wrong, 0, 4096).bad(fault, why);
+            agent.directory(&wrong).bad(fault, why);
+            agent.inspect(&wrong).bad(fault, why);
+            agent.unpublish(&wrong).bad(fault, why);
             let version = Request::SetOwnership { volume: wrong.clone(), version: "v".into() };
-            agent.ask(&version).bad(Fault::NotOurs, why);
-            agent.ask_with(&store(&wrong, cookie), &[&fd]).bad(Fault::NotOurs, why);
+            agent.ask(&version).bad(fault, why);
+            agent.ask_with(&store(&wrong, cookie), &[&fd]).bad(fault, why);
         }
         // Also one that is kept nowhere else: an orphan is told from a volume of ours.
         assert_eq!(agent.inspect(&second).good().reply.cookie, cookie);

@@ -153,6 +153,34 @@ async fn a_token_that_could_not_be_recorded_is_not_taken_for_one_that_was() {
     assert_eq!(record.identity().unwrap().token.clone().unwrap(), Token::new("a newer token".to_owned()));
 }
 
+/// The end of a mounter cuts a restore short; the next one has no listener of what is back already.
+#[tokio::test]
+async fn a_restore_that_goes_on_gives_the_mounter_what_is_served() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    std::fs::write(world.dir.path().join("anew"), "").unwrap();
+    world.volumes.restored.store(false, Ordering::Release);
+    world.volumes.restore().await.unwrap();
+    assert!(world.dir.path().join("stored").exists(), "the mounter would bind over a socket in use");
+}
+
+#[tokio::test]
+async fn another_drivers_unpublish_takes_no_volume_away_while_records_are_read() {
+    let world = World::new().await;
+    world.publish("frontend").await.unwrap();
+    let other = Volume { driver: "b.example.org".parse().unwrap(), ..volume() };
+    let serving = world.volumes.get_of::<Identity>(&volume()).unwrap().slot.lock().await.state.serving.take();
+    serving.unwrap().stop().await;
+    world.volumes.entries().clear();
+    world.volumes.restored.store(false, Ordering::Release);
+    let refused = world.volumes.unpublish(&other).await.unwrap_err();
+    assert!(matches!(&refused, VolumeError::Mounter(e) if e.is(Fault::NotOurs)), "{refused}");
+    world.volumes.restore().await.unwrap();
+    let entry = world.volumes.get_of::<Identity>(&volume()).expect("it was taken away");
+    assert!(entry.slot.lock().await.state.serving.is_some());
+    assert!(world.volumes.state().unwrap().get(&volume().pod, &volume().name).unwrap().is_some());
+}
+
 #[tokio::test]
 async fn a_wrong_id_takes_no_volume_away() {
     let world = World::new().await;

@@ -208,6 +208,24 @@ async fn without_the_issuers_keys_the_authoritys_signature_carries_an_identity_o
     assert!(entry.view().due.is_some());
 }
 
+/// The state directory was made anew before anything could be decided.
+#[tokio::test]
+async fn what_is_undecided_is_recorded_again() {
+    let world = issued("frontend").await;
+    let before = world.record();
+    world.issuer.away.store(true, Ordering::Relaxed);
+    world.source.send_replace(Source::Missing("away".into()));
+    world.restart().await;
+    let entry = world.volumes.get_of::<Identity>(&volume()).unwrap();
+    world.until("the look", || entry.view().seen.unproved == Some(Awaits::Keys)).await;
+    assert!(entry.slot.lock().await.state.facts.is_none());
+    world.volumes.state().unwrap().remove(&volume()).unwrap();
+    world.volumes.store_all().await;
+    assert_eq!(world.record().identity().unwrap().token, before.identity().unwrap().token);
+    let id = |record: &Record| record.identity().unwrap().svid.as_ref().unwrap().spiffe_id.clone();
+    assert_eq!(id(&world.record()), id(&before));
+}
+
 #[tokio::test]
 async fn without_the_issuers_keys_nothing_else_is_served() {
     let mut world = issued("admin").await;
