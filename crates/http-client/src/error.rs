@@ -121,7 +121,8 @@ pub enum Error {
     Json {
         /// What was asked for.
         url: String,
-        /// `syntax`, `data`, `end` or `reading`: serde_json's own words may quote a value, which may be a secret.
+        /// `syntax`, `data`, `end` or `reading`: serde_json's own words may quote a value, which may be a
+        /// secret.
         what: &'static str,
         /// Where, from 1.
         line: usize,

@@ -283,8 +283,8 @@ pub(super) fn request(account: &str) -> (PublishRequest, Claims) {
 }
 
 /// A mounter that makes sockets in a directory, for one agent. Publishing the volume `dead` by the
-/// `directory` source says that the source was recreated; looking at `broken` fails. With a file `anew` it has no
-/// listener, and says in `stored` that it was given one.
+/// `directory` source says that the source was recreated; looking at `broken` fails. With a file `anew` it
+/// has no listener, and says in `stored` that it was given one.
 async fn mounter(dir: std::path::PathBuf) {
     let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     bind(&fd, &SocketAddrUnix::new(dir.join("m.new")).unwrap()).unwrap();
