@@ -250,12 +250,12 @@ fn refuses_by_kind_name_and_field() {
         (
             "",
             "command: [x], securityContext: {privileged: true}",
-            "spec.containers[0].securityContext.privileged: a played",
+            "spec.containers[0].securityContext.privileged: a simulated",
         ),
         (
             "",
             "command: [x], securityContext: {capabilities: {add: [NET_ADMIN]}}",
-            "securityContext.capabilities.add: a played",
+            "securityContext.capabilities.add: a simulated",
         ),
         (
             "",
