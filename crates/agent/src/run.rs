@@ -4,6 +4,7 @@
 //! so that no pod's deletion waits for a repair; records are read before the first request is answered, so
 //! that no publish takes a volume for a new one.
 
+mod attach;
 mod driver;
 mod kubelet_server;
 mod limits;

@@ -11,6 +11,7 @@ mod entry;
 pub mod health;
 mod identity;
 mod inflight;
+mod kinds;
 mod leftovers;
 pub mod metrics;
 mod report;
@@ -40,11 +41,12 @@ use crate::authority::AuthorityHealth;
 use crate::source::Source;
 use crate::state::{StateDir, StateError};
 use background::BackgroundRuntime;
-use entry::{AnyEntry, Kind, VolumeEntry};
+use entry::VolumeEntry;
 use health::{Content, OnDisk, VolumeCondition};
 use identity::Identity;
 use identity::proof::Prover;
 use inflight::InflightCalls;
+use kinds::{AnyEntry, OneOf};
 use metrics::{Metrics, Schedule as SvidSchedule, SourceLabel, VolumeState};
 use schedule::Schedule;
 
@@ -260,7 +262,7 @@ impl Volumes {
     }
 
     /// Tells the metrics where a volume stands; nothing of one that was taken away meanwhile.
-    fn count<K: Kind>(&self, entry: &VolumeEntry<K>) {
+    fn count<K: OneOf>(&self, entry: &VolumeEntry<K>) {
         let view = entry.view();
         let rotate_at = view.status.rotate_at;
         let schedule = |not_after| {

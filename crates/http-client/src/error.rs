@@ -1,11 +1,11 @@
 //! Why a request has no answer.
 
-use std::error::Error as StdError;
 use std::io;
 use std::net::IpAddr;
 
 use serde_json::error::Category;
 
+use crate::causes::causes;
 use crate::proxy::ProxyError;
 use crate::url::UrlError;
 
@@ -142,18 +142,4 @@ impl Error {
         };
         Self::Json { url, what, line: source.line(), column: source.column() }
     }
-}
-
-/// The whole cause, not only its head: hyper and rustls keep the reason in `source`.
-pub fn causes(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        next = cause.source();
-    }
-    text
 }

@@ -10,6 +10,7 @@
 
 mod address;
 mod ca;
+mod causes;
 mod client;
 mod error;
 pub mod file;
@@ -19,8 +20,9 @@ mod url;
 
 pub use address::AddressPolicy;
 pub use ca::{CaBundle, CaError};
+pub use causes::causes;
 pub use client::Client;
-pub use error::{Error, causes};
+pub use error::Error;
 pub use proxy::{NoProxy, Proxy, ProxyError};
 pub use request::{Limits, Request, Response};
 pub use url::{Url, UrlError};

@@ -15,7 +15,7 @@ use seamount_sys::watch::explain;
 use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use crate::error::causes;
+use crate::causes::causes;
 use crate::url::Url;
 
 /// The longest head of a proxy's answer: the least that hyper takes.

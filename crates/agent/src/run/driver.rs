@@ -13,10 +13,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::STOP;
+use super::attach::{AttachError, LIMIT};
 use super::kubelet_server::KubeletServer;
 use super::offers::Offers;
-use super::supervisor::AttachError;
-use super::tend::LIMIT;
 use crate::csi::service::Service;
 use crate::endpoint::server::Services;
 use crate::node;

@@ -5,32 +5,17 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
+use super::AGAIN;
+use super::attach::{AttachError, EVERY, Lost};
 use super::driver::{Driver, Heard, hear};
-use super::{AGAIN, tend};
 use crate::config_manager::ConfigManager;
 use crate::node;
 use crate::readiness;
 use crate::record::NodeRecord;
 use crate::state::{StateDir, StateError};
-use crate::volumes::{VolumeError, Volumes};
+use crate::volumes::Volumes;
 use seamount_mounter_client::{Client, Link, MounterError};
 use seamount_telemetry::readiness::ConditionStatus;
-use tend::Lost;
-
-/// Why the mounter's side of the agent is not complete.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum AttachError {
-    #[error(transparent)]
-    Mounter(#[from] MounterError),
-    #[error(transparent)]
-    State(#[from] StateError),
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-    #[error("a listener from the mounter cannot be served: {0}")]
-    Serve(#[from] std::io::Error),
-    #[error("the state directory cannot be looked at: {0}")]
-    Directory(rustix::io::Errno),
-}
 
 /// Follows the mounter and the kubelet.
 pub(super) struct NodeSupervisor {
@@ -94,7 +79,7 @@ impl NodeSupervisor {
                         (done, pause) = (up.number, AGAIN / 16);
                         // What the mounter refused for one driver is asked for again soon.
                         let lost = self.drivers.iter().any(Driver::is_lost);
-                        next = Instant::now() + if lost { AGAIN } else { tend::EVERY };
+                        next = Instant::now() + if lost { AGAIN } else { EVERY };
                         self.lost.build.clone_from(&up.hello.build);
                         self.volumes.set_complete(done);
                         self.manager.metrics().mounter.connected(true);
@@ -129,7 +114,7 @@ impl NodeSupervisor {
                 },
                 () = tokio::time::sleep_until(next), if connected => {
                     self.tend().await;
-                    next = Instant::now() + tend::EVERY;
+                    next = Instant::now() + EVERY;
                 }
             }
         }

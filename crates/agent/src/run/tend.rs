@@ -4,30 +4,13 @@
 //! descriptors then, and nothing but a look at the names shows that no pod can start any more. The mounter
 //! looks, and binds anew.
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 
+use super::attach::LIMIT;
 use super::driver::Driver;
 use super::supervisor::NodeSupervisor;
 use crate::readiness;
 use seamount_telemetry::readiness::ConditionStatus;
-
-/// How often.
-pub(super) const EVERY: Duration = Duration::from_secs(5);
-/// How long the mounter may take: the kubelet waits for 3 s until its word is recorded, by the same task.
-pub(super) const LIMIT: Duration = Duration::from_secs(2);
-
-/// What was found missing, and could not be put back.
-#[derive(Debug, Default)]
-pub(super) struct Lost {
-    /// Why there is no place for records.
-    state: bool,
-    /// Whether the node's record was written, so that its absence says that records were removed.
-    pub recorded: bool,
-    /// What is said of the mounter when all is well.
-    pub build: String,
-}
 
 impl NodeSupervisor {
     /// Looks, takes over what the mounter has made anew, and offers registrations where they are due.

@@ -2,7 +2,7 @@
 //!
 //! A kind of volume ([`Kind`]) says what its volumes hold, how that ends and what of it is recorded. Entry,
 //! lock, incarnation, restore, due times and unpublish are the same for all. A volume keeps its kind while it
-//! lives; where the kubelet publishes it as another kind, the entry is replaced ([`Volumes::succeed`]).
+//! lives; where the kubelet publishes it as another kind, the entry is replaced (`Volumes::succeed`).
 
 use std::fmt::Debug;
 use std::sync::{Arc, PoisonError};
@@ -12,11 +12,8 @@ use seamount_mounter_protocol::names::Volume;
 use seamount_sync::{Mutex, MutexGuard};
 use tokio::sync::OwnedMutexGuard;
 
-use super::directory::Directory;
 use super::health::{Content, Status};
-use super::identity::Identity;
 use super::tenants::Place;
-use super::{Key, Volumes, key};
 use crate::record::Body;
 
 /// A kind of volume.
@@ -27,12 +24,6 @@ pub(super) trait Kind: Sized + Send + Sync + 'static {
     type Seen: Debug + Default + Clone + Send + Sync + 'static;
     /// What has to end before an unpublish is answered.
     type Ending: Ending;
-
-    /// One of the node's entries.
-    fn wrap(entry: Arc<VolumeEntry<Self>>) -> AnyEntry;
-
-    /// The entry, if it is of this kind.
-    fn unwrap(entry: &AnyEntry) -> Option<&Arc<VolumeEntry<Self>>>;
 
     /// Takes everything out that belongs to the volume: it is being unpublished.
     fn end(state: &mut Self::State) -> Self::Ending;
@@ -192,122 +183,5 @@ impl<K: Kind> VolumeEntry<K> {
     pub fn span(&self) -> tracing::Span {
         let view = self.view();
         tracing::info_span!("volume", namespace = %view.namespace, pod = %view.pod, uid = %self.volume.pod, volume = %self.volume.name)
-    }
-}
-
-/// An entry of any kind.
-#[derive(Clone)]
-pub(super) enum AnyEntry {
-    Identity(Arc<VolumeEntry<Identity>>),
-    Directory(Arc<VolumeEntry<Directory>>),
-}
-
-/// The same with its lock.
-pub(super) enum AnyLocked {
-    Identity(Locked<Identity>),
-    Directory(Locked<Directory>),
-}
-
-/// Does the same for an entry of each kind with its lock.
-macro_rules! each_locked {
-    ($any:expr, $locked:pat => $do:expr) => {
-        match $any {
-            $crate::volumes::entry::AnyLocked::Identity($locked) => $do,
-            $crate::volumes::entry::AnyLocked::Directory($locked) => $do,
-        }
-    };
-}
-
-pub(super) use each_locked;
-
-impl AnyEntry {
-    pub fn volume(&self) -> &Volume {
-        match self {
-            Self::Identity(entry) => &entry.volume,
-            Self::Directory(entry) => &entry.volume,
-        }
-    }
-
-    /// What every kind shows.
-    pub fn common(&self) -> Common {
-        match self {
-            Self::Identity(entry) => entry.view().common(),
-            Self::Directory(entry) => entry.view().common(),
-        }
-    }
-
-    /// Waits for its lock; none where it is gone.
-    async fn lock(self) -> Option<AnyLocked> {
-        match self {
-            Self::Identity(entry) => lock(entry).await.map(AnyLocked::Identity),
-            Self::Directory(entry) => lock(entry).await.map(AnyLocked::Directory),
-        }
-    }
-}
-
-async fn lock<K: Kind>(entry: Arc<VolumeEntry<K>>) -> Option<Locked<K>> {
-    let slot = Arc::clone(&entry.slot).lock_owned().await;
-    (!slot.gone).then_some((entry, slot))
-}
-
-impl Volumes {
-    pub(super) fn entries(&self) -> MutexGuard<'_, std::collections::HashMap<Key, AnyEntry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn all(&self) -> Vec<AnyEntry> {
-        self.entries().values().cloned().collect()
-    }
-
-    /// All of this kind.
-    pub(super) fn all_of<K: Kind>(&self) -> Vec<Arc<VolumeEntry<K>>> {
-        self.entries().values().filter_map(K::unwrap).cloned().collect()
-    }
-
-    pub(super) fn get(&self, volume: &Volume) -> Option<AnyEntry> {
-        self.entries().get(&key(volume)).filter(|e| e.volume() == volume).cloned()
-    }
-
-    /// The entry, if it is of this kind.
-    #[cfg(test)]
-    pub(super) fn get_of<K: Kind>(&self, volume: &Volume) -> Option<Arc<VolumeEntry<K>>> {
-        K::unwrap(&self.get(volume)?).cloned()
-    }
-
-    /// The entry and its lock, whatever its kind; one of `K` is made where there is none.
-    pub(super) async fn locked<K: Kind>(&self, volume: &Volume) -> AnyLocked {
-        loop {
-            let new = || K::wrap(VolumeEntry::new(volume.clone()));
-            let entry = self.entries().entry(key(volume)).or_insert_with(new).clone();
-            if let Some(locked) = entry.lock().await {
-                return locked;
-            }
-        }
-    }
-
-    /// The volume goes on as one of another kind.
-    pub(super) async fn succeed<A: Kind, B: Kind>(&self, (old, mut slot): Locked<A>) -> Locked<B> {
-        let entry = VolumeEntry::<B>::new(old.volume.clone());
-        // No task has seen it yet.
-        let mut next = Arc::clone(&entry.slot).lock_owned().await;
-        next.generation = slot.generation;
-        next.place = slot.place.take();
-        slot.go();
-        {
-            let common = old.view().common();
-            let mut view = entry.view();
-            (view.pod, view.namespace) = (common.pod, common.namespace);
-        }
-        self.entries().insert(key(&entry.volume), B::wrap(Arc::clone(&entry)));
-        (entry, next)
-    }
-
-    pub(super) fn forget<K: Kind>(&self, entry: &Arc<VolumeEntry<K>>) {
-        let mut entries = self.entries();
-        let key = key(&entry.volume);
-        if entries.get(&key).and_then(K::unwrap).is_some_and(|known| Arc::ptr_eq(known, entry)) {
-            entries.remove(&key);
-            self.metrics.volume_gone(&entry.volume.to_string());
-        }
     }
 }

@@ -12,9 +12,10 @@ use seamount_mounter_client::Found;
 use seamount_mounter_protocol::flag;
 use seamount_proto::node;
 
-use super::entry::{AnyEntry, VolumeEntry};
+use super::entry::VolumeEntry;
 use super::health::{self, Content, OnDisk, Severity, Status};
 use super::identity::Identity;
+use super::kinds::AnyEntry;
 use super::{Key, Volumes, key};
 use crate::state::{StateError, Usage};
 

@@ -12,12 +12,13 @@ use seamount_mounter_protocol::names::Volume;
 use seamount_mounter_protocol::{Fault, Subject, flag};
 
 use super::directory::{Directory, tell_foreign};
-use super::entry::{AnyEntry, AnyLocked, Kind, Locked, LockedState, VolumeEntry, each_locked};
+use super::entry::{Kind, Locked, LockedState, VolumeEntry};
 use super::health::Content;
 use super::identity::Identity;
-use super::identity::proof::{Awaits, Recalled};
+use super::identity::binding::{Awaits, Recalled};
 use super::identity::recall::held;
 use super::identity::server::ended;
+use super::kinds::{AnyEntry, AnyLocked, each_locked};
 use super::{VolumeError, Volumes, leftovers};
 use crate::record::{Body, IdentityBody, Record};
 use crate::state::StateDir;

@@ -7,8 +7,7 @@ use std::sync::{Arc, PoisonError};
 use seamount_mounter_protocol::names::PodUid;
 use seamount_workload_api::{Limits, Node, Tenant};
 
-use super::entry::{Kind, LockedState};
-use super::{VolumeError, Volumes};
+use super::Volumes;
 use seamount_sync::{Mutex, MutexGuard};
 
 /// Below this a pod is not shed: cutting a few connections gives back nothing, and takes them from a pod that
@@ -123,21 +122,6 @@ impl Volumes {
             format!("{}/{}", common.namespace, common.pod)
         });
         Some(Shed { pod, name, connections, bytes })
-    }
-
-    /// Gives the volume its place, where it has none.
-    pub(super) fn place<K: Kind>(
-        &self,
-        slot: &mut LockedState<K>,
-        volume: &super::Volume,
-        there: bool,
-    ) -> Result<(), VolumeError> {
-        if slot.place.is_none() {
-            let place = self.options.tenants.claim(&volume.pod, there);
-            let place = place.map_err(|limit| VolumeError::PodVolumes { pod: volume.pod.clone(), limit })?;
-            slot.place = Some(place);
-        }
-        Ok(())
     }
 }
 

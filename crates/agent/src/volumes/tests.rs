@@ -9,7 +9,7 @@ mod successor;
 pub(super) use issuer::Issuer;
 
 use super::entry::VolumeStatus;
-use super::identity::proof::Awaits;
+use super::identity::binding::Awaits;
 use super::*;
 use crate::csi::request::{Parameters, PublishRequest};
 use crate::source::Signer;

@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use seamount_mounter_protocol::names::Volume;
 
 use super::directory::Directory;
-use super::entry::{Ending as _, Kind, Locked, each_locked};
+use super::entry::{Ending as _, Locked};
 use super::health::Status;
 use super::identity::conflict::conflict_id;
+use super::kinds::{OneOf, each_locked};
 use super::{VolumeError, Volumes, key, log};
 
 impl Volumes {
@@ -19,7 +20,7 @@ impl Volumes {
         each_locked!(self.locked::<Directory>(volume).await, locked => self.take_away(volume, locked).await)
     }
 
-    async fn take_away<K: Kind>(
+    async fn take_away<K: OneOf>(
         &self,
         volume: &Volume,
         (entry, mut slot): Locked<K>,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use seamount_authority::Workload;
 use seamount_identity::{BundleSet, X509Svid};
-use seamount_pod_token::DatedToken;
+use seamount_pod_token::{DatedToken, Token};
 
 use crate::csi::request::Parameters;
 
@@ -43,4 +43,22 @@ pub(in crate::volumes) struct IssuedSvid {
     pub rotate_at: SystemTime,
     /// The bundles at the time; of a restored SVID the own trust domain's alone.
     pub bundles: Arc<BundleSet>,
+}
+
+/// What a record says, until it is decided.
+#[derive(Clone)]
+pub(in crate::volumes) struct Recalled {
+    pub token: Token,
+    pub held: Option<IssuedSvid>,
+}
+
+/// What the decision over a record waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::volumes) enum Awaits {
+    /// Its turn.
+    Turn,
+    /// The issuer's keys.
+    Keys,
+    /// The authority.
+    Source,
 }

@@ -26,7 +26,7 @@ use seamount_mounter_protocol::names::Volume;
 use seamount_pod_token::{DatedToken, Token};
 use tokio_util::sync::CancellationToken;
 
-use super::binding::{Basis, IssuedSvid, PodBinding};
+use super::binding::{Awaits, Basis, IssuedSvid, PodBinding};
 use super::{Entry, Identity, Slot};
 use crate::source::Source;
 use crate::volumes::Volumes;
@@ -66,24 +66,6 @@ pub enum Unproved {
     },
     /// It is forged, or of another pod, node, issuer or audience.
     Never(String),
-}
-
-/// What a record says, until it is decided.
-#[derive(Clone)]
-pub(in crate::volumes) struct Recalled {
-    pub token: Token,
-    pub held: Option<IssuedSvid>,
-}
-
-/// What the decision over a record waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::volumes) enum Awaits {
-    /// Its turn.
-    Turn,
-    /// The issuer's keys.
-    Keys,
-    /// The authority.
-    Source,
 }
 
 /// What came of a record: what it waits for still, and when the next SVID is due.
