@@ -23,7 +23,8 @@ fn a_play_can_be_looked_at_like_a_node() {
         };
         let (code, text, err) = run(&["status"]);
         assert_eq!(code, Some(0), "{who:?}: {text}{}", String::from_utf8_lossy(&err));
-        assert!(text.contains("node         play, driver csi.spiffe.io"), "{who:?}: {text}");
+        assert!(text.contains("node         play, /run/kubelet"), "{who:?}: {text}");
+        assert!(text.contains("drivers      csi.spiffe.io: "), "{who:?}: {text}");
         let (_, text, _) = run(&["volumes"]);
         assert!(text.contains("ns/p "), "{who:?}: {text}");
         // The pod's socket is there before the authority is made.
