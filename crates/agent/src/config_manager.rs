@@ -16,9 +16,7 @@ use arc_swap::ArcSwapOption;
 use seamount_authority::{BoxFuture, IdTemplate, Workload};
 use seamount_identity::SpiffeId;
 use seamount_mounter_protocol::names::{DriverName, Volume};
-use seamount_pod_token::{
-    ApiServer, Claims, DatedToken, Keys, Options, READINESS, Token, TokenError, TokenVerifier,
-};
+use seamount_pod_token::{Claims, DatedToken, Options, READINESS, Token, TokenError, TokenVerifier};
 use seamount_telemetry::http::HttpState;
 use seamount_telemetry::logging::{LogHandle, Recent};
 use seamount_telemetry::readiness::{ConditionStatus, ReadinessCheck};
@@ -344,14 +342,7 @@ impl ConfigManager {
 
 /// What tokens are judged by, from the configuration.
 fn options(config: &TokenConfig) -> Options {
-    let keys = match &config.keys {
-        config::Keys::File(path) => Keys::File(path.clone()),
-        config::Keys::ApiServer(server) => {
-            let config::ApiServer { host, port, path, ca_file, token_file } = server.clone();
-            Keys::ApiServer(ApiServer { host, port, path, ca_file, token_file })
-        }
-    };
-    let TokenConfig { audience, issuers, keys_max_age, .. } = config.clone();
+    let TokenConfig { audience, issuers, keys, keys_max_age, .. } = config.clone();
     Options { audience, issuers, keys, keys_max_age }
 }
 

@@ -18,6 +18,7 @@ use seamount_identity::{KeyType, TrustDomain};
 use seamount_mounter_protocol::names::DriverName;
 
 use crate::Log;
+pub use crate::token::{ApiServer, Keys};
 
 /// The one of `drivers` where none is named.
 pub const DRIVER: &str = "csi.spiffe.io";
@@ -162,30 +163,6 @@ pub struct TokenConfig {
     pub keys_max_age: Duration,
     /// Accept a token in `volume_context`, where a pod's author can write too (kubelet before 1.35).
     pub allow_volume_context: bool,
-}
-
-/// `token.keys`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Keys {
-    /// A JSON Web Key Set in a file, read again when it changes.
-    File(PathBuf),
-    /// The API server's `/openid/v1/jwks`.
-    ApiServer(ApiServer),
-}
-
-/// `token.keys.apiServer`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApiServer {
-    /// Host name or address, without brackets.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// Path before `/openid/v1/jwks`, without a slash at its end; mostly empty.
-    pub path: String,
-    /// PEM certificates of the API server's authority.
-    pub ca_file: PathBuf,
-    /// The agent's own token, read for each request.
-    pub token_file: PathBuf,
 }
 
 /// `workloadApi`: what one pod may use, with all of its volumes together, and what all may.

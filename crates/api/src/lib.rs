@@ -5,6 +5,7 @@ pub mod agent;
 mod duration;
 mod log;
 mod size;
+pub mod token;
 
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use log::{Log, LogFormat, LogLevel};

@@ -1,7 +1,8 @@
 //! Which tokens are taken: of which issuer, for which audience, proved by which keys.
 
-use std::path::PathBuf;
 use std::time::Duration;
+
+pub use seamount_api::token::{ApiServer, Keys};
 
 /// What a verifier judges by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,28 +16,4 @@ pub struct Options {
     pub keys: Keys,
     /// How long the last good keys are used where no new ones can be read.
     pub keys_max_age: Duration,
-}
-
-/// Where the issuer's public keys are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Keys {
-    /// A JSON Web Key Set in a file, read again when it changes.
-    File(PathBuf),
-    /// The API server's `/openid/v1/jwks`.
-    ApiServer(ApiServer),
-}
-
-/// The API server that publishes the keys.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApiServer {
-    /// Host name or address, without brackets.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// Path before `/openid/v1/jwks`, without a slash at its end; mostly empty.
-    pub path: String,
-    /// PEM certificates of the API server's authority.
-    pub ca_file: PathBuf,
-    /// The program's own token, read for each request.
-    pub token_file: PathBuf,
 }

@@ -5,6 +5,11 @@ fn args() -> Args {
     Args { node_name: Some("node-1".to_owned()), ..Args::default() }
 }
 
+fn manager(bootstrap: BootstrapConfig) -> Arc<ConfigManager> {
+    let cancel = CancellationToken::new();
+    ConfigManager::new(bootstrap, HttpState::default(), Metrics::default(), None, cancel)
+}
+
 fn parse(yaml: &str) -> Result<Config, ConfigError> {
     config::parse(yaml, Path::new("test"), &args(), None)
 }
@@ -41,13 +46,7 @@ fn a_driver_that_is_named_twice_is_served_once() {
 
 #[tokio::test]
 async fn a_repair_that_names_other_drivers_needs_a_restart() {
-    let manager = ConfigManager::new(
-        BootstrapConfig::new(&Args::default(), None, None, "]not yaml["),
-        HttpState::default(),
-        Metrics::default(),
-        None,
-        CancellationToken::new(),
-    );
+    let manager = manager(BootstrapConfig::new(&Args::default(), None, None, "]not yaml["));
     let repaired = "drivers: [{name: a.example.org}]\ntrustDomain: example.org\n\
                     token: {issuers: i, keys: {file: /nowhere}}\n";
     manager.take(parse(repaired));
@@ -60,13 +59,7 @@ async fn a_repair_that_names_other_drivers_needs_a_restart() {
 #[tokio::test]
 async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
     let bootstrap = BootstrapConfig::new(&args(), None, None, "");
-    let manager = ConfigManager::new(
-        bootstrap,
-        HttpState::default(),
-        Metrics::default(),
-        None,
-        CancellationToken::new(),
-    );
+    let manager = manager(bootstrap);
     manager.take(parse("nope: 1\n"));
     assert!(manager.settings().is_none());
     let status =
@@ -89,13 +82,7 @@ async fn a_broken_configuration_leaves_the_last_good_one_in_force() {
 /// `/readyz` and `seamount node` have one line for it, and it says what is wrong.
 #[tokio::test]
 async fn a_reason_is_one_line_of_bounded_length() {
-    let manager = ConfigManager::new(
-        BootstrapConfig::new(&args(), None, None, ""),
-        HttpState::default(),
-        Metrics::default(),
-        None,
-        CancellationToken::new(),
-    );
+    let manager = manager(BootstrapConfig::new(&args(), None, None, ""));
     let template = "trustDomain: example.org\nidentity: {idTemplate: \"spiffe://example.org/all\"}\n";
     for (yaml, says) in [
         (template.to_owned(), "would share an identity: add {namespace}"),
@@ -111,13 +98,7 @@ async fn a_reason_is_one_line_of_bounded_length() {
 
 #[tokio::test]
 async fn what_needs_a_restart_stays_as_it_is() {
-    let manager = ConfigManager::new(
-        BootstrapConfig::new(&args(), None, None, ""),
-        HttpState::default(),
-        Metrics::default(),
-        None,
-        CancellationToken::new(),
-    );
+    let manager = manager(BootstrapConfig::new(&args(), None, None, ""));
     manager.take(parse("trustDomain: example.org\n"));
     let remark =
         |manager: &ConfigManager| match manager.shown().readiness.get(&readiness::CONFIGURATION).unwrap().0 {
@@ -140,13 +121,7 @@ async fn what_needs_a_restart_stays_as_it_is() {
 
 #[tokio::test]
 async fn the_directory_source_verifies_no_tokens() {
-    let manager = ConfigManager::new(
-        BootstrapConfig::new(&args(), None, None, ""),
-        HttpState::default(),
-        Metrics::default(),
-        None,
-        CancellationToken::new(),
-    );
+    let manager = manager(BootstrapConfig::new(&args(), None, None, ""));
     manager.take(parse("identity: {source: directory}\n"));
     assert!(manager.settings().unwrap().verifier.is_none());
     assert_eq!(
