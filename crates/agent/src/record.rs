@@ -2,9 +2,9 @@
 //!
 //! The frame, the same for all versions: magic `SMR\x01` · version u16 · kind u16 · generation u64 · length
 //! u32 · body · SHA-256 over everything before it. Little-endian. Older versions are read ([`OLDEST`]). A
-//! record of a newer release is refused by name and left alone until the volume is published again: whoever
-//! goes back to an older release waits for the kubelet's republish, whoever returns before it has lost
-//! nothing. A damaged one is told apart from it by the checksum.
+//! record of a newer release is refused by name and left alone until the volume is published again: after
+//! a roll-back the older release waits for the kubelet's republish, and a return before it loses nothing. A
+//! damaged one is told apart from it by the checksum.
 
 mod codec;
 

@@ -92,7 +92,7 @@ async fn forget_start() {
     }
 }
 
-/// The whole agent inside somebody else's process, without a logger and signals of its own, until `stop`.
+/// The whole agent inside another process, without a logger and signals of its own, until `stop`.
 /// With this patience for a request to the mounter.
 pub async fn live_until(
     args: Args,

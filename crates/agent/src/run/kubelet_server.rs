@@ -15,7 +15,7 @@ use crate::endpoint::{self, server};
 
 /// A listener that is served once it is open. Connections wait in its queue until then.
 ///
-/// One task owns it (the one that attaches), so opening and closing never meet. Whoever holds the listener's
+/// One task owns it (the one that attaches), so opening and closing never meet. The holder of the listener's
 /// other copies (the mounter) is not disturbed by closing: what was not accepted waits for the next server.
 pub(super) struct KubeletServer {
     what: &'static str,

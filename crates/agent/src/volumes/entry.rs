@@ -32,6 +32,11 @@ pub(super) trait Kind: Sized + Send + Sync + 'static {
     /// be served.
     fn body(entry: &VolumeEntry<Self>, state: &Self::State, cookie: u64) -> Option<Body>;
 
+    /// Cookie of the listener that is served; 0 = none.
+    fn cookie(_state: &Self::State) -> u64 {
+        0
+    }
+
     /// When the volume has to be looked at for another reason than an attempt that is due.
     fn next(_view: &VolumeStatus<Self>) -> Option<SystemTime> {
         None

@@ -58,6 +58,10 @@ impl Kind for Identity {
         Some(Body::Identity(IdentityBody { cookie, token: Some(token), svid: held.map(recall::stored) }))
     }
 
+    fn cookie(state: &State) -> u64 {
+        state.serving.as_ref().map_or(0, VolumeServer::cookie)
+    }
+
     fn next(view: &VolumeStatus<Self>) -> Option<SystemTime> {
         view.seen.refresh.then_some(SystemTime::UNIX_EPOCH)
     }

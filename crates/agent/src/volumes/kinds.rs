@@ -88,7 +88,7 @@ impl AnyEntry {
     }
 
     /// Waits for its lock; none where it is gone.
-    async fn lock(self) -> Option<AnyLocked> {
+    pub async fn lock(self) -> Option<AnyLocked> {
         match self {
             Self::Identity(entry) => lock(entry).await.map(AnyLocked::Identity),
             Self::Directory(entry) => lock(entry).await.map(AnyLocked::Directory),

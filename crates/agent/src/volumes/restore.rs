@@ -18,7 +18,7 @@ use super::identity::Identity;
 use super::identity::binding::{Awaits, Recalled};
 use super::identity::recall::held;
 use super::identity::server::ended;
-use super::kinds::{AnyEntry, AnyLocked, each_locked};
+use super::kinds::{AnyLocked, each_locked};
 use super::{VolumeError, Volumes, leftovers};
 use crate::record::{Body, IdentityBody, Record};
 use crate::state::StateDir;
@@ -281,27 +281,14 @@ impl Volumes {
     pub async fn store_all(&self) {
         let Ok(state) = self.state() else { return };
         for entry in self.all() {
-            match entry {
-                AnyEntry::Identity(entry) => {
-                    let mut slot = entry.slot.lock().await;
-                    let cookie = slot.state.serving.as_ref().map_or(0, |s| s.cookie());
-                    self.store_again(&state, &entry, &mut slot, cookie);
-                }
-                AnyEntry::Directory(entry) => {
-                    let mut slot = entry.slot.lock().await;
-                    self.store_again(&state, &entry, &mut slot, 0);
-                }
+            if let Some(locked) = entry.lock().await {
+                each_locked!(locked, (entry, mut slot) => self.store_again(&state, &entry, &mut slot));
             }
         }
     }
 
-    fn store_again<K: Kind>(
-        &self,
-        state: &StateDir,
-        entry: &VolumeEntry<K>,
-        slot: &mut LockedState<K>,
-        cookie: u64,
-    ) {
+    fn store_again<K: Kind>(&self, state: &StateDir, entry: &VolumeEntry<K>, slot: &mut LockedState<K>) {
+        let cookie = K::cookie(&slot.state);
         if let Err(e) = self.store(state, entry, slot, cookie) {
             entry.span().in_scope(|| tracing::error!(error = %e, "the record could not be stored"));
         }

@@ -18,6 +18,7 @@ use tracing::Instrument as _;
 use super::binding::{IssuedSvid, PodBinding};
 use super::{Entry, Identity};
 use crate::source::{Signer, Source};
+use crate::volumes::entry::Kind as _;
 use crate::volumes::health::Content;
 use crate::volumes::schedule::{TICK, UnderWay, backoff, was_set_back};
 use crate::volumes::{VolumeError, Volumes};
@@ -424,7 +425,7 @@ impl Volumes {
             return Ok(None);
         }
         let before = slot.state.held.replace(held);
-        let cookie = slot.state.serving.as_ref().map_or(0, |s| s.cookie());
+        let cookie = Identity::cookie(&slot.state);
         let stored = self.state().and_then(|state| self.store(&state, entry, &mut slot, cookie));
         if let Err(e) = stored {
             slot.state.held = before;

@@ -172,7 +172,7 @@ async fn an_authority_that_nobody_asks_any_more_is_not_down() {
         pair.world.volumes.unpublish(&named(name)).await.unwrap();
     }
     let authority_health = pair.world.volumes.authority_health();
-    pair.world.until_all("nobody to ask", || !authority_health.is_down()).await;
+    pair.world.until_all("none to ask", || !authority_health.is_down()).await;
 }
 
 #[tokio::test]
